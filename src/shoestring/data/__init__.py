@@ -1,0 +1,1 @@
+"""Small real data and seeded generators."""

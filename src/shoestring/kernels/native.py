@@ -1,0 +1,81 @@
+"""C sources become loaded libraries: compiled once by the system compiler, cached by what made them.
+
+The cache key covers the source, the flags, the compiler's version and this processor's features, so one cache
+folder may serve several machines. Entries are written beside and renamed, so concurrent processes and kills
+are harmless; an entry that does not load is built again.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from shoestring.errors import NoCompiler
+from shoestring.files import cache_folder
+
+FLAGS = ("-O3", "-march=native", "-std=c11", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno")
+
+
+def load_library(source: str | Path, *, extra_flags: tuple[str, ...] = ()) -> ctypes.CDLL:
+    """Compile a C file (or a source text) and load it; the second call, in any process, only loads.
+
+    `SHOESTRING_CC` names the compiler (default: `$CC`, then `cc`, `gcc`, `clang`); `SHOESTRING_CC=none`
+    turns compilation off.
+
+    Raises: NoCompiler when there is none or it rejects the source (the message carries its first error).
+    """
+    text = source.read_text(encoding="utf-8") if isinstance(source, Path) else source
+    return _load(text, FLAGS + extra_flags, _compiler())
+
+
+@functools.cache
+def _load(text: str, flags: tuple[str, ...], compiler: str) -> ctypes.CDLL:
+    identity = "\0".join((text, *flags, _compiler_version(compiler), _processor()))
+    library = cache_folder("kernels") / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.so"
+    if library.exists():
+        try:
+            return ctypes.CDLL(str(library))
+        except OSError:
+            library.unlink(missing_ok=True)  # cut short or from another system: build it again
+    _build(text, flags, compiler, library)
+    return ctypes.CDLL(str(library))
+
+
+def _build(text: str, flags: tuple[str, ...], compiler: str, library: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="build.", dir=library.parent) as folder:
+        source, output = Path(folder, "kernel.c"), Path(folder, "kernel.so")
+        source.write_text(text, encoding="utf-8")
+        command = [compiler, *flags, str(source), "-o", str(output), "-lm"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            first = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[:200])
+            raise NoCompiler(f"{compiler} could not build a kernel: {first.strip()}")
+        os.replace(output, library)
+
+
+def _compiler() -> str:
+    named = os.environ.get("SHOESTRING_CC") or os.environ.get("CC")
+    for candidate in [named] if named else ["cc", "gcc", "clang"]:
+        if found := shutil.which(candidate):
+            return found
+    raise NoCompiler(f"no C compiler found (looked for {named or 'cc, gcc, clang'}); install gcc or set CC")
+
+
+@functools.cache
+def _compiler_version(compiler: str) -> str:
+    return subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
+
+
+@functools.cache
+def _processor() -> str:
+    """The features that -march=native answers to."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(line for line in file if line.startswith(("flags", "Features")))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

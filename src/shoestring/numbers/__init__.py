@@ -1,0 +1,1 @@
+"""How a value is stored: formats, rounding, scaling, grouping, bit packing."""
