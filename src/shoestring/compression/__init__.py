@@ -1,11 +1,13 @@
 """A trained model in, a smaller one out: recipes, calibration, saved folders."""
 
 from shoestring.compression.apply import Slot, apply, plan, rewrite_slot, slots, stored_bytes
-from shoestring.compression.calibration import Calibration
-from shoestring.compression.group_quantize import PackedRecipe, RoundToNearest
+from shoestring.compression.calibration import Calibration, capture, capture_groups
+from shoestring.compression.group_quantize import GPTQ, PackedRecipe, RoundToNearest
 from shoestring.compression.recipe import ModelRecipe, ModuleRecipe, Needs, Recipe
+from shoestring.compression.sequential import apply_in_sequence
 
 __all__ = [
+    "GPTQ",
     "Calibration",
     "ModelRecipe",
     "ModuleRecipe",
@@ -15,6 +17,9 @@ __all__ = [
     "RoundToNearest",
     "Slot",
     "apply",
+    "apply_in_sequence",
+    "capture",
+    "capture_groups",
     "plan",
     "rewrite_slot",
     "slots",

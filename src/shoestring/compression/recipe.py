@@ -68,6 +68,10 @@ class ModuleRecipe(Recipe, ABC):
         """The reason, naming the module, why this recipe cannot rewrite it; None if it can."""
         return why_no_matrix(name, module)
 
+    def why_not_alone(self, name: str, module: nn.Module) -> str | None:
+        """Why `module` cannot be rewritten unless it is tied to another that can; None if it can."""
+        return None
+
     @abstractmethod
     def matrix_bytes(self, rows: int, cols: int) -> int:
         """Bytes stored for a (rows = outputs, cols = inputs) matrix."""
