@@ -1,0 +1,1 @@
+"""Decode loop, sampling and the KV caches."""
