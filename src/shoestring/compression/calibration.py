@@ -19,10 +19,21 @@ class Moments:
         self._squares = torch.zeros(cols, cols)
         self._magnitudes = torch.zeros(cols)
 
+    @classmethod
+    def of(
+        cls, second_moment: Float[Tensor, "cols cols"], mean_magnitude: Float[Tensor, " cols"], count: int
+    ) -> "Moments":
+        """Statistics that were gathered before, over `count` tokens."""
+        moments = cls(mean_magnitude.numel())
+        moments.count = count
+        moments._squares, moments._magnitudes = second_moment * count, mean_magnitude * count
+        return moments
+
     def add(self, x: Float[Tensor, "*batch cols"]) -> None:
         """Take in the inputs of one call."""
         x = x.detach().reshape(-1, x.shape[-1]).float()
-        self._squares += (x.T @ x).to(self._squares.device)
+        with torch.autocast(x.device.type, enabled=False):  # in bfloat16 the moment is not even definite
+            self._squares += (x.T @ x).to(self._squares.device)
         self._magnitudes += x.abs().sum(0).to(self._magnitudes.device)
         self.count += x.shape[0]
 
