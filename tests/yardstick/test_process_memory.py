@@ -20,7 +20,7 @@ def module(tmp_path, monkeypatch):
         def allocate(prepared_mib, step_mib):
             kept = bytearray(b"x") * (prepared_mib * 2**20)
             def step():
-                return bytearray(b"y") * (step_mib * 2**20)
+                return len(kept), bytearray(b"y") * (step_mib * 2**20)
             return step
 
         def count_calls(path):
