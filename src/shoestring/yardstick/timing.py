@@ -82,7 +82,7 @@ def time_pair(
     *,
     rounds: int = 15,
     warmup: int = 2,
-    min_sample_seconds: float = 2e-3,
+    min_sample_seconds: float | int = 2e-3,
     seed: int = 0,
 ) -> PairedTime:
     """Time `method` against `baseline`: ratio < 1 means that the method is faster.
@@ -111,7 +111,7 @@ def time_interleaved(
     *,
     rounds: int = 15,
     warmup: int = 2,
-    min_sample_seconds: float = 2e-3,
+    min_sample_seconds: float | int = 2e-3,
     seed: int = 0,
 ) -> InterleavedTimes:
     """Time several callables in turns.
@@ -159,7 +159,7 @@ def _order(names: list[str], turn: int) -> list[str]:
     return rotated[::-1] if cycle % 2 else rotated
 
 
-def _calls_per_sample(work: Work, warmup: int, min_sample_seconds: float) -> int:
+def _calls_per_sample(work: Work, warmup: int, min_sample_seconds: float | int) -> int:
     """How many calls last `min_sample_seconds`, judged after the warm-up."""
     for _ in range(warmup):
         once = _sample(work, 1)
