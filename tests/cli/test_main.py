@@ -1,6 +1,7 @@
 """The frame of the command line: fast help, exit codes, one line for what a person can mend."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ import pytest
 
 import shoestring
 from shoestring.cli import main as cli
+from shoestring.cli.console import steps
 from shoestring.cli.main import VERBS, run
 
 
@@ -133,6 +135,40 @@ def test_a_reader_that_leaves_early_is_no_error():
     )
     assert "Traceback" not in done.stderr
     assert "BrokenPipe" not in done.stderr
+
+
+def test_ctrl_c_in_a_running_measurement(folder, tmp_path):
+    folder("zz-endless", body="import time; print('running', flush=True); time.sleep(60)")
+    code = (
+        f"from shoestring import systems; systems.__path__.append({str(tmp_path / 'modules')!r})\n"
+        "from shoestring.cli.main import main; main(['measure', 'zz-endless', '--save', '--json'])"
+    )
+    path = os.pathsep.join(filter(None, sys.path))
+    running = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": path},
+    )
+    assert running.stdout.readline() == "running\n"
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=30)
+    assert running.returncode == 130
+    assert out == "", "no half document"
+    assert err.endswith("shoestring: interrupted\n")
+    assert "Traceback" not in err
+    assert not (tmp_path / "results").exists()
+
+
+def test_steps_are_plain_lines_without_a_terminal(capsys):
+    with steps("rounding layers", 20) as advance:
+        for _ in range(20):
+            advance()
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 10
+    assert lines[0] == "shoestring: rounding layers: 2 of 20"
+    assert lines[-1] == "shoestring: rounding layers: 20 of 20"
 
 
 def test_exit_codes_reach_the_shell():

@@ -10,9 +10,11 @@ from hypothesis import given
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from shoestring.kernels.costs import Cost, states_cost
 from shoestring.yardstick.flops import CostCounter
+from shoestring.yardstick.memory import LiveMemory
 
 
 def count(work) -> CostCounter:
@@ -213,6 +215,11 @@ def test_expanded_operands_are_read_once():
     assert count(lambda: a * b).bytes == (10 + 500 + 500) * 4
 
 
+def test_overlapping_windows_are_read_once():
+    windows = torch.randn(100).unfold(0, 10, 1)  # 91 windows of 10 over 100 numbers
+    assert count(lambda: windows.sum()).bytes == 100 * 4 + 4
+
+
 def test_lookups_touch_only_their_rows():
     table, rows = torch.randn(10_000, 16), torch.tensor([3, 9_999])
     assert count(lambda: F.embedding(rows, table)).bytes == 2 * 8 + 2 * (2 * 16 * 4)
@@ -247,6 +254,44 @@ def test_linear_layer_with_backward_by_hand():
     cost = count(lambda: layer(x).sum().backward())
     assert cost.contraction_flops == 2 * (2 * 10 * 6 * 4)  # forward and weight gradient: x needs none
     assert cost.elementwise_flops == 40 + 40  # the sum, and the bias gradient, which is a sum too
+
+
+class Network(nn.Module):
+    """Convolutions, strided, oblong and transposed, then attention from plain products.
+
+    None is grouped: of those torch counts the gradient of the weights as if they were not.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolutions = nn.Sequential(
+            nn.Conv2d(3, 8, 3, stride=2, padding=1),
+            nn.Conv2d(8, 8, (3, 1), padding=(1, 0)),
+            nn.ConvTranspose2d(8, 4, 2, stride=2),
+        )
+        self.project, self.out = nn.Linear(4, 48), nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.convolutions(x).flatten(2).transpose(1, 2)
+        q, k, v = self.project(x).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4)
+        x = ((q @ k.transpose(-1, -2)).softmax(-1) @ v).transpose(1, 2).flatten(2)
+        return self.out(x)
+
+
+def test_agrees_with_torch_where_torch_counts():
+    """An independent count, of what torch's own counter knows: products and convolutions."""
+    model, x = Network(), torch.randn(2, 3, 8, 8, requires_grad=True)
+    with FlopCounterMode(display=False) as reference:
+        model(x).sum().backward()
+    assert count(lambda: model(x).sum().backward()).contraction_flops == reference.get_total_flops() > 0
+
+
+def test_memory_and_cost_are_measured_together():
+    a = torch.randn(16, 16)
+    with LiveMemory(a) as memory, CostCounter() as cost:
+        b = a @ a
+    assert cost.flops == 2 * 16**3
+    assert memory.peak_dynamic_bytes == b.nbytes
 
 
 def test_fake_tensors_are_counted_too():

@@ -75,10 +75,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and give its exit code. What a person can mend is one line on stderr."""
     arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
-        return int(build_app()(args=arguments, standalone_mode=False, prog_name="shoestring") or Exit.DONE)
+        code = int(build_app()(args=arguments, standalone_mode=False, prog_name="shoestring") or Exit.DONE)
     except (KeyboardInterrupt, typer.Abort):
-        print("shoestring: interrupted", file=sys.stderr)
-        return Exit.INTERRUPTED
+        code = Exit.INTERRUPTED
     except BrokenPipeError:
         # The reader (head, less) has seen enough. Python would complain again when it flushes at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -89,6 +88,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"shoestring: {message}", file=sys.stderr)
         return Exit.BAD_INPUT
+    if code == Exit.INTERRUPTED:  # some versions of typer turn Ctrl-C into this code themselves
+        print("shoestring: interrupted", file=sys.stderr)
+    return code
 
 
 def _message(error: Exception) -> str | None:

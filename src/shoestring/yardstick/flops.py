@@ -32,7 +32,8 @@ class CostCounter(TorchDispatchMode):
 
     `bytes` is the traffic if every operation reads each operand once and writes each result once: what a
     cache saves is not known here, nor is what a kernel reads twice. A view costs nothing, an
-    expanded operand only what it stores, a lookup (embedding, index_select, gather) the rows it touches.
+    expanded or overlapping operand only what it stores, a lookup (embedding, index_select, gather) the rows
+    it touches.
 
     `unknown` are operations that may compute something of which no formula is known: their traffic counts,
     their arithmetic does not. Fake tensors are counted like real ones.
@@ -185,7 +186,7 @@ def stored_bytes(tensor: Tensor) -> int:
     count = 1
     for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
         count *= size if stride != 0 or size == 0 else 1
-    return count * tensor.element_size()
+    return min(count * tensor.element_size(), tensor.untyped_storage().nbytes())  # windows may overlap
 
 
 def _is_view(schema: Any) -> bool:

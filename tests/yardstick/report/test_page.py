@@ -72,7 +72,7 @@ def test_claim_stands_beside_its_measurement(page):
     text = text_of(page, "counting")
     assert "The paper says counts faster: 13.4x T4, batch 128" in text
     assert "Measured here: time, lower is better 0.250× 0.220 to 0.290 bar ≤ 0.5× ✓ holds" in text
-    assert "100 ms against 400 ms of old way" in text
+    assert "100 ms against 400 ms (old way)" in text
     assert "Needs a GPU; the last measurement had none." in text
     assert "Δ ≥ -0.5 %" in text
     assert "seed 1; Sample CPU, 2 of 2 cores" in text
@@ -80,9 +80,17 @@ def test_claim_stands_beside_its_measurement(page):
 
 def test_states_and_missing_measurements_are_said(page):
     assert "falls short" in text_of(page, "blocked")
-    assert "256 MiB against 1 GiB of dense counting" in text_of(page, "blocked")
+    assert "256 MiB against 1 GiB (dense counting)" in text_of(page, "blocked")
     assert "shoestring measure future --save" in text_of(page, "future")
     assert "∞" in text_of(page, "bare")
+
+
+def test_a_row_that_falls_short_shows_even_where_no_claim_asks_for_it(entries):
+    import dataclasses
+
+    assert "peak bytes falls short: 0.250×, bar ≤ 0.2×" not in text_of(build_page(entries), "blocked")
+    bare = dataclasses.replace(entries[1], claims=())
+    assert "✗ peak bytes falls short: 0.250×, bar ≤ 0.2×" in text_of(build_page([bare]), "blocked")
 
 
 def test_counts_of_the_head(page):

@@ -84,6 +84,14 @@ class Entry:
         rows = self.comparison.rows if self.comparison else ()
         return next((row for row in rows if row.metric == claim.metric), None)
 
+    @property
+    def short_beside_claims(self) -> tuple[Row, ...]:
+        """Rows that fall short and answer no claim, so that nothing that falls short hides."""
+        answered = {claim.metric for claim in self.claims}
+        return tuple(
+            row for row in (self.comparison.short if self.comparison else ()) if row.metric not in answered
+        )
+
     def _first(self, kinds: tuple[str, ...]) -> Row | None:
         rows = self.comparison.rows if self.comparison else ()
         return next((row for row in rows if row.kind in kinds and row.ratio is not None), None)
