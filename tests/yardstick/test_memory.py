@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from shoestring.yardstick.memory import LiveMemory, tensor_bytes
 
@@ -222,6 +223,36 @@ def allocator_peak(work) -> int:
         out += event.nbytes()
         peak = max(peak, out)
     return peak
+
+
+def test_agrees_with_the_allocator_on_a_training_step_of_a_language_model():
+    """Fused attention with grouped heads, cross entropy, and an optimizer step, in code that is not ours."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=500,
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    model, ids = LlamaForCausalLM(config), torch.randint(0, 500, (4, 64))
+    optimizer = torch.optim.AdamW(model.parameters())
+
+    def step() -> None:
+        optimizer.zero_grad()
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        optimizer.step()
+
+    step()  # creates the optimizer's state
+    optimizer.zero_grad()
+    gc.collect()
+    measured = allocator_peak(step)
+    optimizer.zero_grad()
+    with LiveMemory(model, optimizer, ids) as memory:
+        step()
+    assert memory.peak_dynamic_bytes == pytest.approx(measured, rel=0.02)
+    assert memory.static_bytes >= 3 * sum(p.nbytes for p in model.parameters()) + ids.nbytes
 
 
 @pytest.mark.parametrize("activation", ["gelu", "relu"])

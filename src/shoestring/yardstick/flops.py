@@ -79,7 +79,7 @@ class CostCounter(TorchDispatchMode):
         if costs.cost_is_stated() or heard != (self.stated_flops, self.bytes_by_operation.total()):
             return results  # part of a stated cost, or an operator whose kernel has just stated its own
         name = formulas.base_name(func)
-        if not func._schema.name.startswith("aten::"):
+        if not func._schema.name.startswith(("aten::", "profiler::")):
             self.unknown.add(func._schema.name)
         flops = self._count_flops(name, func, args, kwargs, results)
         self._add(name, flops, traffic(func, args, kwargs, results))
