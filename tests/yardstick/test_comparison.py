@@ -5,6 +5,7 @@ import json
 import math
 
 import hypothesis.strategies as st
+import jsonschema
 import numpy as np
 import pytest
 from hypothesis import given
@@ -167,7 +168,6 @@ def test_whole_numbers_are_good_figures():
 
 
 def test_schema_is_real_json_schema():
-    jsonschema = pytest.importorskip("jsonschema")
     jsonschema.Draft202012Validator.check_schema(schema.COMPARISON)
     document = comparison(row(method=math.inf, bar=1.0, spread=(0.0, math.inf))).to_dict()
     jsonschema.validate(document, schema.COMPARISON)

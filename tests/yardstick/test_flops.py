@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from shoestring.kernels.costs import Cost, states_cost
+from shoestring.kernels.costs import Cost, count_cost, states_cost
 from shoestring.yardstick.flops import CostCounter
 from shoestring.yardstick.memory import LiveMemory
 
@@ -242,6 +242,25 @@ def test_kernels_state_their_own_cost():
     assert cost.flops_by_operation == {"kernel": 1000, "add": 64}
     kernel(x)
     assert cost.stated_flops == 1000, "nothing is counted after the block"
+
+
+@torch.library.custom_op("shoestring_tests::stated", mutates_args=())
+def stated(x: torch.Tensor) -> torch.Tensor:
+    with count_cost("stated", flops=5, bytes=6):
+        return x * 2
+
+
+@torch.library.custom_op("shoestring_tests::silent", mutates_args=())
+def silent(x: torch.Tensor) -> torch.Tensor:
+    return x * 2
+
+
+def test_registered_operators_count_what_their_kernel_states():
+    x = torch.randn(8)
+    cost = count(lambda: stated(x))
+    assert (cost.flops, cost.bytes, cost.unknown) == (5, 6, set())
+    cost = count(lambda: silent(x))
+    assert (cost.flops, cost.bytes, cost.unknown) == (0, 64, {"shoestring_tests::silent"})
 
 
 def test_what_has_no_formula_is_named():

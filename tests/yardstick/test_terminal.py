@@ -43,7 +43,7 @@ def test_narrow_terminals_are_not_overrun(counting):
 def test_what_falls_short_is_named(entries):
     text = printed(entries[1].comparison)
     assert "✗" in text
-    assert "1 of 1 bars fall short: peak bytes." in text
+    assert "The bar falls short: peak bytes." in text
 
 
 def test_smoke_runs_and_missing_bars_are_not_judged(counting, entries):

@@ -45,10 +45,11 @@ def _show(entries: "list[Entry]") -> None:
 
     console = out()
     styles = {"holds": "green", "falls short": "bold red"}
+    longest = max((len(entry.slug) for entry in entries), default=0)
     for saving, group in groupby(entries, key=lambda entry: entry.saves[0]):
         console.print(Text(f"saves {saving}", style="bold"))
-        grid = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-        grid.add_column(no_wrap=True)
+        grid = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0), expand=True)
+        grid.add_column(no_wrap=True, min_width=longest + 2)
         grid.add_column(ratio=1)
         grid.add_column(no_wrap=True)
         for entry in group:

@@ -166,7 +166,12 @@ def _closing(comparison: Comparison) -> Text:
         )
     else:
         short = ", ".join(row.metric for row in comparison.short)
-        text.append(f"{len(comparison.short)} of {len(judged)} bars fall short: {short}.\n", style="bold red")
+        many = (
+            f"{len(comparison.short)} of {len(judged)} bars fall short"
+            if len(judged) > 1
+            else "The bar falls short"
+        )
+        text.append(f"{many}: {short}.\n", style="bold red")
     for note in comparison.notes:
         text.append(f"note: {note}\n", style="yellow")
     here = comparison.environment
