@@ -5,10 +5,19 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+ResultsFolder = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="Saved results [default: $SHOESTRING_RESULTS, else ./results]."),
+]
 
 
 class Exit(enum.IntEnum):

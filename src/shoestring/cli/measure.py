@@ -1,11 +1,10 @@
 """`shoestring measure`: runs cards, shows method against baseline."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shoestring.cli.console import Exit, errors, out, print_json, working
+from shoestring.cli.console import Exit, ResultsFolder, errors, out, print_json, working
 
 if TYPE_CHECKING:
     from shoestring.systems import System
@@ -30,12 +29,7 @@ def measure(
     ] = False,
     save: Annotated[bool, typer.Option("--save", help="Keep each result as RESULTS/SLUG.json.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Exit with 1 where a bar falls short.")] = False,
-    results: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER", help="Where --save writes [default: $SHOESTRING_RESULTS, else ./results]."
-        ),
-    ] = None,
+    results: ResultsFolder = None,
 ) -> None:
     """Measure systems here: method against baseline.
 

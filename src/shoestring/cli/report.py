@@ -5,17 +5,14 @@ from typing import Annotated
 
 import typer
 
-from shoestring.cli.console import errors
+from shoestring.cli.console import ResultsFolder, errors
 
 
 def report(
     out: Annotated[
         Path, typer.Option(metavar="FILE", help="The page to write; it needs nothing beside it.")
     ] = Path("scoreboard.html"),
-    results: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="Saved results [default: $SHOESTRING_RESULTS, else ./results]."),
-    ] = None,
+    results: ResultsFolder = None,
     show: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
 ) -> None:
     """Write the scoreboard as one HTML page.

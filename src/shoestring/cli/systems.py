@@ -1,12 +1,11 @@
 """`shoestring systems`: what there is, and how it last measured."""
 
 from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shoestring.cli.console import out, print_json
+from shoestring.cli.console import ResultsFolder, out, print_json
 
 if TYPE_CHECKING:
     from shoestring.yardstick.report import Entry
@@ -14,10 +13,7 @@ if TYPE_CHECKING:
 
 def systems(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON array of systems on stdout.")] = False,
-    results: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="Saved results [default: $SHOESTRING_RESULTS, else ./results]."),
-    ] = None,
+    results: ResultsFolder = None,
 ) -> None:
     """List the systems, grouped by what they save.
 
