@@ -1,0 +1,238 @@
+"""How well a language model predicts a text, and how far it has moved from another one.
+
+The protocol is part of every result: windows of fixed length that begin with no context, every token of a
+window but the first `skip` is predicted from those before it, the mean is over tokens. Results do not depend
+on how windows are batched. Names follow llama-perplexity: PPL, ln(PPL ratio), KLD percentiles, RMS Δp,
+same top p.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+Model = nn.Module | Callable[[Tensor], Any]
+Progress = Callable[[int, int], None]
+
+TOKENS_AT_ONCE = 512
+"""Positions whose log-probabilities over the vocabulary are held in float32 at a time."""
+
+CONFIDENCE = 1.959964
+"""Standard errors on either side of a 95 % interval."""
+
+PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What a figure was measured on. `text_sha256` is that of the token ids (int64, little-endian)."""
+
+    window: int
+    windows: int
+    tokens: int
+    text_sha256: str
+    autocast: str | None
+    skip: int = 1
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """PPL = exp of the mean negative log-likelihood in nats a token.
+
+    error: standard error of the mean negative log-likelihood, from the means of the windows (tokens within
+    a window are not independent). interval: 95 %, of the perplexity.
+    """
+
+    ppl: float
+    nll: float
+    error: float
+    interval: tuple[float, float]
+    protocol: Protocol
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """A model beside its original on the same tokens.
+
+    ln_ratio: ln(PPL / PPL of the original), with its standard error, paired by window. kld: Kullback-Leibler
+    divergence of the original's distribution to the model's, nats a token: mean with its standard error,
+    percentiles, maximum. rms_dp: root mean square of the change in the probability of the true token.
+    same_top: share of tokens where both rank the same token first.
+    """
+
+    model: Perplexity
+    original: Perplexity
+    ln_ratio: float
+    ln_ratio_error: float
+    kld: float
+    kld_error: float
+    kld_percentiles: dict[str, float]
+    kld_max: float
+    rms_dp: float
+    same_top: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def perplexity(
+    model: Model,
+    windows: Int[Tensor, "windows window"],
+    *,
+    batch_size: int = 1,
+    autocast: torch.dtype | None = None,
+    progress: Progress | None = None,
+) -> Perplexity:
+    """Perplexity of a causal language model on windows of token ids.
+
+    model: maps ids (batch, window) to logits, or to an object with `.logits`; put in evaluation mode.
+    Raises: ValueError for windows without a token to predict, or logits that are not finite.
+    """
+    _check(windows, batch_size)
+    means = []
+    for ids, (logits,) in _run([model], windows, batch_size, autocast, progress):
+        for row in range(len(ids)):
+            parts = [lp.gather(1, t[:, None]) for t, (lp,) in _pieces(ids[row], [logits[row]])]
+            means.append(-torch.cat(parts).double().mean().item())
+    return _perplexity(means, windows, autocast)
+
+
+def divergence(
+    model: Model,
+    original: Model,
+    windows: Int[Tensor, "windows window"],
+    *,
+    batch_size: int = 1,
+    autocast: torch.dtype | None = None,
+    progress: Progress | None = None,
+) -> Divergence:
+    """Compare a model with its original, both run side by side window by window (no logits are stored).
+
+    Arguments and errors as `perplexity`.
+    """
+    _check(windows, batch_size)
+    nll: tuple[list[float], list[float]] = ([], [])
+    kld, dp, same, kld_means = [], [], [], []
+    for ids, logits in _run([model, original], windows, batch_size, autocast, progress):
+        for row in range(len(ids)):
+            ours, theirs, own_kld = [], [], []
+            for target, (q, p) in _pieces(ids[row], [part[row] for part in logits]):
+                own_kld.append((p.exp() * (p - q)).sum(-1).double())
+                ours.append(q.gather(1, target[:, None])[:, 0].double())
+                theirs.append(p.gather(1, target[:, None])[:, 0].double())
+                same.append(q.argmax(-1) == p.argmax(-1))
+            log_q, log_p = torch.cat(ours), torch.cat(theirs)
+            nll[0].append(-log_q.mean().item())
+            nll[1].append(-log_p.mean().item())
+            dp.append(log_q.exp() - log_p.exp())
+            kld.append(torch.cat(own_kld))
+            kld_means.append(kld[-1].mean().item())
+    everything = torch.cat(kld)
+    ratio = [a - b for a, b in zip(*nll, strict=True)]
+    return Divergence(
+        model=_perplexity(nll[0], windows, autocast),
+        original=_perplexity(nll[1], windows, autocast),
+        ln_ratio=_mean(ratio),
+        ln_ratio_error=_standard_error(ratio),
+        kld=everything.mean().item(),
+        kld_error=_standard_error(kld_means),
+        kld_percentiles={f"{p:g}": torch.quantile(everything, p / 100).item() for p in PERCENTILES},
+        kld_max=everything.max().item(),
+        rms_dp=torch.cat(dp).square().mean().sqrt().item(),
+        same_top=torch.cat(same).double().mean().item(),
+    )
+
+
+def text_sha256(windows: Int[Tensor, "windows window"]) -> str:
+    """A name for the tokens that a figure was measured on."""
+    return hashlib.sha256(windows.cpu().to(torch.int64).contiguous().numpy().tobytes()).hexdigest()
+
+
+def _check(windows: Tensor, batch_size: int) -> None:
+    if windows.shape[0] == 0 or windows.shape[1] < 2:
+        raise ValueError(f"windows of shape {tuple(windows.shape)} hold no token to predict; give more text.")
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be 1 or more.")
+
+
+def _run(
+    models: list[Model],
+    windows: Tensor,
+    batch_size: int,
+    autocast: torch.dtype | None,
+    progress: Progress | None,
+) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    """Batches of ids with the logits of every model; models return to the mode they were in."""
+    modules = [m for m in models if isinstance(m, nn.Module)]
+    modes = [m.training for m in modules]
+    try:
+        for module in modules:
+            module.eval()
+        for start in range(0, len(windows), batch_size):
+            ids = windows[start : start + batch_size]
+            with (
+                torch.inference_mode(),
+                torch.autocast(ids.device.type, autocast, enabled=autocast is not None),
+            ):
+                yield ids, [_logits(model, ids) for model in models]
+            if progress is not None:
+                progress(start + len(ids), len(windows))
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.train(mode)
+
+
+def _logits(model: Model, ids: Tensor) -> Float[Tensor, "batch window vocabulary"]:
+    # A transformers decoder would build a cache that nobody reads.
+    arguments = {"use_cache": False} if hasattr(getattr(model, "config", None), "use_cache") else {}
+    output = model(ids, **arguments)
+    logits = getattr(output, "logits", output)
+    if not isinstance(logits, Tensor) or logits.shape[:2] != ids.shape:
+        raise ValueError("the model must map ids (batch, window) to logits (batch, window, vocabulary).")
+    return logits
+
+
+def _pieces(
+    ids: Int[Tensor, " window"], logits: list[Float[Tensor, "window vocabulary"]]
+) -> Iterator[tuple[Int[Tensor, " piece"], list[Float[Tensor, "piece vocabulary"]]]]:
+    """Targets and log-probabilities in float32, a few positions at a time."""
+    for start in range(0, len(ids) - 1, TOKENS_AT_ONCE):
+        stop = min(start + TOKENS_AT_ONCE, len(ids) - 1)
+        scores = [part[start:stop].float().log_softmax(-1) for part in logits]
+        for score in scores:
+            if not torch.isfinite(score[:, 0]).all():
+                raise ValueError("the model's logits are not finite; its weights may be damaged.")
+        yield ids[start + 1 : stop + 1], scores
+
+
+def _perplexity(means: list[float], windows: Tensor, autocast: torch.dtype | None) -> Perplexity:
+    nll, error = _mean(means), _standard_error(means)
+    protocol = Protocol(
+        window=windows.shape[1],
+        windows=windows.shape[0],
+        tokens=windows.shape[0] * (windows.shape[1] - 1),
+        text_sha256=text_sha256(windows),
+        autocast=None if autocast is None else str(autocast).removeprefix("torch."),
+    )
+    low, high = (math.exp(nll + side * CONFIDENCE * error) for side in (-1, 1))
+    return Perplexity(math.exp(nll), nll, error, (low, high), protocol)
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _standard_error(values: list[float]) -> float:
+    """Of the mean; infinite for a single value, which says nothing of the spread."""
+    if len(values) < 2:
+        return math.inf
+    mean = _mean(values)
+    return math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
