@@ -2,6 +2,7 @@
 
 from shoestring.compression.apply import Slot, apply, plan, rewrite_slot, slots, stored_bytes
 from shoestring.compression.calibration import Calibration, capture, capture_groups
+from shoestring.compression.gguf_export import export_gguf, export_gguf_q8
 from shoestring.compression.group_quantize import GPTQ, PackedRecipe, RoundToNearest
 from shoestring.compression.kv_quantize import KVQuantize
 from shoestring.compression.low_rank import ActivationAwareLowRank, LowRank
@@ -26,6 +27,8 @@ __all__ = [
     "apply_in_sequence",
     "capture",
     "capture_groups",
+    "export_gguf",
+    "export_gguf_q8",
     "load",
     "plan",
     "read_recipe",

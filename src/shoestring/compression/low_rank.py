@@ -32,7 +32,8 @@ class LowRank(ModuleRecipe):
 
     def __post_init__(self) -> None:
         whole = isinstance(self.rank, int) and not isinstance(self.rank, bool)
-        if not (self.rank >= 1 if whole else 0 < self.rank <= 1):
+        share = isinstance(self.rank, float) and 0 < self.rank <= 1
+        if not (share or (whole and self.rank >= 1)):
             raise ValueError(f"rank={self.rank} is neither a whole rank (1, 2, …) nor a share in (0, 1].")
 
     def rank_of(self, rows: int, cols: int) -> int:
