@@ -121,11 +121,14 @@ def rewrite_slot(
 ) -> None:
     """Rewrite one weight and what is tied to it, in place."""
     rewritten = recipe.rewrite(slot.name, slot.module, calibration)
-    _replace(model, slot.name, slot.module, rewritten)
-    for name, module in zip(slot.names[1:], slot.modules[1:], strict=True):
-        _replace(model, name, module, recipe.rewrite_tied(module, rewritten))
-    if len(slot.names) > 1:
-        _forget_tied_parameters(model, slot.names)
+    tied = [recipe.rewrite_tied(module, rewritten) for module in slot.modules[1:]]
+    if tied:
+        by_name = dict(zip(slot.names, [rewritten, *tied], strict=True))
+        owner = next(name for name, _ in model.named_modules() if name in by_name)
+        recipe.tie(by_name.pop(owner), list(by_name.values()))
+        forget_tied_parameters(model, slot.names)
+    for name, old, new in zip(slot.names, slot.modules, [rewritten, *tied], strict=True):
+        _replace(model, name, old, new)
 
 
 def stored_bytes(model: nn.Module) -> int:
@@ -193,7 +196,7 @@ def _replace(model: nn.Module, name: str, old: nn.Module, new: nn.Module) -> Non
     setattr(model.get_submodule(path), leaf, new)
 
 
-def _forget_tied_parameters(model: nn.Module, names: tuple[str, ...]) -> None:
+def forget_tied_parameters(model: nn.Module, names: tuple[str, ...]) -> None:
     """transformers ties parameters by name; these are no parameters any more, and tied by construction."""
     for module in model.modules():
         for attribute in ("all_tied_weights_keys", "_tied_weights_keys"):

@@ -42,7 +42,7 @@ class PackedRecipe(ModuleRecipe):
     def why_not(self, name: str, module: nn.Module) -> str | None:
         return super().why_not(name, module) or self.form.why_not(name, weight_matrix(module).shape[1])
 
-    def matrix_bytes(self, rows: int, cols: int) -> int:
+    def matrix_bytes(self, rows: int, cols: int, itemsize: int) -> int:
         return self.form.nbytes(rows, cols)
 
     def why_not_tied(self, name: str, others: list[str]) -> str | None:
@@ -50,6 +50,10 @@ class PackedRecipe(ModuleRecipe):
 
     def rewrite_tied(self, module: nn.Module, rewritten: nn.Module) -> nn.Module:
         return packed_module(module, rewritten.packed)  # type: ignore[arg-type]
+
+    def tie(self, owner: nn.Module, others: list[nn.Module]) -> None:
+        for module in others:
+            module.borrow()  # type: ignore[operator]
 
 
 @dataclass(frozen=True)
