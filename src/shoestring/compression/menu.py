@@ -41,5 +41,3 @@ def why_not(slot: Slot, recipe: ModuleRecipe) -> str | None:
     if reason := recipe.why_not_alone(slot.name, slot.module):
         return reason
     return recipe.why_not_tied(slot.name, list(slot.names[1:])) if len(slot.names) > 1 else None
-
-

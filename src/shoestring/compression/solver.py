@@ -103,7 +103,11 @@ def _within(
     chosen = dict(chosen)
     while (excess := sum(o.nbytes for o in chosen.values()) - budget_bytes) > 0:
         steps = [
-            ((option.loss - chosen[name].loss) / min(chosen[name].nbytes - option.nbytes, excess), name, option)
+            (
+                (option.loss - chosen[name].loss) / min(chosen[name].nbytes - option.nbytes, excess),
+                name,
+                option,
+            )
             for name, own in options.items()
             for option in own
             if option.nbytes < chosen[name].nbytes
