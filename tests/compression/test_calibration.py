@@ -116,7 +116,7 @@ def test_a_layer_that_no_token_reached_says_so():
 
 @pytest.mark.parametrize("make", [llama, gpt2, bert])
 def test_gptq_changes_the_outputs_less_than_rounding_does(make):
-    ids = batches(count=8)
+    ids = batches(count=4)
     original = make()
     embeddings = {n: RoundToNearest(8, 16) for n, m in original.named_modules() if type(m) is nn.Embedding}
     calibration = capture(original, ids)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoestring.compression.error_compensation import (
@@ -40,7 +40,8 @@ def weights(rows: int, cols: int, seed: int) -> torch.Tensor:
     return torch.randn(rows, cols, generator=torch.Generator().manual_seed(seed)) * 0.05
 
 
-@given(form=forms, rows=st.integers(1, 6), groups=st.integers(1, 6), seed=st.integers(0, 50))
+@settings(max_examples=12)
+@given(form=forms, rows=st.integers(1, 6), groups=st.integers(1, 4), seed=st.integers(0, 50))
 def test_codes_equal_the_equations_of_the_paper(form, rows, groups, seed):
     """The naive form is given the grids that were fitted on the way, and must find the same codes."""
     cols = groups * form.group_size
@@ -131,7 +132,7 @@ def test_blocks_cover_all_columns_once_and_never_cut_a_group_before_its_start(gr
 
 def test_a_large_group_is_compensated_across_its_blocks():
     form = GroupedAffine(3, 192)
-    weight, moment = weights(16, 384, 0), correlated(384, 1, rank=100)
+    weight, moment = weights(8, 384, 0), correlated(384, 1, rank=100)
     codes, grid = compensate(form, weight, prepare_compensation(moment, columns_as_they_are(moment)))
     naive = naive_compensate(form, weight, moment, grid)
     assert (codes != naive).float().mean() < 0.02

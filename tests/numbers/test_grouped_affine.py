@@ -154,14 +154,14 @@ def test_a_constant_group_and_a_zero_matrix_survive():
 
 
 def test_weighted_fit_comes_close_to_a_dense_search_of_the_scale():
-    """Oracle: with one unknown per group, 801 scales of either sign tried one by one."""
+    """Oracle: with one unknown per group, 401 scales of either sign tried one by one."""
     form = GroupedAffine(2, 32)
     weight = matrix(form, 64, 2, seed=5)
     importance = torch.full((64,), 1e-3)
     importance[::4] = 1.0
     reach = weight.reshape(64, 2, 32).abs().amax(-1)
     dense = torch.full((64, 2), float("inf"))
-    for factor in torch.linspace(-1.5, 1.5, 801):
+    for factor in torch.linspace(-1.5, 1.5, 401):
         dense = dense.minimum(
             weighted_errors(form, weight, form.represent(reach * factor, reach), importance)
         )
