@@ -71,11 +71,19 @@ class DenseCache(SlotCache):
         device: torch.device | str = "cpu",
         capacity: int = 0,
     ) -> None:
-        layers: list[LayerStore] = []
-        for _ in range(n_layers):
-            table = SlotTable(batch, n_kv_heads, device, capacity)
-            table.add_column("k", (head_dim,), dtype, per_head=True)
-            table.add_column("v", (head_dim,), dtype, per_head=True)
-            table.add_column(POS, (), torch.int32, per_head=False)
-            layers.append(DenseStore(table))
+        layers: list[LayerStore] = [
+            dense_store(batch, n_kv_heads, head_dim, dtype=dtype, device=device, capacity=capacity)
+            for _ in range(n_layers)
+        ]
         super().__init__(layers, n_kv_heads, head_dim)
+
+
+def dense_store(
+    batch: int, n_heads: int, head_dim: int, *, dtype: torch.dtype, device: torch.device | str, capacity: int
+) -> DenseStore:
+    """An empty store of one layer."""
+    table = SlotTable(batch, n_heads, device, capacity)
+    table.add_column("k", (head_dim,), dtype, per_head=True)
+    table.add_column("v", (head_dim,), dtype, per_head=True)
+    table.add_column(POS, (), torch.int32, per_head=False)
+    return DenseStore(table)

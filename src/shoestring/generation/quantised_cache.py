@@ -154,20 +154,10 @@ class QuantCache(SlotCache):
         device: torch.device | str = "cpu",
         capacity: int = 0,
     ) -> None:
-        if reason := form.why_not(head_dim):
-            raise ValueError(reason)
-        room = min(capacity, form.tail_capacity) if capacity else form.tail_capacity
-        blocks = form.quantised_tokens(capacity) // form.group_size
-        layers: list[LayerStore] = []
-        for _ in range(n_layers):
-            table = SlotTable(batch, n_kv_heads, device, capacity)
-            table.add_column(POS, (), torch.int32, per_head=False)
-            tail = SlotTable(batch, n_kv_heads, device, room)
-            tail.add_column("k", (head_dim,), dtype, per_head=True)
-            tail.add_column("v", (head_dim,), dtype, per_head=True)
-            layers.append(
-                QuantStore(table, tail, QuantisedBlocks(form, batch, n_kv_heads, head_dim, device, blocks))
-            )
+        layers: list[LayerStore] = [
+            quant_store(batch, n_kv_heads, head_dim, form, dtype=dtype, device=device, capacity=capacity)
+            for _ in range(n_layers)
+        ]
         super().__init__(layers, n_kv_heads, head_dim)
 
     @property
@@ -176,3 +166,29 @@ class QuantCache(SlotCache):
         first = self.layers[0]
         assert isinstance(first, QuantStore)
         return first.form
+
+
+def quant_store(
+    batch: int,
+    n_heads: int,
+    head_dim: int,
+    form: CacheFormat,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    capacity: int,
+) -> QuantStore:
+    """An empty store of one layer. Raises: ValueError where the group size does not divide `head_dim`."""
+    if reason := form.why_not(head_dim):
+        raise ValueError(reason)
+    table = SlotTable(batch, n_heads, device, capacity)
+    table.add_column(POS, (), torch.int32, per_head=False)
+    tail = SlotTable(batch, n_heads, device, _tail_room(form, capacity))
+    tail.add_column("k", (head_dim,), dtype, per_head=True)
+    tail.add_column("v", (head_dim,), dtype, per_head=True)
+    blocks = form.quantised_tokens(capacity) // form.group_size
+    return QuantStore(table, tail, QuantisedBlocks(form, batch, n_heads, head_dim, device, blocks))
+
+
+def _tail_room(form: CacheFormat, capacity: int) -> int:
+    return min(capacity, form.tail_capacity) if capacity else form.tail_capacity

@@ -96,6 +96,8 @@ class SlotCache:
     """
 
     def __init__(self, layers: list[LayerStore], n_kv_heads: int, head_dim: int) -> None:
+        if not layers:
+            raise ValueError("a cache needs at least one layer; n_layers must be 1 or more.")
         self.layers, self.n_kv_heads, self.head_dim = layers, n_kv_heads, head_dim
         table = layers[0].table
         self.next_pos: Int[Tensor, " batch"] = torch.zeros(table.batch, dtype=torch.long, device=table.device)

@@ -5,7 +5,6 @@ per KV head (`per_head`) or one shared by all heads; when heads first keep diffe
 copied out to every head.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +32,10 @@ class SlotTable:
     """
 
     def __init__(self, batch: int, n_heads: int, device: torch.device | str, capacity: int = 0) -> None:
+        if batch < 1 or n_heads < 1 or capacity < 0:
+            raise ValueError(
+                f"batch={batch} and heads={n_heads} must be at least 1, and capacity={capacity} at least 0."
+            )
         self.batch, self.n_heads, self.device, self.capacity = batch, n_heads, torch.device(device), capacity
         self.rows = 1
         self.columns: dict[str, Column] = {}
