@@ -4,51 +4,14 @@ import copy
 
 import pytest
 import torch
+from tests.compression.models import bert, gpt2, llama
 from torch import nn
-from transformers import (
-    BertConfig,
-    BertModel,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MixtralConfig,
-    MixtralForCausalLM,
-)
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from shoestring.compression import Recipe, RoundToNearest, apply, plan, slots, stored_bytes
 from shoestring.layers import PackedEmbedding, PackedLinear
 from shoestring.notices import record_fallbacks
 from shoestring.numbers import ZeroPoint
-
-
-def llama(tied: bool = True) -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=96, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-            num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=tied,
-            bos_token_id=1, eos_token_id=2,
-        )
-    ).eval()  # fmt: skip
-
-
-def gpt2() -> GPT2LMHeadModel:
-    torch.manual_seed(0)
-    config = GPT2Config(
-        vocab_size=96, n_embd=32, n_layer=2, n_head=4, n_positions=32, bos_token_id=1, eos_token_id=2
-    )
-    return GPT2LMHeadModel(config).eval()
-
-
-def bert() -> BertModel:
-    torch.manual_seed(0)
-    return BertModel(
-        BertConfig(
-            vocab_size=96, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-            intermediate_size=64, max_position_embeddings=32,
-        )
-    ).eval()  # fmt: skip
 
 
 @pytest.mark.parametrize("make", [llama, gpt2, bert])

@@ -1,5 +1,7 @@
 """Packed layers compute what their dequantised matrix computes, in little memory, and stay packed."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given
@@ -88,8 +90,12 @@ def test_changing_the_type_of_the_model_keeps_the_stored_tensors():
 
 def test_moving_to_another_device_keeps_a_tie():
     weight = packed(6, 16, GroupedAffine(4, 8))
-    model = nn.Sequential(PackedEmbedding(weight), PackedLinear(weight)).to("meta")
-    assert model[0].packed.codes is model[1].packed.codes
+    model = nn.Sequential(PackedEmbedding(weight), PackedLinear(weight))
+    model[1].borrow()
+    assert (model[0].borrows, model[1].borrows) == (False, True)
+    assert list(model.state_dict()) == ["0.packed.codes", "0.packed.scales"]
+    model = copy.deepcopy(model).to("meta")
+    assert model[0].packed is model[1].packed
     assert model[0].packed.codes.is_meta
     assert model[0].packed.scales.dtype == torch.float16
 

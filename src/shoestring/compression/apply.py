@@ -74,8 +74,9 @@ def apply(
             raise ValueError(reason)
         recipe.rewrite_model(model)
         return model
-    chosen = plan(model, recipe, calibration=calibration, ignore=ignore)
-    _name_untouched_weights(model)
+    chosen = plan(model, recipe, ignore=ignore)
+    _check_calibration(chosen, calibration)
+    name_untouched_weights(model)
     for done, (slot, chosen_recipe) in enumerate(chosen):
         if progress is not None:
             progress(slot.name, done, len(chosen))
@@ -89,10 +90,9 @@ def plan(
     model: nn.Module,
     recipe: Recipe | Mapping[str, Recipe | None],
     *,
-    calibration: Calibration | None = None,
     ignore: Sequence[str] = ("lm_head",),
 ) -> list[tuple[Slot, ModuleRecipe]]:
-    """What `apply` would do: each weight that changes with its recipe. Raises: ValueError as `apply` does."""
+    """What `apply` would do: each weight that changes, with its recipe. Raises: ValueError as `apply`."""
     mapping = {"*": recipe} if isinstance(recipe, Recipe) else dict(recipe)
     available = slots(model)
     _check_keys(mapping, available)
@@ -104,7 +104,7 @@ def plan(
         if not isinstance(slot_recipe, ModuleRecipe):
             kind = type(slot_recipe).__name__
             raise ValueError(f"{kind} concerns the whole model, not {slot.name!r}; apply it by itself.")
-        if reason := _why_not(slot, slot_recipe, calibration):
+        if reason := _why_not(slot, slot_recipe):
             reasons.append(reason)
         chosen.append((slot, slot_recipe))
     if reasons:
@@ -121,11 +121,14 @@ def rewrite_slot(
 ) -> None:
     """Rewrite one weight and what is tied to it, in place."""
     rewritten = recipe.rewrite(slot.name, slot.module, calibration)
-    _replace(model, slot.name, slot.module, rewritten)
-    for name, module in zip(slot.names[1:], slot.modules[1:], strict=True):
-        _replace(model, name, module, recipe.rewrite_tied(module, rewritten))
-    if len(slot.names) > 1:
-        _forget_tied_parameters(model, slot.names)
+    tied = [recipe.rewrite_tied(module, rewritten) for module in slot.modules[1:]]
+    if tied:
+        by_name = dict(zip(slot.names, [rewritten, *tied], strict=True))
+        owner = next(name for name, _ in model.named_modules() if name in by_name)
+        recipe.tie(by_name.pop(owner), list(by_name.values()))
+        forget_tied_parameters(model, slot.names)
+    for name, old, new in zip(slot.names, slot.modules, [rewritten, *tied], strict=True):
+        _replace(model, name, old, new)
 
 
 def stored_bytes(model: nn.Module) -> int:
@@ -152,15 +155,28 @@ def _recipe_of(slot: Slot, mapping: Mapping[str, Recipe | None], ignore: Sequenc
     return None
 
 
-def _why_not(slot: Slot, recipe: ModuleRecipe, calibration: Calibration | None) -> str | None:
+def _why_not(slot: Slot, recipe: ModuleRecipe) -> str | None:
     for name, module in zip(slot.names, slot.modules, strict=True):
         if reason := recipe.why_not(name, module):
             return reason
+    if reason := recipe.why_not_alone(slot.name, slot.module):
+        return reason
     if len(slot.names) > 1 and (reason := recipe.why_not_tied(slot.name, list(slot.names[1:]))):
         return reason
-    if recipe.needs is Needs.CALIBRATION and (calibration is None or slot.name not in calibration):
-        return f"{slot.name!r} has no calibration, which {type(recipe).__name__} needs; capture it first."
     return None
+
+
+def _check_calibration(chosen: list[tuple[Slot, ModuleRecipe]], calibration: Calibration | None) -> None:
+    lacking = [
+        f"{slot.name!r} ({type(recipe).__name__})"
+        for slot, recipe in chosen
+        if recipe.needs is Needs.CALIBRATION and (calibration is None or slot.name not in calibration)
+    ]
+    if lacking:
+        raise ValueError(
+            f"no calibration inputs reached {', '.join(lacking)}; give apply a calibration from `capture`, "
+            "with text that reaches every layer."
+        )
 
 
 def _check_keys(mapping: Mapping[str, Recipe | None], available: list[Slot]) -> None:
@@ -180,7 +196,7 @@ def _replace(model: nn.Module, name: str, old: nn.Module, new: nn.Module) -> Non
     setattr(model.get_submodule(path), leaf, new)
 
 
-def _forget_tied_parameters(model: nn.Module, names: tuple[str, ...]) -> None:
+def forget_tied_parameters(model: nn.Module, names: tuple[str, ...]) -> None:
     """transformers ties parameters by name; these are no parameters any more, and tied by construction."""
     for module in model.modules():
         for attribute in ("all_tied_weights_keys", "_tied_weights_keys"):
@@ -194,7 +210,7 @@ def _forget_tied_parameters(model: nn.Module, names: tuple[str, ...]) -> None:
                 setattr(module, attribute, kept)
 
 
-def _name_untouched_weights(model: nn.Module) -> None:
+def name_untouched_weights(model: nn.Module) -> None:
     """Say which large weights no recipe can reach: those outside linear layers and embeddings."""
     for name, module in model.named_modules():
         if holds_matrix(module):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
 
 from torch import nn
 
-from shoestring.compression.weight_matrix import matrix_shape, why_no_matrix
+from shoestring.compression.weight_matrix import matrix_shape, weight_matrix, why_no_matrix
 
 if TYPE_CHECKING:
     from shoestring.compression.calibration import Calibration
@@ -68,14 +68,19 @@ class ModuleRecipe(Recipe, ABC):
         """The reason, naming the module, why this recipe cannot rewrite it; None if it can."""
         return why_no_matrix(name, module)
 
+    def why_not_alone(self, name: str, module: nn.Module) -> str | None:
+        """Why `module` cannot be rewritten unless it is tied to another that can; None if it can."""
+        return None
+
     @abstractmethod
-    def matrix_bytes(self, rows: int, cols: int) -> int:
-        """Bytes stored for a (rows = outputs, cols = inputs) matrix."""
+    def matrix_bytes(self, rows: int, cols: int, itemsize: int) -> int:
+        """Bytes stored for a (rows = outputs, cols = inputs) matrix whose plain weights take `itemsize`."""
 
     def bytes_after(self, module: nn.Module) -> int:
         """Exact bytes of the stored tensors of the module that `rewrite` will give, bias included."""
         bias = getattr(module, "bias", None)
-        return self.matrix_bytes(*matrix_shape(module)) + (0 if bias is None else bias.nbytes)
+        itemsize = weight_matrix(module).element_size()
+        return self.matrix_bytes(*matrix_shape(module), itemsize) + (0 if bias is None else bias.nbytes)
 
     @abstractmethod
     def rewrite(self, name: str, module: nn.Module, calibration: "Calibration | None") -> nn.Module:
@@ -91,7 +96,10 @@ class ModuleRecipe(Recipe, ABC):
 
     def rewrite_tied(self, module: nn.Module, rewritten: nn.Module) -> nn.Module:
         """A replacement of `module` that shares the stored tensors of `rewritten`, to which it was tied."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not keep ties; see why_not_tied")
+
+    def tie(self, owner: nn.Module, others: list[nn.Module]) -> None:
+        """Leave the stored tensors that rewritten modules share to `owner`, the first one in the model."""
 
 
 class ModelRecipe(Recipe, ABC):

@@ -1,7 +1,7 @@
 """Linear maps and embeddings whose weight stays packed: it is dequantised in pieces while it is used.
 
-The stored tensors are buffers, so that the state_dict is the saved form. A tied embedding and head hold the
-same `PackedWeight`.
+The stored tensors are buffers, so that the state_dict is the saved form. A tied embedding and head use the
+same `PackedWeight`; one of them owns it, the others borrow it, so that it is stored and moved once.
 """
 
 from typing import Any
@@ -155,38 +155,48 @@ class _PackedProduct(torch.autograd.Function):
         return sum(parts, start=grad.new_zeros(())), None
 
 
-class PackedLinear(nn.Module):
+class _PackedLayer(nn.Module):
+    """What layers with a packed weight have in common."""
+
+    def __init__(self, packed: PackedWeight) -> None:
+        super().__init__()
+        self.packed = packed
+
+    @property
+    def borrows(self) -> bool:
+        """Whether the packed weight belongs to another layer."""
+        return "packed" not in self._modules
+
+    def borrow(self) -> None:
+        """Leave the packed weight to the layer that this one is tied to; it must stay in the same model."""
+        self.__dict__["packed"] = self._modules.pop("packed")
+
+    @property
+    def weight(self) -> Float[Tensor, "rows cols"]:
+        """The whole matrix, dequantised anew at each access."""
+        return self.packed.dequantise()
+
+
+class PackedLinear(_PackedLayer):
     """y = x Wᵀ + b with a packed W. Shapes: x (…, in_features) -> y (…, out_features)."""
 
     def __init__(self, packed: PackedWeight, bias: Tensor | None = None) -> None:
-        super().__init__()
-        self.packed = packed
+        super().__init__(packed)
         self.in_features, self.out_features = packed.cols, packed.rows
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
-
-    @property
-    def weight(self) -> Float[Tensor, "out_features in_features"]:
-        """The whole matrix, dequantised anew at each access."""
-        return self.packed.dequantise()
 
     def forward(self, x: Float[Tensor, "*batch in_features"]) -> Float[Tensor, "*batch out_features"]:
         y = self.packed(x)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
 
-class PackedEmbedding(nn.Module):
+class PackedEmbedding(_PackedLayer):
     """Rows of a packed table. Shapes: ids (…) -> (…, embedding_dim), in the weight's dtype."""
 
     def __init__(self, packed: PackedWeight, padding_idx: int | None = None) -> None:
-        super().__init__()
-        self.packed = packed
+        super().__init__(packed)
         self.num_embeddings, self.embedding_dim = packed.rows, packed.cols
         self.padding_idx = padding_idx
-
-    @property
-    def weight(self) -> Float[Tensor, "num_embeddings embedding_dim"]:
-        """The whole table, dequantised anew at each access."""
-        return self.packed.dequantise()
 
     def forward(self, ids: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch embedding_dim"]:
         return self.packed.dequantise(ids.reshape(-1)).reshape(*ids.shape, self.embedding_dim)

@@ -27,7 +27,16 @@ def fit_min_max(form: GroupedAffine, weight: Float[Tensor, "rows cols"], name: s
 
     Raises: ValueError where the group size does not divide the columns or a weight is not finite.
     """
-    return form.represent(*_extremes(form, _groups(form, weight, name), 1.0))
+    check_weight(form, weight, name)
+    return extreme_grid(form, weight)
+
+
+def extreme_grid(
+    form: GroupedAffine, weight: Float[Tensor, "rows cols"], multiplier: Float[Tensor, " rows"] | None = None
+) -> AffineGrid:
+    """`fit_min_max` of a checked weight, with the row multipliers of an earlier fit where they are given."""
+    groups = weight.float().reshape(weight.shape[0], -1, form.group_size)
+    return form.represent(*_extremes(form, groups, 1.0), multiplier)
 
 
 def fit_least_squares(
@@ -35,16 +44,23 @@ def fit_least_squares(
     weight: Float[Tensor, "rows cols"],
     importance: Float[Tensor, " cols"] | None = None,
     name: str = "weight",
+    multiplier: Float[Tensor, " rows"] | None = None,
 ) -> AffineGrid:
     """The grid of (nearly) least Σ importance·(w − ŵ)²; never worse than `fit_min_max` in any group.
 
     importance: non-negative weight of each column's error, e.g. the mean square of that input; default equal.
+    multiplier: the row multipliers of an earlier fit, where scales are codes.
+
     Raises: ValueError as `fit_min_max` does.
     """
-    _groups(form, weight, name)
+    check_weight(form, weight, name)
     rows, cols = weight.shape
     step = max(1, CHUNK_ELEMENTS // cols)
-    parts = [_fit_rows(form, weight[start : start + step], importance) for start in range(0, rows, step)]
+    spans = [slice(start, start + step) for start in range(0, rows, step)]
+    parts = [
+        _fit_rows(form, weight[span], importance, None if multiplier is None else multiplier[span])
+        for span in spans
+    ]
     scale, zero, offset = (torch.cat([getattr(p, key) for p in parts]) for key in ("scale", "zero", "offset"))
     multipliers = [p.multiplier for p in parts if p.multiplier is not None]
     return AffineGrid(scale, zero, offset, torch.cat(multipliers) if multipliers else None)
@@ -82,12 +98,11 @@ def weighted_errors(
     return error.reshape(weight.shape[0], -1, form.group_size).sum(-1)
 
 
-def _groups(form: GroupedAffine, weight: Tensor, name: str) -> Tensor:
-    rows, cols = weight.shape
-    groups = form.groups(cols, name)
+def check_weight(form: GroupedAffine, weight: Float[Tensor, "rows cols"], name: str) -> None:
+    """Raises: ValueError if the group size does not divide the columns or a weight is not finite."""
+    form.groups(weight.shape[1], name)
     if not torch.isfinite(weight).all():
         raise ValueError(f"{name!r} holds NaN or infinite weights; it cannot be quantised.")
-    return weight.float().reshape(rows, groups, form.group_size)
 
 
 def _extremes(form: GroupedAffine, groups: Tensor, factor: float) -> tuple[Tensor, Tensor]:
@@ -105,7 +120,9 @@ def _extremes(form: GroupedAffine, groups: Tensor, factor: float) -> tuple[Tenso
     return (high - low) * (factor / (form.levels - 1)), middle - reach
 
 
-def _fit_rows(form: GroupedAffine, weight: Tensor, importance: Tensor | None) -> AffineGrid:
+def _fit_rows(
+    form: GroupedAffine, weight: Tensor, importance: Tensor | None, multiplier: Tensor | None
+) -> AffineGrid:
     groups = weight.float().reshape(weight.shape[0], -1, form.group_size)
     h = torch.ones_like(weight[0]) if importance is None else importance
     h = h.float().reshape(1, -1, form.group_size)
@@ -119,7 +136,8 @@ def _fit_rows(form: GroupedAffine, weight: Tensor, importance: Tensor | None) ->
             best = torch.where(better, error, best)
             best_scale = torch.where(better, scale_now, best_scale)
             best_shift = torch.where(better, shift_now, best_shift)
-    grid = _better_grid(form, weight, importance, fit_min_max(form, weight), (best_scale, best_shift))
+    grid = extreme_grid(form, weight, multiplier)
+    grid = _better_grid(form, weight, importance, grid, (best_scale, best_shift))
     for _ in range(REFINEMENTS):
         shift = grid.offset if form.zero_point is ZeroPoint.REAL else grid.zero
         scale, shift, _ = _least_squares(form, groups, h, grid.scale, shift)
