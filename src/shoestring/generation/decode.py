@@ -33,7 +33,10 @@ class Piece:
 
 @dataclass
 class Generation:
-    """An output, complete or growing. Seconds: prompt (until its logits are there), decode (all that follows)."""
+    """An output, complete or growing.
+
+    prompt_seconds: until the logits of the first token are there; decode_seconds: all steps after the first.
+    """
 
     prompt_tokens: int
     tokens: list[int] = field(default_factory=list)
@@ -87,15 +90,21 @@ def stream(
     numbers below 1; TypeError for a model that does not generate.
     """
     if max_new_tokens < 1 or prefill_chunk < 1:
-        raise ValueError(f"max_new_tokens={max_new_tokens}, prefill_chunk={prefill_chunk}: both must be 1 or more.")
+        raise ValueError(
+            f"max_new_tokens={max_new_tokens}, prefill_chunk={prefill_chunk}: both must be 1 or more."
+        )
     if tokenizer is None and (isinstance(prompt, str) or stop):
-        raise ValueError("text and stop strings need a tokenizer; pass tokenizer=, or token ids as the prompt.")
+        raise ValueError(
+            "text and stop strings need a tokenizer; pass tokenizer=, or token ids as the prompt."
+        )
     ids = tokenizer.encode(prompt) if isinstance(prompt, str) and tokenizer else [int(i) for i in prompt]
     runner = make_runner(model, cache)
     _check_prompt(ids, runner)
     result = Generation(prompt_tokens=len(ids))
     text = TextStream(tokenizer, stop) if tokenizer else None
-    generator = seed if isinstance(seed, torch.Generator) else torch.Generator(runner.device).manual_seed(seed)
+    generator = (
+        seed if isinstance(seed, torch.Generator) else torch.Generator(runner.device).manual_seed(seed)
+    )
     ends = runner.end_tokens if stop_tokens is None else frozenset(stop_tokens)
     steps = _Steps(runner, ids, sampling, generator, max_new_tokens, prefill_chunk)
     return Stream(result, _pieces(steps, text, ends, result))
@@ -205,6 +214,6 @@ def _check_prompt(ids: list[int], runner: Runner) -> None:
         raise ValueError(f"token {bad[0]} of the prompt is not in a vocabulary of {runner.vocab_size}.")
     if runner.context is not None and len(ids) >= runner.context:
         raise ValueError(
-            f"the prompt has {len(ids)} tokens, the context of this model {runner.context}: shorten the prompt to "
-            f"{runner.context - 1} tokens or fewer."
+            f"the prompt has {len(ids)} tokens, the context of this model {runner.context}: "
+            f"shorten the prompt to {runner.context - 1} tokens or fewer."
         )

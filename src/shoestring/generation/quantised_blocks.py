@@ -1,7 +1,7 @@
 """Keys and values of groups of tokens in a few bits; see `CacheFormat` for what a group stores.
 
-A block is one group of tokens: the codes of the keys of each channel along its tokens, the codes of the values
-of each token along its channels, and a float16 scale and offset per group of codes.
+A block is one group of tokens: the codes of the keys of each channel along its tokens, the codes of the
+values of each token along its channels, and a float16 scale and offset per group of codes.
 """
 
 import math
@@ -101,6 +101,13 @@ class QuantisedBlocks:
     def truncate(self, count: int) -> None:
         """Drop all blocks from `count` on; nothing is freed."""
         self.count = min(self.count, count)
+
+    def free_reserve(self) -> None:
+        """Give back the room behind the last block."""
+        self.capacity = self.count
+        for tensors in self.tensors.values():
+            for name, tensor in tensors.items():
+                tensors[name] = tensor[: self.count].clone()
 
     def reorder(self, samples: Int[Tensor, " new_batch"]) -> None:
         """Make sample i a copy of the present sample `samples[i]`."""

@@ -70,10 +70,14 @@ class QuantStore:
         k, v = self.keys_values()
         self.table.gather(keep)
         k, v = (self._pick(data, keep) for data in (k, v))
-        self._rebuild(min(self.blocks.count, untouched // self.form.group_size), k, v)
+        self.blocks.truncate(min(self.blocks.count, untouched // self.form.group_size))
+        old = self.blocks.tokens
+        self._refill(k[:, :, old:], v[:, :, old:], self.table.counts - old)
+        self.blocks.free_reserve()
+        self.tail.free_reserve()
 
     def truncate(self, counts: Tensor) -> None:
-        """Drop slots from `counts` on; what remains of a block that is cut moves to the tail, as it was stored."""
+        """Drop slots from `counts` on; what is left of a block that is cut moves to the tail as it is."""
         self.table.truncate(counts)
         left, old = self.table.counts, self.blocks.tokens
         if int(left.min()) >= old:
@@ -113,14 +117,8 @@ class QuantStore:
         index = keep.clamp(min=0).expand(-1, data.shape[1], -1)[..., None]
         return data.gather(2, index.expand(-1, -1, -1, data.shape[3]))
 
-    def _rebuild(self, blocks: int, k: Tensor, v: Tensor) -> None:
-        """Keep the first blocks; store all later slots of `k` and `v` anew."""
-        self.blocks.truncate(blocks)
-        old = self.blocks.tokens
-        self._refill(k[:, :, old:], v[:, :, old:], self.table.counts - old)
-
     def _refill(self, k: Tensor, v: Tensor, counts: Tensor) -> None:
-        """Behind the blocks stand these keys and values, `counts` of every row: groups to blocks, rest to tail."""
+        """Behind the blocks come these, `counts` in every row: whole groups to blocks, the rest stays."""
         ready = self.form.quantised_tokens(int(counts.min()))
         if ready:
             self.blocks.append(k[:, :, :ready], v[:, :, :ready])
@@ -183,12 +181,8 @@ def quant_store(
         raise ValueError(reason)
     table = SlotTable(batch, n_heads, device, capacity)
     table.add_column(POS, (), torch.int32, per_head=False)
-    tail = SlotTable(batch, n_heads, device, _tail_room(form, capacity))
+    tail = SlotTable(batch, n_heads, device, min(capacity, form.tail_capacity))
     tail.add_column("k", (head_dim,), dtype, per_head=True)
     tail.add_column("v", (head_dim,), dtype, per_head=True)
     blocks = form.quantised_tokens(capacity) // form.group_size
     return QuantStore(table, tail, QuantisedBlocks(form, batch, n_heads, head_dim, device, blocks))
-
-
-def _tail_room(form: CacheFormat, capacity: int) -> int:
-    return min(capacity, form.tail_capacity) if capacity else form.tail_capacity

@@ -68,13 +68,12 @@ def make_runner(model: nn.Module, cache: Any = None) -> Runner:
     """The runner for a model. Raises: TypeError for a model that is no causal language model."""
     if hasattr(model, "config") and "input_ids" in inspect.signature(model.forward).parameters:
         return TransformersRunner(model, cache)
-    raise TypeError(
-        f"{type(model).__name__} does not generate; pass a Decoder or a causal language model of transformers."
-    )
+    name = type(model).__name__
+    raise TypeError(f"{name} does not generate; pass a causal language model of the transformers library.")
 
 
 def new_cache(model: nn.Module) -> Any:
-    """An empty cache for a transformers model: in its `kv_cache_format` if it has one, else the library's own."""
+    """An empty cache for a transformers model: in its `kv_cache_format`, else the library's own."""
     from transformers import DynamicCache
 
     config: Any = model.config

@@ -160,7 +160,8 @@ class SlotCache:
     ) -> KVView:
         """Keys, values and positions of a layer, all or the selected slots (−1: none) of every head.
 
-        Counts the bits read in `traffic`. Raises: ValueError for a slot that is not there.
+        What it gives are windows on the storage, good until the cache changes. Counts the bits read in
+        `traffic`. Raises: ValueError for a slot that is not there.
         """
         store = self.layers[layer]
         table = store.table

@@ -26,7 +26,7 @@ class Column:
 
 
 class SlotTable:
-    """Columns over the slots of one layer; each sample, and each head after a cut per head, has its own length.
+    """Columns over the slots of one layer; each sample, and each head once they differ, has its own length.
 
     n_heads: rows of per-head columns. capacity: slots to allocate at once for columns that are added later.
     """
@@ -119,7 +119,7 @@ class SlotTable:
         return slots[:, 0] if self.rows == 1 else slots
 
     def gather(self, keep: Int[Tensor, "batch rows m"]) -> None:
-        """Keep these slots, in this order, and free the rest; −1 is no slot and must stand at the end of a row.
+        """Keep these slots, in this order, and free the rest; −1 is no slot and stands at the end of a row.
 
         One row keeps the same slots of all heads; a row per head lets the heads differ from then on.
         """
@@ -143,6 +143,12 @@ class SlotTable:
         for name, column in self.columns.items():
             column.data[:, :, :slots] = values[name]
         self._set_counts(counts)
+
+    def free_reserve(self) -> None:
+        """Give back the room behind the longest row."""
+        self.capacity = self.longest
+        for column in self.columns.values():
+            column.data = column.data[:, :, : self.capacity].clone()
 
     def truncate(self, counts: Int[Tensor, "batch rows"]) -> None:
         """Drop all slots from `counts` on; nothing is freed."""

@@ -23,14 +23,15 @@ class TransformersCache(Cache):
     """A cache for `past_key_values=` of any causal language model of transformers whose layers are attention.
 
     form: how old tokens are stored; None keeps everything in full, without copying it at every step as
-    `DynamicCache` does. capacity: tokens to allocate per sample at once. config: the model's, to refuse models
-    with other layers at once. Layers with a sliding window keep all tokens; the model masks the old ones.
+    `DynamicCache` does. capacity: tokens to allocate per sample at once. config: the model's, to refuse other
+    layers at once. Layers with a sliding window keep all tokens; the model masks the old ones.
 
-    Raises: ValueError where the group size does not divide the channels of a head, or a layer is no attention.
+    Raises: ValueError where the group size does not divide a head's channels, or a layer is no attention.
     """
 
     def __init__(self, form: CacheFormat | None = None, *, capacity: int = 0, config: Any = None) -> None:
-        super().__init__(layer_class_to_replicate=functools.partial(SlotLayer, form, capacity))
+        make_layer: Any = functools.partial(SlotLayer, form, capacity)
+        super().__init__(layer_class_to_replicate=make_layer)
         for number, kind in enumerate(getattr(config, "layer_types", None) or ()):
             if kind not in HOLDABLE:
                 raise ValueError(

@@ -1,6 +1,6 @@
-"""What a decoder asks of a KV cache. Position is not slot: every token carries its logical position.
+"""What a decoder asks of a KV cache. A token has a position; slots are storage.
 
-Lengths are ragged: per layer, per sample, per head. `evict` frees memory; `view(select=…)` saves traffic only.
+Lengths are ragged: per layer, per sample, per head. `evict` frees memory; `view(select=…)` saves traffic.
 """
 
 from collections.abc import Mapping, Sequence
