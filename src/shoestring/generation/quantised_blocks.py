@@ -4,6 +4,7 @@ A block is one group of tokens: the codes of the keys of each channel along its 
 values of each token along its channels, and a float16 scale and offset per group of codes.
 """
 
+import itertools
 import math
 
 import torch
@@ -139,3 +140,29 @@ class QuantisedBlocks:
                 grown = tensor.new_empty(self.capacity, *tensor.shape[1:])
                 grown[: self.count] = tensor[: self.count]
                 tensors[name] = grown
+
+
+def naive_round_trip(
+    form: CacheFormat,
+    k: Float[Tensor, "batch heads tokens dim"],
+    v: Float[Tensor, "batch heads tokens dim"],
+) -> tuple[Tensor, Tensor]:
+    """What whole groups of keys and values are read back as, group by group: the meaning of the blocks."""
+
+    def rounded(group: Tensor) -> Tensor:
+        low, high = group.min().item(), group.max().item()
+        step = torch.tensor((high - low) / (2**form.bits - 1)).half().item()
+        low = torch.tensor(low).half().item()
+        codes = ((group - low) / step).round().clamp(0, 2**form.bits - 1) if step else torch.zeros_like(group)
+        return low + step * codes
+
+    k, v, size = k.clone(), v.clone(), form.group_size
+    for b, h in itertools.product(range(k.shape[0]), range(k.shape[1])):
+        for start in range(0, k.shape[2], size):
+            for channel in range(k.shape[3]):
+                group = k[b, h, start : start + size, channel]
+                k[b, h, start : start + size, channel] = rounded(group)
+        for token in range(v.shape[2]):
+            for start in range(0, v.shape[3], size):
+                v[b, h, token, start : start + size] = rounded(v[b, h, token, start : start + size])
+    return k, v
