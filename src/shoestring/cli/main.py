@@ -17,6 +17,7 @@ from shoestring.cli.console import Exit, debugging
 from shoestring.errors import ShoestringError
 
 VERBS = (
+    "generate",
     "measure",
     "report",
     "systems",
