@@ -7,11 +7,12 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from shoestring._version import __version__
+
 if TYPE_CHECKING:
     from shoestring.compression.apply import apply
     from shoestring.compression.saved_folder import load, save
 
-__version__ = "0.1.0"
 __all__ = ["__version__", "apply", "load", "save"]
 
 _HOMES = {

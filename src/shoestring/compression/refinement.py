@@ -18,7 +18,7 @@ from shoestring.compression.profile import Option
 from shoestring.compression.sensitivity import logits_of
 
 LARGEST_CORRECTION = 4.0
-"""Corrections beyond this factor, relative to the mean one, are noise of a short text rather than knowledge."""
+"""A correction beyond this factor, relative to the mean one, is noise of a short text."""
 
 TOKENS_AT_ONCE = 512
 

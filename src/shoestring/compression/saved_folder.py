@@ -149,7 +149,7 @@ def _config(model: nn.Module) -> Any:
 def _recipe_document(recipe: Recipe | dict[str, Recipe | None] | None, folder: Path) -> dict[str, Any]:
     import transformers
 
-    from shoestring import __version__
+    from shoestring._version import __version__
 
     saved: dict[str, Any] | None = None
     if isinstance(recipe, Recipe):

@@ -1,11 +1,11 @@
 """Tune the scales of a packed model so that its predictions return towards the original's.
 
-Codes stay as they are; each group's scale (and offset) is multiplied by a trained factor, and the gains of the
-normalisations move with them. The loss is the Kullback-Leibler divergence to the original model on
+Codes stay as they are; each group's scale (and offset) is multiplied by a trained factor, and the gains of
+the normalisations move with them. The loss is the Kullback-Leibler divergence to the original model on
 calibration text. Afterwards the scales are rounded to what the format stores: not a byte is added.
 
-Source: Chen et al. 2025, "EfficientQAT", section 3.3 (training the step sizes end to end); Hinton et al. 2015,
-"Distilling the Knowledge in a Neural Network" (the loss).
+Source: Chen et al. 2025, "EfficientQAT", section 3.3 (training the step sizes end to end); Hinton et al.
+2015, "Distilling the Knowledge in a Neural Network" (the loss).
 """
 
 import math
@@ -143,25 +143,33 @@ class TunedWeight(nn.Module):
 def _tuned(
     model: nn.Module, packed: list[PackedWeight], autocast: torch.dtype | None
 ) -> Iterator[list[nn.Parameter]]:
-    """Put `TunedWeight`s in the place of packed weights; at the end pack them again with what they learned."""
+    """Put `TunedWeight`s in the place of packed weights; at the end pack what they learned."""
     training, frozen = model.training, [p for p in model.parameters() if p.requires_grad]
     model.eval().requires_grad_(False)
     tuned = {weight: TunedWeight(weight, autocast or weight.dtype) for weight in packed}
     holders = [m for m in model.modules() if isinstance(m, PackedLinear | PackedEmbedding)]
     for holder in holders:
-        holder.packed = tuned[holder.packed]  # type: ignore[assignment]
+        _hold(holder, tuned[holder.packed])
     try:
         yield [weight.factor for weight in tuned.values()]
     finally:
         for holder in holders:
             held = holder.packed
             assert isinstance(held, TunedWeight)
-            holder.packed = held.packed
+            _hold(holder, held.packed)
         for weight in tuned.values():
             weight.repack()
         model.train(training)
         for parameter in frozen:
             parameter.requires_grad_(True)
+
+
+def _hold(holder: PackedLinear | PackedEmbedding, weight: nn.Module) -> None:
+    """Give a layer another weight, in the way it held the former: as its own, or borrowed."""
+    if holder.borrows:
+        holder.__dict__["packed"] = weight
+    else:
+        holder.packed = weight  # type: ignore[assignment]
 
 
 def _divergence_step(

@@ -41,7 +41,7 @@ class Sensitivity:
     table_gradients: dict[str, Float[Tensor, "cols cols"]]
 
     def loss(self, slot: Slot, difference: Float[Tensor, "rows cols"]) -> float:
-        """The predicted divergence in nats a token if a matrix, wherever it is used, moves by `difference`."""
+        """The predicted divergence, nats a token, if a matrix moves by `difference` wherever it is used."""
         return sum(curvature_loss(difference, *self._curvature(name)) for name in slot.names)
 
     def _curvature(self, name: str) -> tuple[Tensor, Tensor]:
