@@ -100,7 +100,7 @@ def test_a_penalty_that_forbids_repetition_looks_at_prompt_and_output(model):
 
 def test_leaving_the_stream_early_keeps_what_there_is(model, byte_tokenizer, expected):
     output = stream(model, PROMPT, byte_tokenizer, max_new_tokens=64)
-    assert [piece.token for piece, _ in zip(output, range(3), strict=False)] == expected[:3]
+    assert [piece.token for _, piece in zip(range(3), output, strict=False)] == expected[:3]
     assert (output.result.tokens, output.result.finish) == (expected[:3], None)
 
 

@@ -1,5 +1,6 @@
 """What MODEL on the command line may be, and the one way it is loaded."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ def load_model(name: str) -> tuple[Any, Any]:
     name: a built-in alias, a .gguf file, a folder (fitted, or of the Hugging Face layout), a Hugging Face id.
     Raises: FileNotFoundError if there is no such model; BadModelFile, OSError if it cannot be read.
     """
+    os.environ.setdefault("TQDM_DISABLE", "1")  # one spinner is shown already; read when tqdm is imported
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
     from shoestring.compression.saved_folder import RECIPE, load
 
-    disable_progress_bar()  # one spinner is shown already
+    disable_progress_bar()
     path = _built_in(name) if name in BUILT_IN else Path(name)
     if (path / RECIPE).is_file():
         return load(path), AutoTokenizer.from_pretrained(path)

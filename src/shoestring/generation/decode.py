@@ -98,7 +98,7 @@ def stream(
             "text and stop strings need a tokenizer; pass tokenizer=, or token ids as the prompt."
         )
     ids = tokenizer.encode(prompt) if isinstance(prompt, str) and tokenizer else [int(i) for i in prompt]
-    runner = make_runner(model, cache)
+    runner = make_runner(model, cache, capacity=len(ids) + max_new_tokens)
     _check_prompt(ids, runner)
     result = Generation(prompt_tokens=len(ids))
     text = TextStream(tokenizer, stop) if tokenizer else None

@@ -24,11 +24,8 @@ class DenseStore:
         """Bits of all keys and of all values in use."""
         column = self.table.columns["k"].data
         per_slot = column.shape[-1] * column.element_size() * 8
-        rows = self.table.counts.expand(-1, column.shape[1]) if self.table.uniform is None else None
-        slots = (
-            int(rows.sum()) if rows is not None else column.shape[0] * column.shape[1] * self.table.longest
-        )
-        return slots * per_slot, slots * per_slot
+        bits = self.table.slots("k") * per_slot
+        return bits, bits
 
     def append(self, k: Tensor, v: Tensor, pos: Tensor, store: Tensor | None) -> Tensor:
         return self.table.append(pos.shape[1], store, k=k, v=v, **{POS: pos[:, None]})

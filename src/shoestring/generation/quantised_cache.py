@@ -31,8 +31,7 @@ class QuantStore:
         """Bits of all keys and of all values in use, scales included."""
         k, v = self.blocks.read_bits
         column = self.tail.columns["k"].data
-        slots = int(self.tail.counts.expand(-1, column.shape[1]).sum())
-        tail = slots * column.shape[-1] * column.element_size() * 8
+        tail = self.tail.slots("k") * column.shape[-1] * column.element_size() * 8
         return k + tail, v + tail
 
     def append(self, k: Tensor, v: Tensor, pos: Tensor, store: Tensor | None) -> Tensor:
@@ -181,7 +180,7 @@ def quant_store(
         raise ValueError(reason)
     table = SlotTable(batch, n_heads, device, capacity)
     table.add_column(POS, (), torch.int32, per_head=False)
-    tail = SlotTable(batch, n_heads, device, min(capacity, form.tail_capacity))
+    tail = SlotTable(batch, n_heads, device, min(capacity, form.tail_capacity), form.tail_capacity)
     tail.add_column("k", (head_dim,), dtype, per_head=True)
     tail.add_column("v", (head_dim,), dtype, per_head=True)
     blocks = form.quantised_tokens(capacity) // form.group_size

@@ -38,14 +38,14 @@ class TransformersRunner:
     `kv_cache_format` where a recipe has set that.
     """
 
-    def __init__(self, model: nn.Module, cache: Any = None) -> None:
+    def __init__(self, model: nn.Module, cache: Any = None, capacity: int = 0) -> None:
         config: Any = model.config
         text = config.get_text_config() if hasattr(config, "get_text_config") else config
         self.model, self.device = model, next(model.parameters()).device
         self.vocab_size: int = text.vocab_size
         self.context: int | None = getattr(text, "max_position_embeddings", None)
         self.end_tokens = end_tokens(getattr(model, "generation_config", None), config)
-        self.cache = new_cache(model) if cache is None else cache
+        self.cache = new_cache(model, capacity) if cache is None else cache
         self._argument = cache_argument(model)
         self._options: dict[str, Any] = {"use_cache": True}
         if "logits_to_keep" in inspect.signature(model.forward).parameters:
@@ -64,21 +64,25 @@ class TransformersRunner:
         return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
-def make_runner(model: nn.Module, cache: Any = None) -> Runner:
-    """The runner for a model. Raises: TypeError for a model that is no causal language model."""
+def make_runner(model: nn.Module, cache: Any = None, capacity: int = 0) -> Runner:
+    """The runner for a model; capacity: tokens that a new cache should have room for.
+
+    Raises: TypeError for a model that is no causal language model."""
     if hasattr(model, "config") and "input_ids" in inspect.signature(model.forward).parameters:
-        return TransformersRunner(model, cache)
+        return TransformersRunner(model, cache, capacity)
     name = type(model).__name__
     raise TypeError(f"{name} does not generate; pass a causal language model of the transformers library.")
 
 
-def new_cache(model: nn.Module) -> Any:
+def new_cache(model: nn.Module, capacity: int = 0) -> Any:
     """An empty cache for a transformers model: in its `kv_cache_format`, else the library's own."""
     from transformers import DynamicCache
 
     config: Any = model.config
     form = getattr(model, "kv_cache_format", None)
-    return DynamicCache(config=config) if form is None else TransformersCache(form, config=config)
+    if form is None:
+        return DynamicCache(config=config)
+    return TransformersCache(form, capacity=capacity, config=config)
 
 
 def cache_argument(model: nn.Module) -> str:

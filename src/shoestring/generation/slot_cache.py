@@ -276,8 +276,9 @@ class SlotCache:
         return total
 
     def _check_slots(self, layer: int, slots: Shaped[Tensor, "batch rows m"], what: str) -> None:
-        table = self.layers[layer].table
-        counts = table.counts
+        if slots.is_floating_point():
+            raise TypeError(f"{what} of layer {layer}: slots are {slots.dtype}; they must be integers.")
+        counts = self.layers[layer].table.counts
         rows = slots.shape[1]
         if slots.shape[0] != self.batch or rows not in (1, self.n_kv_heads):
             raise ValueError(

@@ -29,15 +29,23 @@ class SlotTable:
     """Columns over the slots of one layer; each sample, and each head once they differ, has its own length.
 
     n_heads: rows of per-head columns. capacity: slots to allocate at once for columns that are added later.
+    usual_slots: a table that grows stops here unless more are needed; None where no end is known.
     """
 
-    def __init__(self, batch: int, n_heads: int, device: torch.device | str, capacity: int = 0) -> None:
+    def __init__(
+        self,
+        batch: int,
+        n_heads: int,
+        device: torch.device | str,
+        capacity: int = 0,
+        usual_slots: int | None = None,
+    ) -> None:
         if batch < 1 or n_heads < 1 or capacity < 0:
             raise ValueError(
                 f"batch={batch} and heads={n_heads} must be at least 1, and capacity={capacity} at least 0."
             )
         self.batch, self.n_heads, self.device, self.capacity = batch, n_heads, torch.device(device), capacity
-        self.rows = 1
+        self.rows, self.usual_slots = 1, usual_slots
         self.columns: dict[str, Column] = {}
         # The common length where all rows have the same one: then no index is ever needed.
         self._uniform: int | None = 0
@@ -59,6 +67,13 @@ class SlotTable:
     def longest(self) -> int:
         """The number of slots of the longest row."""
         return self._uniform if self._uniform is not None else int(self._counts.max())
+
+    def slots(self, name: str) -> int:
+        """Slots in use in all samples and rows of a column."""
+        data = self.columns[name].data
+        if self._uniform is not None:
+            return data.shape[0] * data.shape[1] * self._uniform
+        return int(self._counts.expand(-1, data.shape[1]).sum())
 
     @property
     def nbytes(self) -> int:
@@ -198,7 +213,10 @@ class SlotTable:
         if slots <= self.capacity:
             return
         if self.capacity:
-            slots = max(slots, self.capacity + max(GROWTH_SLOTS, self.capacity // 8))
+            grown_slots = self.capacity + max(GROWTH_SLOTS, self.capacity // 8)
+            slots = max(
+                slots, grown_slots if self.usual_slots is None else min(grown_slots, self.usual_slots)
+            )
         for column in self.columns.values():
             batch, rows, _, *tail = column.data.shape
             grown = torch.full(
@@ -210,7 +228,7 @@ class SlotTable:
 
     def clone(self) -> "SlotTable":
         """A copy that shares no storage."""
-        other = SlotTable(self.batch, self.n_heads, self.device, self.capacity)
+        other = SlotTable(self.batch, self.n_heads, self.device, self.capacity, self.usual_slots)
         other.rows, other._uniform, other._counts = self.rows, self._uniform, self._counts.clone()
         other.columns = {
             name: Column(column.data.clone(), column.per_head, column.fill)
