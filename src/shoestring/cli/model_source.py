@@ -39,6 +39,18 @@ def load_model(name: str) -> tuple[Any, Any]:
     return AutoModelForCausalLM.from_pretrained(source, **options).eval(), tokenizer
 
 
+def disk_bytes(name: str) -> int:
+    """Bytes of a model's weights as shipped. Raises: FileNotFoundError if they are not on this disk."""
+    path = _built_in(name) if name in BUILT_IN else Path(name)
+    if path.is_file():
+        return path.stat().st_size
+    if not path.is_dir():
+        from huggingface_hub import snapshot_download
+
+        path = Path(snapshot_download(name, allow_patterns=["*.safetensors"], local_files_only=True))
+    return sum(file.stat().st_size for file in path.glob("*.safetensors"))
+
+
 def _built_in(name: str) -> Path:
     from importlib.util import find_spec
 

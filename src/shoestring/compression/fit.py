@@ -111,21 +111,8 @@ def fit(
 
     Raises: ValueError for a budget below 1, too few windows, or a context that the model cannot hold.
     """
-    if budget_bytes < 1:
-        raise ValueError(f"a budget of {budget_bytes} bytes holds nothing; give 1 MiB or more.")
-    learning, verification = split_windows(windows, settings)
     say = progress or (lambda what, done, total: None)
-    known = profile(
-        original,
-        learning,
-        default_menu() if menu is None else menu,
-        gradient_windows=min(settings.gradient_windows, len(learning)),
-        seed=settings.seed,
-        autocast=settings.autocast,
-        progress=lambda what, done, total: say("profiling", *_profiled(what, done, total)),
-    )
-    caches = cache_options(original, context, verification, settings.autocast) if context else []
-    work = _Division(original, known, budget_bytes, caches, verification, settings, say)
+    work, learning = _prepare(original, windows, budget_bytes, context, settings, menu, say)
     fitted = work.best()
     if settings.tuning.steps:
         tune_scales(
@@ -144,6 +131,59 @@ def fit(
             f"{fitted.total_bytes} bytes exceed the budget of {budget_bytes}; nothing is saved."
         )
     return fitted
+
+
+@dataclass(frozen=True)
+class Division:
+    """A division of a budget that was not applied. file_bytes: an upper bound of the weights' file."""
+
+    choice: Choice
+    cache: CacheOption | None
+    file_bytes: int
+    met: bool
+
+
+def divide_only(
+    original: nn.Module,
+    windows: Int[Tensor, "windows tokens"],
+    budget_bytes: int,
+    *,
+    context: int | None = None,
+    settings: FitSettings = FitSettings(),
+    menu: Sequence[ModuleRecipe] | None = None,
+    progress: Progress | None = None,
+) -> Division:
+    """The first division that `fit` would apply. Arguments and errors are those of `fit`."""
+    say = progress or (lambda what, done, total: None)
+    work, _ = _prepare(original, windows, budget_bytes, context, settings, menu, say)
+    choice, cache, met = work.divide(work.options)
+    return Division(choice, cache, work.fixed_bytes + choice.nbytes, met)
+
+
+def _prepare(
+    original: nn.Module,
+    windows: Tensor,
+    budget_bytes: int,
+    context: int | None,
+    settings: FitSettings,
+    menu: Sequence[ModuleRecipe] | None,
+    say: Progress,
+) -> tuple["_Division", Tensor]:
+    """Profile; the problem of dividing the budget, and the windows to learn from."""
+    if budget_bytes < 1:
+        raise ValueError(f"a budget of {budget_bytes} bytes holds nothing; give 1 MiB or more.")
+    learning, verification = split_windows(windows, settings)
+    known = profile(
+        original,
+        learning,
+        default_menu() if menu is None else menu,
+        gradient_windows=min(settings.gradient_windows, len(learning)),
+        seed=settings.seed,
+        autocast=settings.autocast,
+        progress=lambda what, done, total: say("profiling", *_profiled(what, done, total)),
+    )
+    caches = cache_options(original, context, verification, settings.autocast) if context else []
+    return _Division(original, known, budget_bytes, caches, verification, settings, say), learning
 
 
 def split_windows(

@@ -4,6 +4,7 @@ import copy
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,11 @@ def save(
     *,
     recipe: Recipe | dict[str, Recipe | None] | None = None,
     proof: dict[str, Any] | None = None,
+    pages: Mapping[str, str] | None = None,
 ) -> Path:
     """Write weights, config, tokenizer (or None), `recipe.json` and, if given, `proof.json` into `folder`.
+
+    pages: further text files by name, such as a report.
 
     The folder appears whole or not at all; one that `save` made before is replaced in the same way. What a
     model computes anew when it is built (rotary frequencies) is not stored: where outputs must be identical,
@@ -56,6 +60,8 @@ def save(
             tokenizer.save_pretrained(temporary)
         if proof is not None:
             _write_json(temporary / PROOF, proof)
+        for name, page in (pages or {}).items():
+            (temporary / name).write_text(page, encoding="utf-8")
         _write_json(temporary / RECIPE, _recipe_document(recipe, temporary))
     return folder
 
@@ -117,6 +123,34 @@ def read_recipe(folder: str | os.PathLike[str]) -> Recipe | dict[str, Recipe | N
     if "recipe" in saved:
         return Recipe.from_json(saved)
     return {name: None if own is None else Recipe.from_json(own) for name, own in saved["modules"].items()}
+
+
+def check_writable(folder: str | os.PathLike[str]) -> None:
+    """Find out before long work whether `save` may write there.
+
+    Raises: FileExistsError if the folder holds something else, PermissionError if it cannot be written.
+    """
+    folder = Path(folder)
+    _refuse_foreign(folder)
+    place = folder.absolute().parent
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise PermissionError(f"{place} cannot be written; choose another folder.")
+
+
+def read_proof(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """The proof that was given to `save`; None if there is no such folder, or none was given.
+
+    Raises: BadModelFile if the folder is damaged, as `load` does.
+    """
+    folder = Path(folder)
+    recover_folder(folder)
+    if not folder.is_dir() or _made_here(folder) is None or not (folder / PROOF).exists():
+        return None
+    check_folder(folder)
+    document: dict[str, Any] = json.loads((folder / PROOF).read_text(encoding="utf-8"))
+    return document
 
 
 def unique_tensors(model: nn.Module) -> dict[str, Tensor]:
