@@ -131,3 +131,20 @@ def test_a_chat_template_wraps_the_prompt(folder, byte_tokenizer, capsys, tmp_pa
     expected = capsys.readouterr().out
     assert run(["generate", str(tmp_path / "chat"), "hi", "--max-new-tokens", "5", "--chat"]) == 0
     assert capsys.readouterr().out == expected
+
+
+def test_a_fitted_folder_generates_with_the_cache_its_recipe_asks_for(
+    folder, byte_tokenizer, capsys, tmp_path
+):
+    from shoestring.compression.apply import apply
+    from shoestring.compression.kv_quantize import KVQuantize
+    from shoestring.compression.saved_folder import save
+
+    recipe = KVQuantize(bits=4, group_size=16, tail_tokens=8)
+    model = apply(LlamaForCausalLM.from_pretrained(folder), recipe)
+    save(model, byte_tokenizer, tmp_path / "fitted", recipe=recipe)
+    sizes = []
+    for path in (folder, str(tmp_path / "fitted")):
+        assert run(["generate", path, "x" * 40, "--max-new-tokens", "20", "--json"]) == 0
+        sizes.append(json.loads(capsys.readouterr().out)["cache_bytes"])
+    assert 0 < sizes[1] < 0.7 * sizes[0]

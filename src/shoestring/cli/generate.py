@@ -44,6 +44,9 @@ def generate(
     shoestring generate build/demo "What is a budget?" --chat --temperature 0.7 --top-p 0.9
     cat notes.txt | shoestring generate model.gguf - --max-new-tokens 400 --json
     """
+    from shoestring.cli.model_source import hide_loading_bars
+
+    hide_loading_bars()
     from shoestring.generation.sampling import Sampling
 
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)

