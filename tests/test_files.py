@@ -3,9 +3,11 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
+from shoestring import files
 from shoestring.files import recover_folder, replacing_file, replacing_folder, write_text
 
 
@@ -53,7 +55,9 @@ while True:
 """
     target = tmp_path / "model"
     for delay in (0.0, 0.003, 0.01, 0.02, 0.031, 0.045):
-        child = subprocess.Popen([sys.executable, "-c", program, str(target)], stdout=subprocess.PIPE)
+        environment = {**os.environ, "PYTHONPATH": str(Path(files.__file__).parents[1])}
+        command = [sys.executable, "-c", program, str(target)]
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
         child.stdout.readline()
         time.sleep(delay)
         child.send_signal(signal.SIGKILL)

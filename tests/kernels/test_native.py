@@ -1,6 +1,7 @@
 import ctypes
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -27,8 +28,9 @@ def test_compiles_once_and_loads_after(tmp_path):
     assert [p.stat().st_mtime_ns for p in tmp_path.glob("kernels/*.so")] == [stamp]
 
 
-def test_corrupt_entry_is_rebuilt(tmp_path):
+def test_corrupt_entry_is_rebuilt(tmp_path, monkeypatch):
     program = f"from shoestring.kernels import native; print(native.load_library({SOURCE!r}).twice(3))"
+    monkeypatch.setenv("PYTHONPATH", str(Path(native.__file__).parents[2]))
     assert subprocess.check_output([sys.executable, "-c", program], text=True).strip() == "6"
     (entry,) = tmp_path.glob("kernels/*.so")
     entry.write_bytes(entry.read_bytes()[:100])

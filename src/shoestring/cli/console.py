@@ -93,6 +93,38 @@ def steps(what: str, total: int) -> Iterator[Callable[[], None]]:
     yield advance
 
 
+@contextmanager
+def staged_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Progress of work in stages, each called with (stage, steps done, steps there are).
+
+    One bar a stage on a terminal, elsewhere a plain line at each third of a stage.
+    """
+    console = errors()
+    if not console.is_terminal:
+        thirds: dict[str, int] = {}
+
+        def say(stage: str, done: int, total: int) -> None:
+            third = done * 3 // max(total, 1)
+            if thirds.get(stage) != third:
+                thirds[stage] = third
+                print(f"shoestring: {stage}: {done} of {total}", file=sys.stderr, flush=True)
+
+        yield say
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done, total=total)
+
+        yield show
+
+
 def debugging() -> bool:
     """Whether tracebacks are wanted: `SHOESTRING_DEBUG` is set to anything but nothing or 0."""
     return os.environ.get("SHOESTRING_DEBUG", "") not in ("", "0")

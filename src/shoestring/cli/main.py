@@ -17,6 +17,8 @@ from shoestring.cli.console import Exit, debugging
 from shoestring.errors import ShoestringError
 
 VERBS = (
+    "fit",
+    "generate",
     "measure",
     "report",
     "systems",
@@ -24,9 +26,12 @@ VERBS = (
 
 HELP = """Deep learning on a small budget: make a model fit, and prove what it cost.
 
-Each published system has a card: what its paper claims, and one experiment that measures it here.
+The main job is `fit`: a model and a budget in, a model that meets it out, with the proof inside. Each
+published system has a card as well: what its paper claims, and one experiment that measures it here.
 
 \b
+    shoestring fit smollm2-135m --memory 64MiB --out small
+    shoestring generate small "A budget is"
     shoestring systems                     what there is, and how it last measured
     shoestring measure tensorbleu          method against baseline, on this machine
     shoestring report --out board.html     the scoreboard of all saved results

@@ -20,7 +20,7 @@ from shoestring.errors import MissingData
 class Encoder(Protocol):
     """What is asked of a tokenizer."""
 
-    def encode(self, text: str, *, add_special_tokens: bool = ...) -> list[int]: ...
+    def encode(self, text: str) -> list[int]: ...
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def token_windows(
     """
     if window < 2:
         raise ValueError(f"window={window} is too short to predict anything; use 2 or more.")
-    ids = torch.tensor(tokenizer.encode(text, add_special_tokens=False), dtype=torch.int64)
+    ids = torch.tensor(tokenizer.encode(text), dtype=torch.int64)
     count = len(ids) // window
     if count == 0:
         raise ValueError(f"{name} has {len(ids)} tokens, too few for one window of {window}; give more text.")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import psutil
 import torch
 
-import shoestring
+from shoestring._version import __version__
 
 ALWAYS_RECORDED = ("numpy", "torch")
 
@@ -40,7 +40,7 @@ class Environment:
         Raises: ValueError when one of them is not installed.
         """
         versions = {name: _version(name) for name in {*packages, *ALWAYS_RECORDED}}
-        versions["shoestring"] = shoestring.__version__
+        versions["shoestring"] = __version__
         return cls(
             date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             system=f"{platform.system()} {platform.machine()}",

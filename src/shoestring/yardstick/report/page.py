@@ -56,9 +56,14 @@ def build_page(entries: Sequence[Entry]) -> str:
         savings=sorted({saving for entry in entries for saving in entry.saves}),
         script=Markup((_HERE / "scoreboard.js").read_text(encoding="utf-8")),
         State=State,
-        style=Markup((_HERE / "scoreboard.css").read_text(encoding="utf-8")),
+        style=Markup(page_style()),
         undrawn=len(measured) - (len(plot.points) if plot else 0),
     )
+
+
+def page_style() -> str:
+    """The style sheet of all pages of this library."""
+    return (_HERE / "scoreboard.css").read_text(encoding="utf-8")
 
 
 def _value(number: float | int | None, row: Row) -> str:

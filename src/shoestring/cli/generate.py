@@ -1,0 +1,142 @@
+"""`shoestring generate`: streams text from any model or fitted folder."""
+
+import sys
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from shoestring.cli.console import Exit, errors, print_json, working
+
+if TYPE_CHECKING:
+    from shoestring.generation.decode import Generation, Stream
+
+
+def generate(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="A built-in alias, a .gguf file, a folder or a Hugging Face id."
+        ),
+    ],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The text to go on from; - reads stdin.")],
+    max_new_tokens: Annotated[int, typer.Option(help="The longest output.")] = 128,
+    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Draw among this many likeliest tokens; 0: all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Draw among the likeliest that hold this probability.")] = 1.0,
+    min_p: Annotated[
+        float, typer.Option(help="Draw among tokens this fraction as likely as the likeliest.")
+    ] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1: repeat less.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of what is drawn.")] = 0,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat/--raw", help="Put the prompt into the model's chat template, or not.")
+    ] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON document instead of the text.")
+    ] = False,
+) -> None:
+    """Stream text from a model; what it cost goes to stderr.
+
+    \\b
+    shoestring generate smollm2-135m "A budget is"
+    shoestring generate build/demo "What is a budget?" --chat --temperature 0.7 --top-p 0.9
+    cat notes.txt | shoestring generate model.gguf - --max-new-tokens 400 --json
+    """
+    from shoestring.cli.model_source import hide_loading_bars
+
+    hide_loading_bars()
+    from shoestring.generation.sampling import Sampling
+
+    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+    if max_new_tokens < 1:
+        raise ValueError(f"--max-new-tokens {max_new_tokens} must be 1 or more")
+    text = sys.stdin.read() if prompt == "-" else prompt
+    if not text.strip():
+        raise ValueError("the prompt is empty; give text to go on from")
+    output = _start(model, text, chat, max_new_tokens, sampling, seed, stop or [])
+    interrupted = _write(output, quiet=json)
+    peak = _peak_bytes()
+    if json:
+        print_json(_document(model, text, output.result, peak))
+    print(f"shoestring: {_timings(output.result, peak)}", file=sys.stderr)
+    if interrupted:
+        raise typer.Exit(Exit.INTERRUPTED)
+
+
+def _start(
+    name: str, text: str, chat: bool, max_new_tokens: int, sampling: Any, seed: int, stop: list[str]
+) -> "Stream":
+    from shoestring.cli.model_source import load_model
+    from shoestring.generation.decode import stream
+
+    # Elsewhere than on a terminal an error is to be the only line.
+    with working(f"loading {name}") if errors().is_terminal else nullcontext():
+        model, tokenizer = load_model(name)
+    prompt: str | list[int] = _chat_ids(tokenizer, name, text) if chat else text
+    settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "sampling": sampling, "seed": seed}
+    return stream(model, prompt, tokenizer, stop=stop, **settings)
+
+
+def _chat_ids(tokenizer: Any, name: str, text: str) -> list[int]:
+    if not getattr(tokenizer, "chat_template", None):
+        raise ValueError(f"{name} has no chat template; use --raw")
+    message = [{"role": "user", "content": text}]
+    chat = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
+    return list(tokenizer.encode(chat, add_special_tokens=False))
+
+
+def _write(output: "Stream", *, quiet: bool) -> bool:
+    """Write pieces as they come; whether Ctrl-C ended it. What was written ends with a line break."""
+    interrupted = False
+    try:
+        for piece in output:
+            if not quiet:
+                sys.stdout.write(piece.text)
+                sys.stdout.flush()
+    except KeyboardInterrupt:
+        interrupted = True
+    if not quiet:
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+    return interrupted
+
+
+def _peak_bytes() -> int | None:
+    """The most memory that this process has had resident; None where the system does not tell."""
+    from shoestring.yardstick.process_memory_child import high_water_bytes
+
+    try:
+        return high_water_bytes()
+    except RuntimeError:
+        return None
+
+
+def _document(name: str, prompt: str, result: "Generation", peak: int | None) -> dict[str, Any]:
+    return {
+        "model": name,
+        "prompt": prompt,
+        "text": result.text,
+        "tokens": result.tokens,
+        "finish": "interrupted" if result.finish is None else result.finish.value,
+        "prompt_tokens": result.prompt_tokens,
+        "new_tokens": len(result.tokens),
+        "prompt_seconds": result.prompt_seconds,
+        "tokens_per_second": result.tokens_per_second,
+        "cache_bytes": result.cache_bytes,
+        "peak_process_bytes": peak,
+    }
+
+
+def _timings(result: "Generation", peak: int | None) -> str:
+    speed = result.tokens_per_second
+    memory = f"cache {result.cache_bytes / 2**20:.1f} MiB"
+    return ", ".join(
+        [
+            f"{result.prompt_tokens} prompt tokens in {result.prompt_seconds:.2f} s",
+            f"{len(result.tokens)} new tokens" + (f" at {speed:.1f} tokens/s" if speed else ""),
+            f"ended by {'Ctrl-C' if result.finish is None else result.finish.value}",
+            memory if peak is None else f"{memory}, process peak {peak / 2**20:.0f} MiB",
+        ]
+    )

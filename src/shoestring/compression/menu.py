@@ -1,0 +1,43 @@
+"""What may become of each weight matrix: the recipes among which a budget is divided."""
+
+from collections.abc import Sequence
+
+from shoestring.compression.apply import Slot
+from shoestring.compression.group_quantize import GPTQ, RoundToNearest
+from shoestring.compression.recipe import ModuleRecipe
+from shoestring.numbers.grouped_affine import ZeroPoint
+
+CODED = ((2, 16), (2, 32), (2, 64), (3, 16), (3, 32), (3, 64), (4, 32), (4, 64), (5, 32), (5, 64), (6, 64))
+"""Bits and group sizes with 8-bit scales and stored zeros: from 2.3 to 6.2 bits a weight."""
+
+
+def default_menu() -> list[ModuleRecipe]:
+    """Recipes from 2.3 to 8.5 bits a weight.
+
+    Beside GPTQ and plain rounding at each `CODED` width there are the grids of llama.cpp's Q4_1, Q5_1 and
+    Q8_0, which hold a model that was shipped in them without loss.
+    """
+    menu: list[ModuleRecipe] = []
+    for bits, group_size in CODED:
+        menu.append(GPTQ(bits, group_size, ZeroPoint.INTEGER, scale_bits=8))
+        menu.append(RoundToNearest(bits, group_size, ZeroPoint.INTEGER, scale_bits=8))
+    menu += [RoundToNearest(bits, 32, ZeroPoint.REAL) for bits in (4, 5)]
+    menu.append(RoundToNearest(8, 32, ZeroPoint.SYMMETRIC))
+    return menu
+
+
+def options_for(slot: Slot, menu: Sequence[ModuleRecipe]) -> list[ModuleRecipe]:
+    """The recipes of a menu that can rewrite a weight, plain rounding only where GPTQ cannot."""
+    able = [recipe for recipe in menu if why_not(slot, recipe) is None]
+    compensated = {recipe.form for recipe in able if isinstance(recipe, GPTQ)}
+    return [r for r in able if not (isinstance(r, RoundToNearest) and r.form in compensated)]
+
+
+def why_not(slot: Slot, recipe: ModuleRecipe) -> str | None:
+    """The reason why a recipe cannot rewrite a weight and all that is tied to it; None if it can."""
+    for name, module in zip(slot.names, slot.modules, strict=True):
+        if reason := recipe.why_not(name, module):
+            return reason
+    if reason := recipe.why_not_alone(slot.name, slot.module):
+        return reason
+    return recipe.why_not_tied(slot.name, list(slot.names[1:])) if len(slot.names) > 1 else None

@@ -1,0 +1,262 @@
+"""The main job, from a loaded model to a saved folder: fit, prove on held-out text, save with the proof.
+
+`proof.json` holds everything that the report shows.
+"""
+
+import copy
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from shoestring.compression.before_after import State, measure_states
+from shoestring.compression.file_size import file_bytes
+from shoestring.compression.fit import (
+    FitSettings,
+    Fitted,
+    Progress,
+    divide_only,
+    fit,
+    fixed_bytes,
+    split_windows,
+)
+from shoestring.compression.group_quantize import PackedRecipe
+from shoestring.compression.profile import Option
+from shoestring.compression.ranking_controls import ranking_controls
+from shoestring.compression.saved_folder import read_proof, save
+from shoestring.compression.solver import BudgetTooSmall, Choice, solve
+from shoestring.compression.weight_matrix import matrix_shape
+from shoestring.data.text import TextHalves, token_windows
+from shoestring.generation.text_stream import Tokenizer
+from shoestring.notices import record_fallbacks
+from shoestring.yardstick.environment import Environment
+
+CURVE_POINTS = 16
+PROOF_WINDOWS = 24
+"""Held-out windows at most."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """The model to be fitted. name: as the user called it. disk_bytes: of its weights as shipped."""
+
+    name: str
+    model: nn.Module
+    tokenizer: Tokenizer
+    disk_bytes: int
+
+
+class NothingToDo(ValueError):
+    """The model meets the budget as it is."""
+
+
+def proven_fit(
+    source: Source,
+    text: TextHalves,
+    budget_bytes: int,
+    *,
+    context: int | None = None,
+    settings: FitSettings,
+    progress: Progress | None = None,
+) -> tuple[Fitted, dict[str, Any]]:
+    """Fit a model and measure it before and after on the held-out half of the text; the model and its proof.
+
+    Raises: ValueError for a text too short for one window, NothingToDo if the model is small enough already.
+    """
+    say = progress or (lambda what, done, total: None)
+    if budget_bytes >= source.disk_bytes and context is None:
+        raise NothingToDo(
+            f"{source.name} takes {source.disk_bytes} bytes as shipped, which {budget_bytes} hold already; "
+            "give a smaller budget."
+        )
+    began = time.monotonic()
+    window = settings.window
+    calibration = token_windows(text.calibration, source.tokenizer, window, name="the calibration text")
+    held_out = token_windows(
+        text.held_out, source.tokenizer, window, limit=PROOF_WINDOWS, name="the held-out text"
+    )
+    with record_fallbacks() as fallbacks:
+        fitted = fit(
+            source.model, calibration, budget_bytes, context=context, settings=settings, progress=say
+        )
+        controls = _controls(source.model, fitted, calibration, settings)
+        half = copy.deepcopy(source.model).half()
+        states = [
+            State("as shipped", source.model, source.disk_bytes),
+            State("as float16", half, file_bytes(half)),
+            State("fitted", fitted.model, fitted.file_bytes),
+        ]
+        measured = measure_states(
+            states, source.model, source.tokenizer, held_out, autocast=settings.autocast, progress=say
+        )
+    proof = {
+        "model": source.name,
+        "budget_bytes": budget_bytes,
+        "context": context,
+        "met": fitted.met,
+        "file_bytes": fitted.file_bytes,
+        "cache_bytes": None if fitted.cache is None else fitted.cache.nbytes,
+        "cache": _recipe_json(fitted.cache),
+        "attempts": [asdict(attempt) for attempt in fitted.attempts],
+        "verified_after_tuning": fitted.tuned,
+        "layers": _layers(source.model, fitted.choice),
+        "curve": _curve(source.model, fitted),
+        "controls": controls,
+        "states": [state.to_dict() for state in measured],
+        "text": {
+            "name": text.name,
+            "calibration_windows": len(calibration),
+            "held_out_windows": len(held_out),
+        },
+        "settings": {**asdict(settings), "autocast": _type_name(settings.autocast)},
+        "fallbacks": fallbacks,
+        "seconds": time.monotonic() - began,
+        "environment": asdict(Environment.here(["transformers", "safetensors", "scipy"])),
+    }
+    return fitted, proof
+
+
+def planned_fit(
+    source: Source,
+    text: TextHalves,
+    budget_bytes: int,
+    *,
+    context: int | None = None,
+    settings: FitSettings,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """What `proven_fit` would begin with: the first division of the budget, nothing applied.
+
+    Raises: as `proven_fit`.
+    """
+    calibration = token_windows(
+        text.calibration, source.tokenizer, settings.window, name="the calibration text"
+    )
+    division = divide_only(
+        source.model, calibration, budget_bytes, context=context, settings=settings, progress=progress
+    )
+    cache = division.cache
+    return {
+        "model": source.name,
+        "budget_bytes": budget_bytes,
+        "context": context,
+        "met": division.met,
+        "file_bytes": division.file_bytes,
+        "cache_bytes": None if cache is None else cache.nbytes,
+        "cache": _recipe_json(cache),
+        "layers": _layers(source.model, division.choice),
+    }
+
+
+def save_fit(
+    fitted: Fitted, proof: dict[str, Any], tokenizer: Tokenizer, folder: str | os.PathLike[str], page: str
+) -> Path:
+    """Save the model, its proof and its report, all or nothing. Raises: as `save`."""
+    recipes: Mapping[str, Any] = fitted.recipes
+    return save(
+        fitted.model, tokenizer, folder, recipe=dict(recipes), proof=proof, pages={"report.html": page}
+    )
+
+
+def finished(
+    folder: str | os.PathLike[str],
+    source: str,
+    budget_bytes: int,
+    context: int | None,
+    settings: FitSettings,
+    text_name: str,
+) -> dict[str, Any] | None:
+    """The proof in `folder` if it is that of the same job, done before; else None."""
+    proof = read_proof(folder)
+    if proof is None:
+        return None
+    same = {
+        "model": source,
+        "budget_bytes": budget_bytes,
+        "context": context,
+        "settings": {**asdict(settings), "autocast": _type_name(settings.autocast)},
+    }
+    if any(proof.get(key) != value for key, value in same.items()):
+        return None
+    return proof if proof["text"]["name"] == text_name else None
+
+
+def _controls(
+    model: nn.Module, fitted: Fitted, calibration: torch.Tensor, settings: FitSettings
+) -> dict[str, Any] | None:
+    """The ranking controls between 3 and 4 bits; None where the menu has no such formats."""
+    _, verification = split_windows(calibration, settings)
+    try:
+        result = ranking_controls(
+            model,
+            fitted.profile,
+            verification,
+            narrow=lambda option: _is_format(option, 3),
+            wide=lambda option: _is_format(option, 4),
+            seed=settings.seed,
+            autocast=settings.autocast,
+        )
+    except ValueError:
+        return None
+    return {**asdict(result), "holds": result.holds}
+
+
+def _is_format(option: Option, bits: int) -> bool:
+    return (
+        isinstance(option.recipe, PackedRecipe)
+        and option.recipe.bits == bits
+        and option.recipe.group_size == 64
+    )
+
+
+def _layers(model: nn.Module, choice: Choice) -> list[dict[str, Any]]:
+    layers = []
+    for name, option in choice.options.items():
+        rows, cols = matrix_shape(model.get_submodule(name))
+        layers.append(
+            {
+                "name": name,
+                "rows": rows,
+                "cols": cols,
+                "recipe": option.recipe.to_json(),
+                "bytes": option.nbytes,
+                "bits_per_weight": 8 * option.nbytes / (rows * cols),
+                "predicted_loss": option.loss,
+            }
+        )
+    return layers
+
+
+def _curve(model: nn.Module, fitted: Fitted) -> list[dict[str, float]]:
+    """Predicted divergence over budgets for the weights' file, from the smallest to the largest choice."""
+    options = {name: own for name, own in fitted.profile.options.items() if own}
+    fixed = fixed_bytes(model, options)
+    smallest = fixed + sum(min(o.nbytes for o in own) for own in options.values())
+    largest = fixed + sum(max(o.nbytes for o in own) for own in options.values())
+    points = []
+    for budget in np.geomspace(smallest, largest, CURVE_POINTS).astype(int).tolist():
+        try:
+            choice = solve(options, budget - fixed)
+        except BudgetTooSmall:
+            continue
+        points.append({"bytes": fixed + choice.nbytes, "predicted": choice.loss})
+    return points
+
+
+def _recipe_json(cache: Any) -> dict[str, Any] | None:
+    return None if cache is None or cache.recipe is None else cache.recipe.to_json()
+
+
+def _type_name(dtype: torch.dtype | None) -> str | None:
+    return None if dtype is None else str(dtype).removeprefix("torch.")
+
+
+def native_bfloat16() -> torch.dtype | None:
+    """bfloat16 where this processor multiplies it natively, else None: it would be slower than float32."""
+    return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else None

@@ -1,0 +1,24 @@
+"""Decode loop, sampling and the KV caches."""
+
+from shoestring.generation.cache_bytes import bytes_for
+from shoestring.generation.decode import Finish, Generation, Piece, Stream, generate, stream
+from shoestring.generation.dense_cache import DenseCache
+from shoestring.generation.quantised_cache import QuantCache
+from shoestring.generation.sampling import Sampling
+from shoestring.generation.slot_cache import SlotCache
+from shoestring.generation.transformers_cache import TransformersCache
+
+__all__ = [
+    "DenseCache",
+    "Finish",
+    "Generation",
+    "Piece",
+    "QuantCache",
+    "Sampling",
+    "SlotCache",
+    "Stream",
+    "TransformersCache",
+    "bytes_for",
+    "generate",
+    "stream",
+]

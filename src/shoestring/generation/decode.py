@@ -1,0 +1,219 @@
+"""The decode loop: a prompt in, text out while it is made."""
+
+import enum
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shoestring.generation.runner import Runner, make_runner
+from shoestring.generation.sampling import Sampling
+from shoestring.generation.text_stream import TextStream, Tokenizer
+
+
+class Finish(enum.Enum):
+    """Why an output ended."""
+
+    END_TOKEN = "end token"
+    STOP_STRING = "stop string"
+    LENGTH = "max_new_tokens"
+    CONTEXT = "context length"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one step adds: the token (None for the last piece) and the text it completes, perhaps empty."""
+
+    text: str
+    token: int | None
+
+
+@dataclass
+class Generation:
+    """An output, complete or growing.
+
+    prompt_seconds: until the logits of the first token are there; decode_seconds: all steps after the first.
+    """
+
+    prompt_tokens: int
+    tokens: list[int] = field(default_factory=list)
+    text: str = ""
+    finish: Finish | None = None
+    prompt_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    cache_bytes: int = 0
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Speed of decoding; the first token is the prompt's work. None where nothing was decoded."""
+        steps = len(self.tokens) - 1
+        return steps / self.decode_seconds if steps > 0 and self.decode_seconds > 0 else None
+
+
+class Stream:
+    """An output in the making: iterate for its pieces; `result` holds what there is so far.
+
+    Leaving the loop early is fine: nothing runs on in the background.
+    """
+
+    def __init__(self, result: Generation, pieces: Iterator[Piece]) -> None:
+        self.result, self._pieces = result, pieces
+
+    def __iter__(self) -> Iterator[Piece]:
+        return self._pieces
+
+
+def stream(
+    model: nn.Module,
+    prompt: str | Sequence[int],
+    tokenizer: Tokenizer | None = None,
+    *,
+    max_new_tokens: int = 128,
+    sampling: Sampling = Sampling(),  # noqa: B008  (frozen)
+    seed: int | torch.Generator = 0,
+    stop: Sequence[str] = (),
+    stop_tokens: Sequence[int] | None = None,
+    cache: Any = None,
+    prefill_chunk: int = 512,
+) -> Stream:
+    """Generate from `prompt`, text or token ids, one piece at a time.
+
+    model: a `Decoder`, or a causal language model of transformers. tokenizer: needed for text, in and out;
+    without one every piece's text is empty. seed: an int, or a generator to go on drawing from. stop: strings
+    before which the output ends. stop_tokens: tokens that end it, kept in `tokens`; by default the model's
+    own. cache: an empty cache of the model's kind. prefill_chunk: tokens of the prompt per forward pass.
+
+    Raises: ValueError for an empty prompt, one that the context cannot hold, ids outside the vocabulary, or
+    numbers below 1; TypeError for a model that does not generate.
+    """
+    if max_new_tokens < 1 or prefill_chunk < 1:
+        raise ValueError(
+            f"max_new_tokens={max_new_tokens}, prefill_chunk={prefill_chunk}: both must be 1 or more."
+        )
+    if tokenizer is None and (isinstance(prompt, str) or stop):
+        raise ValueError(
+            "text and stop strings need a tokenizer; pass tokenizer=, or token ids as the prompt."
+        )
+    ids = tokenizer.encode(prompt) if isinstance(prompt, str) and tokenizer else [int(i) for i in prompt]
+    runner = make_runner(model, cache, capacity=len(ids) + max_new_tokens)
+    _check_prompt(ids, runner)
+    result = Generation(prompt_tokens=len(ids))
+    text = TextStream(tokenizer, stop) if tokenizer else None
+    generator = (
+        seed if isinstance(seed, torch.Generator) else torch.Generator(runner.device).manual_seed(seed)
+    )
+    ends = runner.end_tokens if stop_tokens is None else frozenset(stop_tokens)
+    steps = _Steps(runner, ids, sampling, generator, max_new_tokens, prefill_chunk)
+    return Stream(result, _pieces(steps, text, ends, result))
+
+
+def generate(
+    model: nn.Module,
+    prompt: str | Sequence[int],
+    tokenizer: Tokenizer | None = None,
+    *,
+    on_token: Callable[[Piece], None] | None = None,
+    **settings: Any,
+) -> Generation:
+    """Generate from `prompt` to the end; `on_token` sees every piece as it comes.
+
+    settings, and errors raised: those of `stream`.
+    """
+    output = stream(model, prompt, tokenizer, **settings)
+    for piece in output:
+        if on_token is not None:
+            on_token(piece)
+    return output.result
+
+
+class _Steps:
+    """The tokens of one output, one after the other, and how much room there is for them."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        prompt: list[int],
+        sampling: Sampling,
+        generator: torch.Generator,
+        max_new_tokens: int,
+        prefill_chunk: int,
+    ) -> None:
+        room = max_new_tokens if runner.context is None else runner.context - len(prompt)
+        self.limit = min(max_new_tokens, room)
+        self.finish = Finish.LENGTH if max_new_tokens <= room else Finish.CONTEXT
+        self.runner, self.sampling, self.generator = runner, sampling, generator
+        self.chunk, self.prompt_length = prefill_chunk, len(prompt)
+        # One buffer for the whole sequence: the repetition penalty looks at all of it, each step at its end.
+        self.ids = torch.empty(1, len(prompt) + self.limit, dtype=torch.long, device=runner.device)
+        self.ids[0, : len(prompt)] = torch.tensor(prompt)
+
+    @torch.inference_mode()
+    def prefill(self) -> Tensor:
+        """Run the prompt in chunks; the logits of the first token of the output."""
+        spans = range(0, self.prompt_length, self.chunk)
+        logits = None
+        for start in spans:
+            logits = self.runner.feed(self.ids[:, start : min(start + self.chunk, self.prompt_length)])
+        assert logits is not None
+        return logits
+
+    @torch.inference_mode()
+    def choose(self, logits: Tensor, index: int) -> int:
+        """The token of the output with this index."""
+        end = self.prompt_length + index
+        token = self.sampling.choose(logits, self.ids[:, :end], self.generator)
+        self.ids[0, end] = token[0]
+        return int(token)
+
+    @torch.inference_mode()
+    def advance(self, index: int) -> Tensor:
+        """Feed the token of the output with this index; the logits of the next."""
+        end = self.prompt_length + index
+        return self.runner.feed(self.ids[:, end : end + 1])
+
+
+def _pieces(
+    steps: _Steps, text: TextStream | None, ends: frozenset[int], result: Generation
+) -> Iterator[Piece]:
+    try:
+        start = time.perf_counter()
+        logits = steps.prefill()
+        result.prompt_seconds = time.perf_counter() - start
+        for index in range(steps.limit):
+            # Timed step by step: what the reader of the stream does in between is not decoding.
+            start = time.perf_counter()
+            if index:
+                logits = steps.advance(index - 1)
+            token = steps.choose(logits, index)
+            result.tokens.append(token)
+            piece = text.push(token) if text else ""
+            result.decode_seconds += time.perf_counter() - start if index else 0.0
+            result.text += piece
+            yield Piece(piece, token)
+            if token in ends or (text and text.stopped is not None):
+                result.finish = Finish.END_TOKEN if token in ends else Finish.STOP_STRING
+                break
+        else:
+            result.finish = steps.finish
+        rest = text.finish() if text else ""
+        result.text += rest
+        if rest:
+            yield Piece(rest, None)
+    finally:
+        # Also for a reader that leaves early.
+        result.cache_bytes = steps.runner.cache_bytes
+
+
+def _check_prompt(ids: list[int], runner: Runner) -> None:
+    if not ids:
+        raise ValueError("the prompt is empty; give at least one token to go on from.")
+    if bad := [i for i in ids if not 0 <= i < runner.vocab_size]:
+        raise ValueError(f"token {bad[0]} of the prompt is not in a vocabulary of {runner.vocab_size}.")
+    if runner.context is not None and len(ids) >= runner.context:
+        raise ValueError(
+            f"the prompt has {len(ids)} tokens, the context of this model {runner.context}: "
+            f"shorten the prompt to {runner.context - 1} tokens or fewer."
+        )

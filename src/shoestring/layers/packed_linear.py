@@ -1,0 +1,202 @@
+"""Linear maps and embeddings whose weight stays packed: it is dequantised in pieces while it is used.
+
+The stored tensors are buffers, so that the state_dict is the saved form. A tied embedding and head use the
+same `PackedWeight`; one of them owns it, the others borrow it, so that it is stored and moved once.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from shoestring.kernels.dequantise import dequantise_rows
+from shoestring.numbers.grouped_affine import AffineGrid, GroupedAffine, ZeroPoint
+from shoestring.numbers.packing import unpack
+
+CHUNK_ELEMENTS = 1 << 22
+"""Weights that are dequantised at once; what a forward needs beside its input and output."""
+
+
+class PackedWeight(nn.Module):
+    """A (rows, cols) matrix in a `GroupedAffine` format; a call multiplies: x (…, cols) -> x Wᵀ (…, rows).
+
+    dtype: the floating type in which the matrix takes part in computations; the stored tensors keep their own
+    types under `.to(dtype)`.
+    """
+
+    codes: Tensor
+
+    def __init__(
+        self,
+        form: GroupedAffine,
+        rows: int,
+        cols: int,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        self.form, self.rows, self.cols, self.dtype = form, rows, cols, dtype
+        for name, (shape, kind) in form.tensors(rows, cols).items():
+            self.register_buffer(name, torch.zeros(shape, dtype=kind, device=device))
+
+    @classmethod
+    def of(
+        cls, form: GroupedAffine, codes: Tensor, grid: AffineGrid, dtype: torch.dtype = torch.float32
+    ) -> "PackedWeight":
+        """Pack codes (rows, cols) and their grid."""
+        packed = cls(form, *codes.shape, dtype=dtype, device="meta")
+        for name, tensor in form.store(codes, grid).items():
+            setattr(packed, name, tensor)
+        return packed
+
+    @property
+    def device(self) -> torch.device:
+        return self.codes.device
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the stored tensors."""
+        return self.form.nbytes(self.rows, self.cols)
+
+    def stored(self, rows: slice | Tensor = slice(None)) -> dict[str, Tensor]:
+        """The stored tensors of some rows."""
+        return {name: getattr(self, name)[rows] for name in self.form.tensors(self.rows, self.cols)}
+
+    def dequantise(
+        self, rows: slice | Tensor = slice(None), dtype: torch.dtype | None = None
+    ) -> Float[Tensor, "chosen cols"]:
+        """Some rows of the matrix as floats of `dtype` (default: the weight's own)."""
+        dtype = self.dtype if dtype is None else dtype
+        if "trained_scale" in self._parameters:
+            codes = unpack(self.codes[rows], self.form.bits, self.cols)
+            return self.form.decode(codes, self._trained_grid(rows)).to(dtype)
+        return dequantise_rows(self.form, self.stored(rows), self.cols, dtype)
+
+    def forward(self, x: Float[Tensor, "*batch cols"]) -> Float[Tensor, "*batch rows"]:
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        x = x.to(dtype)
+        if "trained_scale" in self._parameters:
+            return F.linear(x, self.dequantise(dtype=dtype))
+        return _PackedProduct.apply(x, self)
+
+    def chunks(self) -> list[slice]:
+        """The rows in pieces of at most CHUNK_ELEMENTS weights (one row at least)."""
+        step = max(1, CHUNK_ELEMENTS // self.cols)
+        return [slice(start, min(start + step, self.rows)) for start in range(0, self.rows, step)]
+
+    def unpack_for_training(self) -> "PackedWeight":
+        """Make the scales (and REAL offsets) float32 parameters; the codes stay. Undone by `repack`."""
+        grid = self.form.grid(self.stored(), self.cols)
+        self.trained_scale = nn.Parameter(grid.scale)
+        if self.form.zero_point is ZeroPoint.REAL:
+            self.trained_offset = nn.Parameter(grid.offset)
+        return self
+
+    def repack(self) -> "PackedWeight":
+        """Round the trained scales and offsets to what the format stores and drop the parameters."""
+        with torch.no_grad():
+            trained = self._trained_grid(slice(None))
+            shift = trained.offset if self.form.zero_point is ZeroPoint.REAL else trained.zero
+            grid = self.form.represent(trained.scale, shift)
+            for name, tensor in self.form.store(unpack(self.codes, self.form.bits, self.cols), grid).items():
+                setattr(self, name, tensor)
+        del self.trained_scale
+        if self.form.zero_point is ZeroPoint.REAL:
+            del self.trained_offset
+        return self
+
+    def extra_repr(self) -> str:
+        return f"{self.rows}, {self.cols}, {self.form}"
+
+    def _trained_grid(self, rows: slice | Tensor) -> AffineGrid:
+        fixed = self.form.grid(self.stored(rows), self.cols)
+        offset = self._parameters.get("trained_offset")
+        return AffineGrid(
+            self.trained_scale[rows], fixed.zero, fixed.offset if offset is None else offset[rows]
+        )
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "PackedWeight":
+        # `.to(dtype)` and `.half()` would round the float16 scales: move them as bit patterns instead.
+        self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
+        halves = {name: b for name, b in self._buffers.items() if b is not None and b.dtype == torch.float16}
+        for name, tensor in halves.items():
+            self._buffers[name] = tensor.view(torch.int16)
+        super()._apply(fn, recurse)
+        for name in halves:
+            bits = self._buffers[name]
+            assert bits is not None
+            self._buffers[name] = bits.view(torch.float16)
+        return self
+
+
+class _PackedProduct(torch.autograd.Function):
+    """x Wᵀ chunk by chunk; backward dequantises again instead of keeping the matrix."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, packed: PackedWeight) -> Tensor:
+        ctx.packed = packed
+        chunks = packed.chunks()
+        if len(chunks) == 1:
+            return F.linear(x, packed.dequantise(dtype=x.dtype))
+        out = x.new_empty(*x.shape[:-1], packed.rows)
+        for rows in chunks:
+            out[..., rows] = F.linear(x, packed.dequantise(rows, x.dtype))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (grad,) = grads
+        packed = ctx.packed
+        parts = (grad[..., rows] @ packed.dequantise(rows, grad.dtype) for rows in packed.chunks())
+        return sum(parts, start=grad.new_zeros(())), None
+
+
+class _PackedLayer(nn.Module):
+    """What layers with a packed weight have in common."""
+
+    def __init__(self, packed: PackedWeight) -> None:
+        super().__init__()
+        self.packed = packed
+
+    @property
+    def borrows(self) -> bool:
+        """Whether the packed weight belongs to another layer."""
+        return "packed" not in self._modules
+
+    def borrow(self) -> None:
+        """Leave the packed weight to the layer that this one is tied to; it must stay in the same model."""
+        self.__dict__["packed"] = self._modules.pop("packed")
+
+    @property
+    def weight(self) -> Float[Tensor, "rows cols"]:
+        """The whole matrix, dequantised anew at each access."""
+        return self.packed.dequantise()
+
+
+class PackedLinear(_PackedLayer):
+    """y = x Wᵀ + b with a packed W. Shapes: x (…, in_features) -> y (…, out_features)."""
+
+    def __init__(self, packed: PackedWeight, bias: Tensor | None = None) -> None:
+        super().__init__(packed)
+        self.in_features, self.out_features = packed.cols, packed.rows
+        self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
+
+    def forward(self, x: Float[Tensor, "*batch in_features"]) -> Float[Tensor, "*batch out_features"]:
+        y = self.packed(x)
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+
+class PackedEmbedding(_PackedLayer):
+    """Rows of a packed table. Shapes: ids (…) -> (…, embedding_dim), in the weight's dtype."""
+
+    def __init__(self, packed: PackedWeight, padding_idx: int | None = None) -> None:
+        super().__init__(packed)
+        self.num_embeddings, self.embedding_dim = packed.rows, packed.cols
+        self.padding_idx = padding_idx
+
+    def forward(self, ids: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch embedding_dim"]:
+        return self.packed.dequantise(ids.reshape(-1)).reshape(*ids.shape, self.embedding_dim)

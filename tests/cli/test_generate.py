@@ -1,0 +1,150 @@
+"""`shoestring generate` on a tiny model in a folder, as a person would use it."""
+
+import io
+import json
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from shoestring.cli.main import run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, byte_tokenizer):
+    """A model in the Hugging Face layout, with a context of 64 tokens."""
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=257, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, eos_token_id=None, bos_token_id=None,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    for parameter in model.parameters():
+        parameter.data *= 3
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    model.save_pretrained(path)
+    byte_tokenizer.save_pretrained(path)
+    return str(path)
+
+
+def test_text_goes_to_stdout_and_what_it_cost_to_stderr(folder, capsys):
+    assert run(["generate", folder, "a budget", "--max-new-tokens", "20"]) == 0
+    text, cost = capsys.readouterr()
+    assert run(["generate", folder, "a budget", "--max-new-tokens", "20", "--json"]) == 0
+    document, _ = capsys.readouterr()
+    assert text == json.loads(document)["text"] + "\n"
+    assert cost.startswith("shoestring: 8 prompt tokens in ")
+    assert "20 new tokens at " in cost
+    assert "tokens/s, ended by max_new_tokens, cache " in cost
+
+
+def test_json_is_one_document_and_says_what_ran(folder, capsys):
+    arguments = ["--temperature", "0.9", "--top-k", "40", "--top-p", "0.95", "--min-p", "0.01"]
+    documents = []
+    for seed in ("1", "1", "2"):
+        assert (
+            run(["generate", folder, "hi", "--max-new-tokens", "12", "--json", "--seed", seed, *arguments])
+            == 0
+        )
+        documents.append(json.loads(capsys.readouterr().out))
+    assert documents[0]["text"] == documents[1]["text"] != documents[2]["text"]
+    assert {k: documents[0][k] for k in ("model", "prompt", "finish", "prompt_tokens", "new_tokens")} == {
+        "model": folder, "prompt": "hi", "finish": "max_new_tokens", "prompt_tokens": 2, "new_tokens": 12,
+    }  # fmt: skip
+    assert documents[0]["cache_bytes"] == 2 * 2 * 2 * 13 * 16 * 4, (
+        "13 tokens, 2 layers, 2 heads of 16, float32"
+    )
+    assert documents[0]["tokens_per_second"] > 0
+
+
+def test_a_prompt_comes_from_stdin(folder, capsys, monkeypatch):
+    run(["generate", folder, "from a file", "--max-new-tokens", "5"])
+    expected = capsys.readouterr().out
+    monkeypatch.setattr("sys.stdin", io.StringIO("from a file"))
+    assert run(["generate", folder, "-", "--max-new-tokens", "5"]) == 0
+    assert capsys.readouterr().out == expected
+
+
+def test_the_context_is_a_limit_that_is_said(folder, capsys):
+    assert run(["generate", folder, "x" * 60]) == 0
+    assert "4 new tokens at" in (cost := capsys.readouterr().err)
+    assert "ended by context length" in cost
+
+
+def test_ctrl_c_keeps_what_was_written(folder, capsys, monkeypatch):
+    from shoestring.generation.sampling import Sampling
+
+    steps, choose = [], Sampling.choose
+
+    def interrupted(*arguments):
+        steps.append(1)
+        if len(steps) == 6:
+            raise KeyboardInterrupt
+        return choose(*arguments)
+
+    monkeypatch.setattr(Sampling, "choose", interrupted)
+    assert run(["generate", folder, "a budget"]) == 130
+    output = capsys.readouterr()
+    assert output.out.endswith("\n")
+    assert "5 new tokens" in output.err
+    assert "ended by Ctrl-C" in output.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generate"], "Missing argument 'MODEL'"),
+        (["generate", "FOLDER", ""], "the prompt is empty"),
+        (["generate", "FOLDER", " \n"], "the prompt is empty"),
+        (["generate", "no-such-model", "hi"], "no model 'no-such-model'"),
+        (["generate", "./no/such/folder", "hi"], "no model './no/such/folder'"),
+        (["generate", "FOLDER/config.json", "hi"], "config.json is no GGUF file"),
+        (["generate", "FOLDER", "hi", "--max-new-tokens", "-3"], "--max-new-tokens -3 must be 1 or more"),
+        (["generate", "FOLDER", "hi", "--max-new-tokens", "0"], "--max-new-tokens 0 must be 1 or more"),
+        (["generate", "FOLDER", "hi", "--temperature", "-1"], "temperature=-1.0 must be 0 (greedy)"),
+        (["generate", "FOLDER", "hi", "--top-p", "2"], "top_p=2.0 must be above 0"),
+        (["generate", "FOLDER", "hi", "--seed", "-1"], "Invalid value for '--seed'"),
+        (["generate", "FOLDER", "hi", "--chat"], "has no chat template; use --raw"),
+        (
+            ["generate", "FOLDER", "x" * 64],
+            "64 tokens, the context of this model 64: shorten the prompt to 63",
+        ),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments, message, folder, capsys):
+    assert run([argument.replace("FOLDER", folder) for argument in arguments]) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.count("\n") == 1, output.err
+    assert output.err.startswith("shoestring: ")
+    assert message in output.err
+
+
+def test_a_chat_template_wraps_the_prompt(folder, byte_tokenizer, capsys, tmp_path):
+    import shutil
+
+    shutil.copytree(folder, tmp_path / "chat")
+    byte_tokenizer.chat_template = "{% for m in messages %}[{{ m.content }}]{% endfor %}"
+    byte_tokenizer.save_pretrained(tmp_path / "chat")
+    byte_tokenizer.chat_template = None
+    run(["generate", str(tmp_path / "chat"), "[hi]", "--max-new-tokens", "5"])
+    expected = capsys.readouterr().out
+    assert run(["generate", str(tmp_path / "chat"), "hi", "--max-new-tokens", "5", "--chat"]) == 0
+    assert capsys.readouterr().out == expected
+
+
+def test_a_fitted_folder_generates_with_the_cache_its_recipe_asks_for(
+    folder, byte_tokenizer, capsys, tmp_path
+):
+    from shoestring.compression.apply import apply
+    from shoestring.compression.kv_quantize import KVQuantize
+    from shoestring.compression.saved_folder import save
+
+    recipe = KVQuantize(bits=4, group_size=16, tail_tokens=8)
+    model = apply(LlamaForCausalLM.from_pretrained(folder), recipe)
+    save(model, byte_tokenizer, tmp_path / "fitted", recipe=recipe)
+    sizes = []
+    for path in (folder, str(tmp_path / "fitted")):
+        assert run(["generate", path, "x" * 40, "--max-new-tokens", "20", "--json"]) == 0
+        sizes.append(json.loads(capsys.readouterr().out)["cache_bytes"])
+    assert 0 < sizes[1] < 0.7 * sizes[0]

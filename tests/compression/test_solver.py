@@ -1,0 +1,56 @@
+"""The integer program against trying everything."""
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given
+
+from shoestring.compression.group_quantize import RoundToNearest
+from shoestring.compression.profile import Option
+from shoestring.compression.solver import BudgetTooSmall, naive_solve, solve, undominated
+
+RECIPE = RoundToNearest()
+
+menus = st.lists(
+    st.lists(
+        st.builds(Option, st.just(RECIPE), st.integers(1, 10**7), st.floats(0, 2, allow_nan=False, width=32)),
+        min_size=1,
+        max_size=4,
+    ),
+    min_size=1,
+    max_size=5,
+).map(lambda own: {f"w{i}": options for i, options in enumerate(own)})
+
+
+@given(menus, st.floats(0, 1))
+def test_is_as_good_as_the_best_of_all_combinations_and_never_over_budget(options, share):
+    smallest = sum(min(o.nbytes for o in own) for own in options.values())
+    largest = sum(max(o.nbytes for o in own) for own in options.values())
+    budget = round(smallest + share * (largest - smallest))
+    choice = solve(options, budget)
+    assert choice.nbytes == sum(o.nbytes for o in choice.options.values()) <= budget
+    assert all(choice.options[name] in own for name, own in options.items())
+    best = naive_solve(options, budget)
+    assert best <= choice.loss + 1e-9
+    assert choice.loss <= best * (1 + 2e-4) + 1e-6 * max(o.loss for own in options.values() for o in own)
+
+
+@given(menus)
+def test_a_budget_below_the_smallest_is_refused_with_that_size(options):
+    smallest = sum(min(o.nbytes for o in own) for own in options.values())
+    with pytest.raises(BudgetTooSmall, match=f"the smallest choice takes {smallest}") as caught:
+        solve(options, smallest - 1)
+    assert caught.value.smallest_bytes == smallest
+    assert solve(options, smallest).nbytes == smallest
+
+
+def test_undominated_options_get_better_as_they_grow():
+    sizes = [(3, 1.0), (1, 5.0), (2, 6.0), (3, 2.0), (4, 0.5), (5, 0.5)]
+    kept = undominated([Option(RECIPE, size, loss) for size, loss in sizes])
+    assert [(o.nbytes, o.loss) for o in kept] == [(1, 5.0), (3, 1.0), (4, 0.5)]
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="'w' has no option"):
+        solve({"w": []}, 10)
+    with pytest.raises(ValueError, match="the predicted loss of .* in 'w' is nan"):
+        solve({"w": [Option(RECIPE, 1, float("nan"))]}, 10)

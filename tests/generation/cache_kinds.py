@@ -1,0 +1,52 @@
+"""The caches that must keep the contract: a new one joins by one line in `KINDS`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from shoestring.generation.dense_cache import DenseCache
+from shoestring.generation.quantised_cache import QuantCache
+from shoestring.generation.slot_cache import SlotCache
+from shoestring.numbers.cache_format import CacheFormat
+
+
+@dataclass(frozen=True)
+class CacheKind:
+    """A cache under test. make(n_layers, batch, n_kv_heads, head_dim, dtype=…, capacity=…).
+
+    step: the largest error of a stored value, in units of the spread of the values of its group, after one
+    rounding (0: the cache is exact).
+    """
+
+    name: str
+    make: Callable[..., SlotCache]
+    step: float = 0.0
+
+    @property
+    def exact(self) -> bool:
+        return self.step == 0
+
+
+def quantised(bits: int, group_size: int = 8, tail_tokens: int = 3) -> Callable[..., SlotCache]:
+    form = CacheFormat(bits, group_size, tail_tokens)
+
+    def make(n_layers: int, batch: int, heads: int, dim: int, **options: object) -> SlotCache:
+        return QuantCache(n_layers, batch, heads, dim, form, **options)
+
+    return make
+
+
+KINDS = [
+    CacheKind("dense", DenseCache),
+    CacheKind("quantised, all in the tail", quantised(4, tail_tokens=10_000)),
+    CacheKind("quantised to 8 bits", quantised(8), step=1 / 255),
+    CacheKind("quantised to 4 bits", quantised(4), step=1 / 15),
+    CacheKind("quantised to 2 bits", quantised(2), step=1 / 3),
+]
+EXACT = [kind for kind in KINDS if kind.exact]
+HEAD_DIM = 16
+
+
+def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
