@@ -233,13 +233,13 @@ def _layers(model: nn.Module, choice: Choice) -> list[dict[str, Any]]:
     return layers
 
 
-def _curve(model: nn.Module, fitted: Fitted) -> list[dict[str, float]]:
+def _curve(model: nn.Module, fitted: Fitted) -> list[dict[str, int | float]]:
     """Predicted divergence over budgets for the weights' file, from the smallest to the largest choice."""
     options = {name: own for name, own in fitted.profile.options.items() if own}
     fixed = fixed_bytes(model, options)
     smallest = fixed + sum(min(o.nbytes for o in own) for own in options.values())
     largest = fixed + sum(max(o.nbytes for o in own) for own in options.values())
-    points = []
+    points: list[dict[str, int | float]] = []
     for budget in np.geomspace(smallest, largest, CURVE_POINTS).astype(int).tolist():
         try:
             choice = solve(options, budget - fixed)

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-CELL = 22
-LABEL_WIDTH = 128
+CELL = 22.0
+LABEL_WIDTH = 128.0
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Cell:
 class LayerMap:
     """Blocks from left to right, kinds of weights from top to bottom; `others` stand outside the blocks."""
 
-    width: int
-    height: int
+    width: float
+    height: float
     cells: tuple[Cell, ...]
     kinds: tuple[tuple[float, str], ...]
     blocks: tuple[tuple[float, str], ...]
@@ -35,8 +35,8 @@ class LayerMap:
 class Curve:
     """Divergence (upwards, logarithmic) over bytes (to the right)."""
 
-    width: int
-    height: int
+    width: float
+    height: float
     left: float
     right: float
     top: float
@@ -80,11 +80,11 @@ def layer_map(layers: Sequence[Mapping[str, Any]]) -> LayerMap:
 
 
 def curve(
-    predicted: Sequence[Mapping[str, float]],
+    predicted: Sequence[Mapping[str, int | float]],
     factor: float,
     measured: Sequence[tuple[int, float, str]],
-    width: int = 640,
-    height: int = 300,
+    width: float = 640.0,
+    height: float = 300.0,
 ) -> Curve:
     """Predicted divergence over bytes, times `factor` (measured / predicted at the budget), and what was
     measured: (bytes, divergence, label)."""
