@@ -15,12 +15,12 @@ from shoestring.numbers.formats import FloatFormat
 from shoestring.numbers.philox import ROUNDING_LOW_STREAM, ROUNDING_STREAM, random_words, random_words_torch
 from shoestring.numbers.rounding_bits import (
     BFLOAT16,
-    CARRIERS,
     DRAWING_MODES,
     FLOAT16,
     FLOAT64,
     Carrier,
     Rounding,
+    carrier_of,
     check_carrier,
     check_mode,
     round_bits,
@@ -61,14 +61,18 @@ def round_to_format(
     mode = check_mode(mode)
     if mode == Rounding.NEAREST_ODD:
         raise ValueError("mode NEAREST_ODD=0 is defined for fixed point only; use NEAREST_EVEN=1")
-    if isinstance(x, Tensor):
-        return _round_torch(x, fmt, mode, seed, explim, offset, call)  # type: ignore[return-value]
-    if isinstance(x, (np.ndarray, np.generic)):
-        return _round_numpy(x, fmt, mode, seed, explim, offset, call)  # type: ignore[return-value]
-    if is_jax_array(x):
+    array: Any = x
+    if isinstance(array, Tensor):
+        return _round_torch(array, fmt, mode, seed, explim, offset, call)  # type: ignore[return-value]
+    if isinstance(array, (np.ndarray, np.generic)):
+        return _round_numpy(array, fmt, mode, seed, explim, offset, call)  # type: ignore[return-value]
+    if is_jax_array(array):
         from shoestring.numbers.jax_rounding import round_to_format_jax
 
-        return round_to_format_jax(x, fmt, mode, seed=seed, explim=explim, offset=offset, call=call)
+        rounded: Any = round_to_format_jax(
+            array, fmt, mode, seed=seed, explim=explim, offset=offset, call=call
+        )
+        return rounded
     raise TypeError(
         f"round_to_format takes a NumPy array, a torch tensor or a JAX array, not {type(x).__name__}; "
         f"wrap a plain number as numpy.float64(x)"
@@ -78,20 +82,6 @@ def round_to_format(
 def is_jax_array(x: Any) -> bool:
     """Whether `x` is a JAX array (or a tracer of one), told without importing JAX."""
     return any(base.__module__.partition(".")[0] in ("jax", "jaxlib") for base in type(x).__mro__)
-
-
-def carrier_of(dtype_name: str) -> Carrier:
-    """The carrier of an array's dtype.
-
-    Raises: TypeError for a dtype that carries no floating-point values.
-    """
-    name = dtype_name.removeprefix("torch.")
-    if name not in CARRIERS:
-        raise TypeError(
-            f"a {name} array cannot carry rounded values; cast explicitly to float32 or float64 "
-            f"(a real and an imaginary part each by itself)"
-        )
-    return CARRIERS[name]
 
 
 def _round_numpy(

@@ -110,6 +110,20 @@ FLOAT64 = Carrier("float64", 64, 52)
 CARRIERS = {carrier.name: carrier for carrier in (FLOAT16, BFLOAT16, FLOAT32, FLOAT64)}
 
 
+def carrier_of(dtype_name: str) -> Carrier:
+    """The carrier of an array's dtype.
+
+    Raises: TypeError for a dtype that carries no floating-point values.
+    """
+    name = dtype_name.removeprefix("torch.")
+    if name not in CARRIERS:
+        raise TypeError(
+            f"a {name} array cannot carry rounded values; cast explicitly to float32 or float64 "
+            f"(a real and an imaginary part each by itself)"
+        )
+    return CARRIERS[name]
+
+
 def check_carrier(fmt: FloatFormat, carrier: Carrier, explim: bool) -> None:
     """Raises: ValueError when a value of the format may not be exact in the carrier, naming the limit."""
     if fmt.sig_bits > carrier.sig_bits:
