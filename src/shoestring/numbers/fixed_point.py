@@ -9,11 +9,10 @@ from fractions import Fraction
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from shoestring.numbers.arrays import draw_like, flat_bits, module_of, values_of
 from shoestring.numbers.naive_rounding import goes_away
-from shoestring.numbers.rounding import draw_numpy, draw_torch
 from shoestring.numbers.rounding_bits import (
     DRAWING_MODES,
     FLOAT32,
@@ -84,9 +83,9 @@ def round_to_fixed_point(
     Raises: TypeError for other arrays; ValueError for an unknown mode or a format too wide for the dtype.
     """
     mode = check_mode(mode)
-    if not isinstance(x, (np.ndarray, Tensor)):
-        raise TypeError(f"round_to_fixed_point takes a NumPy array or a torch tensor, not {type(x).__name__}")
-    carrier = carrier_of(str(x.dtype))
+    array: Any = x
+    xp = module_of(array, "round_to_fixed_point")
+    carrier = carrier_of(str(array.dtype))
     if carrier not in (FLOAT32, FLOAT64):
         raise TypeError(f"fixed point is carried by float32 or float64, not {x.dtype}; cast explicitly")
     if fmt.bits - 1 > carrier.sig_bits + 1 or fmt.frac_bits > -carrier.lowest:
@@ -94,18 +93,9 @@ def round_to_fixed_point(
             f"Q({fmt.int_bits}, {fmt.frac_bits}) has {fmt.bits} bits; a {carrier.name} array holds at most "
             f"{carrier.sig_bits + 2} exactly, spaced 2^{carrier.lowest} or more"
         )
-    if isinstance(x, Tensor):
-        flat: Any = x.detach().contiguous().view(-1)
-        words = (
-            draw_torch(len(flat), seed, offset, call, carrier, x.device) if mode in DRAWING_MODES else None
-        )
-        integers = flat.view(torch.int32 if carrier is FLOAT32 else torch.int64)
-        bits = _round_bits(integers, words, fmt, mode, carrier, torch.where)
-    else:
-        flat = np.ascontiguousarray(x).reshape(-1)
-        words = draw_numpy(flat.size, seed, offset, call, carrier) if mode in DRAWING_MODES else None
-        bits = _round_bits(flat.view(f"i{x.dtype.itemsize}"), words, fmt, mode, carrier, np.where)
-    return bits.view(flat.dtype).reshape(x.shape)
+    words = draw_like(array, seed, offset, call, carrier) if mode in DRAWING_MODES else None
+    bits = _round_bits(flat_bits(array, carrier), words, fmt, mode, carrier, xp.where)
+    return values_of(bits, array)
 
 
 def _round_bits(
