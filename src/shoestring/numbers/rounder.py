@@ -38,7 +38,7 @@ class Rounder:
     """
 
     fmt: FloatFormat | FixedPointFormat
-    mode: Rounding = Rounding.NEAREST_EVEN
+    mode: int = Rounding.NEAREST_EVEN
     seed: int = 0
     explim: bool = True
     counter: CallCounter = field(default_factory=CallCounter, compare=False, repr=False)
@@ -48,7 +48,7 @@ class Rounder:
         object.__setattr__(self, "mode", check(self.mode))
         check_seed(self.seed)
 
-    def __call__(self, x: Array, *, call: int | None = None) -> Array:
+    def __call__(self, x: Array, *, call: Any = None) -> Array:
         """`x` rounded: same type, dtype and shape."""
         if call is None:
             call = self.counter.take() if self.mode in DRAWING_MODES else 0

@@ -32,7 +32,7 @@ def round_to_format(
     seed: int = 0,
     explim: bool = True,
     offset: int = 0,
-    call: int = 0,
+    call: Any = 0,
 ) -> Array:
     """Round every element of `x` to a number of `fmt`; the result has the type, dtype and shape of `x`.
 
@@ -72,7 +72,7 @@ def is_jax_array(x: Any) -> bool:
 
 
 def _round_array(
-    x: Any, fmt: FloatFormat, mode: Rounding, seed: int, explim: bool, offset: int, call: int
+    x: Any, fmt: FloatFormat, mode: Rounding, seed: int, explim: bool, offset: int, call: Any
 ) -> Any:
     xp = module_of(x, "round_to_format")
     carrier = carrier_of(str(x.dtype))
