@@ -10,7 +10,7 @@ from fractions import Fraction
 from types import MappingProxyType
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from shoestring.numbers.blocks import join_blocks, split_blocks
@@ -62,7 +62,7 @@ BLOCK_FLOAT_FORMATS: Mapping[str, BlockFloatFormat] = MappingProxyType(
 
 
 def quantize_blocks(
-    x: Float[Tensor, "*rows n"], fmt: BlockFloatFormat, *, pad: bool = False
+    x: Shaped[Tensor, "..."], fmt: BlockFloatFormat, *, pad: bool = False
 ) -> tuple[Int[Tensor, "*rows blocks size"], Int[Tensor, "*rows blocks"]]:
     """Mantissas q and shared exponents X (int32) of blocks along the last axis: x ≈ q · 2^(X − p + 1).
 
@@ -78,8 +78,8 @@ def quantize_blocks(
 
 
 def round_to_blocks(
-    x: Float[Tensor, "*rows n"], fmt: BlockFloatFormat, *, pad: bool = False
-) -> Float[Tensor, "*rows n"]:
+    x: Shaped[Tensor, "..."], fmt: BlockFloatFormat, *, pad: bool = False
+) -> Float[Tensor, "..."]:
     """The values that `quantize_blocks` keeps; NaN stays NaN, infinities clamp to the range of their block.
 
     Raises: as `split_blocks`.

@@ -1,13 +1,11 @@
 """Blocks of consecutive elements along the last axis, the axis that products are summed over."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 
-def split_blocks(
-    x: Float[Tensor, "*rows n"], block_size: int, pad: bool
-) -> Float[Tensor, "*rows blocks size"]:
+def split_blocks(x: Shaped[Tensor, "..."], block_size: int, pad: bool) -> Float[Tensor, "*rows blocks size"]:
     """`x` as blocks of `block_size`; with pad=True the last one is filled with zeros.
 
     Raises: ValueError for a scalar, or an axis that the block size does not divide when pad is False;

@@ -17,7 +17,7 @@ from shoestring.numbers.integer import IntegerFormat
 from shoestring.numbers.packing import MAX_BITS
 from shoestring.numbers.rounding_bits import FLOAT32, FLOAT64, Carrier, carrier_of
 
-Array = TypeVar("Array", np.ndarray, Tensor)
+Array = TypeVar("Array")
 CodedFormat = FloatFormat | FixedPointFormat | IntegerFormat
 
 
@@ -58,10 +58,9 @@ def decode(codes: Array, fmt: CodedFormat) -> Array:
     """
     _check_width(fmt)
     any_codes: Any = codes
-    if not isinstance(any_codes, (Tensor, np.ndarray)) or "int" not in str(any_codes.dtype):
-        raise TypeError(
-            f"codes are an integer NumPy array or torch tensor, not {getattr(codes, 'dtype', type(codes))}"
-        )
+    module_of(any_codes, "decode")
+    if "int" not in str(any_codes.dtype):
+        raise TypeError(f"codes are integers, not {any_codes.dtype}")
     if 0 not in any_codes.shape and (int(any_codes.min()) < 0 or int(any_codes.max()) >> fmt.bits):
         raise ValueError(f"codes of {fmt.bits} bits run from 0 to {(1 << fmt.bits) - 1}")
     values: Any = _table(fmt)
@@ -121,11 +120,10 @@ def _float_codes(x: Any, fmt: FloatFormat, carrier: Carrier, xp: Any) -> Any:
     top = ((1 << fmt.exp_bits) - 1) << fmt.sig_bits
     nan = fmt.nan_code if fmt.nan_code is not None else top | (1 << fmt.sig_bits >> 1)
     codes = where(magnitude >= carrier.infinity, where(magnitude == carrier.infinity, top, nan), codes)
-    if not fmt.signed:
-        return codes & ((1 << fmt.bits) - 1)
-    return (codes & ((1 << (fmt.bits - 1)) - 1)) | where(
-        negative, codes * 0 + (1 << (fmt.bits - 1)), codes * 0
-    )
+    if fmt.signed:
+        sign = 1 << (fmt.bits - 1)
+        codes = (codes & (sign - 1)) | where(negative, sign, 0)
+    return (codes & ((1 << fmt.bits) - 1)).reshape(x.shape)
 
 
 def _fixed_codes(x: Any, fmt: FixedPointFormat, xp: Any) -> Any:

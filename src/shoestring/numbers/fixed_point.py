@@ -8,9 +8,6 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, TypeVar
 
-import numpy as np
-from torch import Tensor
-
 from shoestring.numbers.arrays import draw_like, flat_bits, module_of, values_of
 from shoestring.numbers.naive_rounding import goes_away
 from shoestring.numbers.rounding_bits import (
@@ -25,7 +22,7 @@ from shoestring.numbers.rounding_bits import (
     round_magnitude,
 )
 
-Array = TypeVar("Array", np.ndarray, Tensor)
+Array = TypeVar("Array")
 
 
 @dataclass(frozen=True)
@@ -87,7 +84,7 @@ def round_to_fixed_point(
     xp = module_of(array, "round_to_fixed_point")
     carrier = carrier_of(str(array.dtype))
     if carrier not in (FLOAT32, FLOAT64):
-        raise TypeError(f"fixed point is carried by float32 or float64, not {x.dtype}; cast explicitly")
+        raise TypeError(f"fixed point is carried by float32 or float64, not {array.dtype}; cast explicitly")
     if fmt.bits - 1 > carrier.sig_bits + 1 or fmt.frac_bits > -carrier.lowest:
         raise ValueError(
             f"Q({fmt.int_bits}, {fmt.frac_bits}) has {fmt.bits} bits; a {carrier.name} array holds at most "

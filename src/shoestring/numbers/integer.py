@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 
@@ -92,7 +92,7 @@ class IntegerQuantizer:
         self.scaling = scaling_of_range(low, high, self.fmt)
         return self.scaling
 
-    def quantize(self, x: Float[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
+    def quantize(self, x: Shaped[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
         """q = clip(round(x/s + z)) as int32; the first call calibrates on `x` if nothing has before.
 
         Raises: ValueError for NaN, which no integer stands for.
@@ -113,7 +113,7 @@ class IntegerQuantizer:
             raise ValueError(f"{self.name!r} is not calibrated; call calibrate or quantize first")
         return self.scaling.scale * (q - self.scaling.zero_point)
 
-    def __call__(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    def __call__(self, x: Shaped[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Quantised and dequantised: same dtype and shape."""
         return self.dequantize(self.quantize(x)).to(x.dtype)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Integer, Shaped, UInt8
 from torch import Tensor
 
 from shoestring.numbers.blocks import join_blocks, split_blocks
@@ -73,8 +73,8 @@ MX_FORMATS: Mapping[str, MicroscalingFormat] = MappingProxyType(
 
 
 def quantize_mx(
-    x: Float[Tensor, "*rows n"], fmt: MicroscalingFormat, *, pad: bool = False
-) -> tuple[Int[Tensor, "*rows blocks size"], UInt8[Tensor, "*rows blocks"]]:
+    x: Shaped[Tensor, "..."], fmt: MicroscalingFormat, *, pad: bool = False
+) -> tuple[Integer[Tensor, "*rows blocks size"], UInt8[Tensor, "*rows blocks"]]:
     """Element codes (uint8, or int32 above 8 bits) and scale codes (uint8) of blocks along the last axis.
 
     The scale is 2^(floor(log2 max|x|) − emax of the element), within the scale's range; elements are x/scale
@@ -88,7 +88,7 @@ def quantize_mx(
 
 
 def dequantize_mx(
-    codes: Int[Tensor, "*rows blocks size"] | UInt8[Tensor, "*rows blocks size"],
+    codes: Integer[Tensor, "*rows blocks size"],
     scale_codes: UInt8[Tensor, "*rows blocks"],
     fmt: MicroscalingFormat,
 ) -> Float[Tensor, "*rows blocks size"]:
@@ -97,8 +97,8 @@ def dequantize_mx(
 
 
 def round_to_mx(
-    x: Float[Tensor, "*rows n"], fmt: MicroscalingFormat, *, pad: bool = False
-) -> Float[Tensor, "*rows n"]:
+    x: Shaped[Tensor, "..."], fmt: MicroscalingFormat, *, pad: bool = False
+) -> Float[Tensor, "..."]:
     """The values that `quantize_mx` keeps; same dtype and shape as `x`.
 
     Raises: as `split_blocks`.

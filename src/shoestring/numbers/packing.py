@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Array = TypeVar("Array", np.ndarray, Tensor)
+from shoestring.numbers.arrays import module_of
+
+Array = TypeVar("Array")
 
 MAX_BITS = 16
 
@@ -59,14 +61,15 @@ def unpack_bits(packed: Array, bits: int, count: int) -> Array:
     Raises: ValueError when the rows are not packed_bytes(count, bits) long; TypeError unless uint8.
     """
     expected = packed_bytes(count, bits)
-    if str(packed.dtype).removeprefix("torch.") != "uint8":
-        raise TypeError(f"packed codes are uint8, not {packed.dtype}")
-    if packed.ndim == 0 or packed.shape[-1] != expected:
-        raise ValueError(
-            f"packed rows of shape {tuple(packed.shape)}: {count} codes of {bits} bits take {expected} bytes "
-            f"a row"
-        )
     any_packed: Any = packed
+    module_of(any_packed, "unpack_bits")
+    if str(any_packed.dtype).removeprefix("torch.") != "uint8":
+        raise TypeError(f"packed codes are uint8, not {any_packed.dtype}")
+    if any_packed.ndim == 0 or any_packed.shape[-1] != expected:
+        raise ValueError(
+            f"packed rows of shape {tuple(any_packed.shape)}: {count} codes of {bits} bits take "
+            f"{expected} bytes a row"
+        )
     group_count = -(-count // 8)
     missing = group_count * bits - expected
     shape: tuple[int, ...] = tuple(any_packed.shape[:-1])
@@ -163,8 +166,7 @@ def _check_bits(bits: int) -> None:
 
 
 def _check_codes(codes: Any, bits: int) -> None:
-    if not isinstance(codes, (np.ndarray, Tensor)):
-        raise TypeError(f"codes are a NumPy array or a torch tensor, not {type(codes).__name__}")
+    module_of(codes, "pack_bits")
     name = str(codes.dtype).removeprefix("torch.")
     if not name.startswith(("int", "uint")):
         raise TypeError(f"codes are integers, not {name}; encode values first")

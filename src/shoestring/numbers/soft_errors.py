@@ -6,16 +6,13 @@ Source: Carson and Chen 2025, "Pychop", section 3 (bit-level fault injection).
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import numpy as np
-from torch import Tensor
-
 from shoestring.numbers.arrays import cast, flat_bits, module_of, values_of, words_like
 from shoestring.numbers.formats import FloatFormat
 from shoestring.numbers.philox import FAULT_BIT_STREAM, FAULT_STREAM
 from shoestring.numbers.rounder import CallCounter, Rounder
 from shoestring.numbers.rounding_bits import FLOAT32, FLOAT64, carrier_of, check_carrier
 
-Array = TypeVar("Array", np.ndarray, Tensor)
+Array = TypeVar("Array")
 
 
 def flip_significand_bits(
