@@ -12,7 +12,7 @@ from torch import Tensor
 
 from shoestring.layers.packed_linear import PackedWeight
 from shoestring.numbers.grouped_affine import GroupedAffine, ZeroPoint
-from shoestring.numbers.packing import unpack
+from shoestring.numbers.packing import unpack_bits
 
 BLOCK = 32
 KINDS = {
@@ -33,7 +33,7 @@ def gguf_blocks(packed: PackedWeight, rows: Tensor) -> tuple[np.ndarray, gguf.GG
     if kind is None:
         known = ", ".join(k.name for k in KINDS.values())
         raise ValueError(f"GGUF has no blocks for {packed.form}; it has {known} (groups of 32).")
-    codes = unpack(packed.codes[rows], packed.form.bits, packed.cols).reshape(len(rows), -1, BLOCK)
+    codes = unpack_bits(packed.codes[rows], packed.form.bits, packed.cols).reshape(len(rows), -1, BLOCK)
     parts = [_bytes(packed.get_buffer("scales")[rows])]
     if packed.form.zero_point is ZeroPoint.REAL:
         parts.append(_bytes(packed.get_buffer("offsets")[rows]))

@@ -22,7 +22,7 @@ from shoestring.compression.calibration import without_cache
 from shoestring.compression.sensitivity import logits_of
 from shoestring.layers.packed_linear import PackedEmbedding, PackedLinear, PackedWeight
 from shoestring.numbers.grouped_affine import ZeroPoint
-from shoestring.numbers.packing import unpack
+from shoestring.numbers.packing import unpack_bits
 
 TOKENS_AT_ONCE = 512
 """Positions whose distributions over the vocabulary are compared at a time."""
@@ -134,7 +134,7 @@ class TunedWeight(nn.Module):
             factor = self.factor.clamp(min=1e-3)
             shift = grid.offset * factor if form.zero_point is ZeroPoint.REAL else grid.zero
             tuned = form.represent(grid.scale * factor, shift)
-            for name, tensor in form.store(unpack(packed.codes, form.bits, packed.cols), tuned).items():
+            for name, tensor in form.store(unpack_bits(packed.codes, form.bits, packed.cols), tuned).items():
                 setattr(packed, name, tensor)
         return packed
 

@@ -12,7 +12,7 @@ from shoestring.errors import NoCompiler
 from shoestring.kernels.native import load_library
 from shoestring.notices import notice_fallback
 from shoestring.numbers.grouped_affine import AffineGrid, GroupedAffine
-from shoestring.numbers.packing import unpack
+from shoestring.numbers.packing import unpack_bits
 
 
 def dequantise_rows(
@@ -31,7 +31,7 @@ def dequantise_rows(
             notice_fallback("dequantise", f"plain torch instead of the compiled loop ({error})")
         else:
             return _compiled(library, form, stored["codes"], grid, cols, dtype)
-    return form.decode(unpack(stored["codes"], form.bits, cols), grid).to(dtype)
+    return form.decode(unpack_bits(stored["codes"], form.bits, cols), grid).to(dtype)
 
 
 def _compiled(

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from shoestring.kernels.dequantise import dequantise_rows
 from shoestring.numbers.grouped_affine import AffineGrid, GroupedAffine, ZeroPoint
-from shoestring.numbers.packing import unpack
+from shoestring.numbers.packing import unpack_bits
 
 CHUNK_ELEMENTS = 1 << 22
 """Weights that are dequantised at once; what a forward needs beside its input and output."""
@@ -71,7 +71,7 @@ class PackedWeight(nn.Module):
         """Some rows of the matrix as floats of `dtype` (default: the weight's own)."""
         dtype = self.dtype if dtype is None else dtype
         if "trained_scale" in self._parameters:
-            codes = unpack(self.codes[rows], self.form.bits, self.cols)
+            codes = unpack_bits(self.codes[rows], self.form.bits, self.cols)
             return self.form.decode(codes, self._trained_grid(rows)).to(dtype)
         return dequantise_rows(self.form, self.stored(rows), self.cols, dtype)
 
@@ -102,7 +102,9 @@ class PackedWeight(nn.Module):
             trained = self._trained_grid(slice(None))
             shift = trained.offset if self.form.zero_point is ZeroPoint.REAL else trained.zero
             grid = self.form.represent(trained.scale, shift)
-            for name, tensor in self.form.store(unpack(self.codes, self.form.bits, self.cols), grid).items():
+            for name, tensor in self.form.store(
+                unpack_bits(self.codes, self.form.bits, self.cols), grid
+            ).items():
                 setattr(self, name, tensor)
         del self.trained_scale
         if self.form.zero_point is ZeroPoint.REAL:

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from shoestring.numbers.packing import pack, packed_width, unpack
+from shoestring.numbers.packing import pack_bits, packed_bytes, unpack_bits
 
 
 class ZeroPoint(enum.Enum):
@@ -97,15 +97,15 @@ class GroupedAffine:
         """Name, shape and type of every stored tensor of a (rows, cols) matrix."""
         groups = self.groups(cols)
         stored: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
-            "codes": ((rows, packed_width(cols, self.bits)), torch.uint8)
+            "codes": ((rows, packed_bytes(cols, self.bits)), torch.uint8)
         }
         if self.scale_bits == 16:
             stored["scales"] = ((rows, groups), torch.float16)
         else:
-            stored["scales"] = ((rows, packed_width(groups, self.scale_bits)), torch.uint8)
+            stored["scales"] = ((rows, packed_bytes(groups, self.scale_bits)), torch.uint8)
             stored["scale_multiplier"] = ((rows,), torch.float16)
         if self.zero_point is ZeroPoint.INTEGER:
-            stored["zeros"] = ((rows, packed_width(groups, self.bits)), torch.uint8)
+            stored["zeros"] = ((rows, packed_bytes(groups, self.bits)), torch.uint8)
         elif self.zero_point is ZeroPoint.REAL:
             stored["offsets"] = ((rows, groups), torch.float16)
         return stored
@@ -172,15 +172,15 @@ class GroupedAffine:
 
     def store(self, codes: UInt8[Tensor, "rows cols"], grid: AffineGrid) -> dict[str, Tensor]:
         """Pack codes and a grid into the tensors that `tensors` lists; nothing is rounded any further."""
-        stored = {"codes": pack(codes, self.bits)}
+        stored = {"codes": pack_bits(codes, self.bits)}
         if grid.multiplier is None:
             stored["scales"] = grid.scale.half()
         else:
             steps = grid.scale / (grid.multiplier[:, None] / (1 << self.scale_bits))
-            stored["scales"] = pack((steps.round() - 1).to(torch.uint8), self.scale_bits)
+            stored["scales"] = pack_bits((steps.round() - 1).to(torch.uint8), self.scale_bits)
             stored["scale_multiplier"] = grid.multiplier.half()
         if self.zero_point is ZeroPoint.INTEGER:
-            stored["zeros"] = pack(grid.zero.to(torch.uint8), self.bits)
+            stored["zeros"] = pack_bits(grid.zero.to(torch.uint8), self.bits)
         elif self.zero_point is ZeroPoint.REAL:
             stored["offsets"] = grid.offset.half()
         return stored
@@ -192,11 +192,11 @@ class GroupedAffine:
             scale = stored["scales"].float()
         else:
             multiplier = stored["scale_multiplier"].float()
-            codes = unpack(stored["scales"], self.scale_bits, groups).float() + 1
+            codes = unpack_bits(stored["scales"], self.scale_bits, groups).float() + 1
             scale = codes * (multiplier[:, None] / (1 << self.scale_bits))
         zero, offset = torch.zeros_like(scale), torch.zeros_like(scale)
         if self.zero_point is ZeroPoint.INTEGER:
-            zero = unpack(stored["zeros"], self.bits, groups).float()
+            zero = unpack_bits(stored["zeros"], self.bits, groups).float()
         elif self.zero_point is ZeroPoint.SYMMETRIC:
             zero = torch.full_like(scale, self.levels // 2)
         else:
@@ -205,7 +205,7 @@ class GroupedAffine:
 
     def dequantise(self, stored: dict[str, Tensor], cols: int) -> Float[Tensor, "rows cols"]:
         """The matrix that stored tensors stand for, float32."""
-        return self.decode(unpack(stored["codes"], self.bits, cols), self.grid(stored, cols))
+        return self.decode(unpack_bits(stored["codes"], self.bits, cols), self.grid(stored, cols))
 
 
 def naive_dequantise(form: GroupedAffine, stored: dict[str, Tensor], cols: int) -> Float[Tensor, "rows cols"]:
