@@ -379,6 +379,20 @@ def test_chunks_draw_what_the_whole_draws(cut, seed):
         assert np.array_equal(whole, np.concatenate(parts))
 
 
+def test_long_arrays_are_worked_on_in_spans_unseen():
+    x = random_magnitudes(70_001)
+    for mode in (Rounding.NEAREST_EVEN, Rounding.STOCHASTIC):
+        whole = round_to_format(x, FORMATS["e5m2"], mode, seed=1, offset=3)
+        parts = [
+            round_to_format(x[start : start + 999], FORMATS["e5m2"], mode, seed=1, offset=3 + start)
+            for start in range(0, len(x), 999)
+        ]
+        assert np.array_equal(whole, np.concatenate(parts))
+        assert np.array_equal(
+            whole, round_to_format(torch.from_numpy(x), FORMATS["e5m2"], mode, seed=1, offset=3)
+        )
+
+
 def test_float32_and_float64_arrays_draw_alike():
     x = random_magnitudes(50_000)
     for mode in (Rounding.STOCHASTIC, Rounding.STOCHASTIC_EQUAL, Rounding.RANDOM_DIRECTED):

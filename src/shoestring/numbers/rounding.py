@@ -7,6 +7,7 @@ Chen 2025, "Pychop", section 3 (modes and their integer codes).
 from typing import Any, TypeVar
 
 import numpy as np
+from torch import Tensor
 
 from shoestring.numbers.arrays import cast, draw_like, flat_bits, module_of, values_of
 from shoestring.numbers.formats import FloatFormat
@@ -14,6 +15,7 @@ from shoestring.numbers.rounding_bits import (
     BFLOAT16,
     DRAWING_MODES,
     FLOAT16,
+    Carrier,
     Rounding,
     carrier_of,
     check_carrier,
@@ -22,6 +24,9 @@ from shoestring.numbers.rounding_bits import (
 )
 
 Array = TypeVar("Array")
+
+# Intermediates of so many elements stay in the cache, and are too few for torch to wake its threads over.
+_CHUNK = 1 << 14
 
 
 def round_to_format(
@@ -80,6 +85,28 @@ def _round_array(
     if carrier in (FLOAT16, BFLOAT16):
         wide = _round_array(cast(x, xp.float32), fmt, mode, seed, explim, offset, call)
         return cast(wide, x.dtype)
-    words = draw_like(x, seed, offset, call, carrier) if mode in DRAWING_MODES else None
-    bits = round_bits(flat_bits(x, carrier), words, fmt, mode, carrier, explim, xp.where)
-    return values_of(bits, x)
+    bits = flat_bits(x, carrier)
+    on_device = isinstance(x, Tensor) and x.device.type != "cpu"
+    span = len(bits) if on_device else _CHUNK
+    if len(bits) <= span:
+        return values_of(_round_span(bits, fmt, mode, seed, explim, offset, call, carrier, xp), x)
+    rounded = xp.empty_like(bits)
+    for start in range(0, len(bits), span):
+        chunk = slice(start, start + span)
+        rounded[chunk] = _round_span(bits[chunk], fmt, mode, seed, explim, offset + start, call, carrier, xp)
+    return values_of(rounded, x)
+
+
+def _round_span(
+    bits: Any,
+    fmt: FloatFormat,
+    mode: Rounding,
+    seed: int,
+    explim: bool,
+    offset: int,
+    call: Any,
+    carrier: Carrier,
+    xp: Any,
+) -> Any:
+    words = draw_like(bits, seed, offset, call, carrier) if mode in DRAWING_MODES else None
+    return round_bits(bits, words, fmt, mode, carrier, explim, xp.where)
