@@ -40,7 +40,20 @@ def load_model(name: str) -> tuple[Any, Any]:
             )
         source = name
     tokenizer = AutoTokenizer.from_pretrained(source, **options)
-    return AutoModelForCausalLM.from_pretrained(source, **options).eval(), tokenizer
+    model = AutoModelForCausalLM.from_pretrained(source, **options).eval()
+    return _as_plain(model) if "gguf_file" in options else model, tokenizer
+
+
+def _as_plain(model: Any) -> Any:
+    """A model that was read from GGUF holds plain weights by now; transformers still takes it for quantised,
+    and would neither cast nor save it."""
+    for holder, name in ((model, "hf_quantizer"), (model, "quantization_method")):
+        if hasattr(holder, name):
+            delattr(holder, name)
+    model.is_quantized = False
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    return model
 
 
 def disk_bytes(name: str) -> int:
