@@ -1,5 +1,6 @@
 """What MODEL on the command line may be, and the one way it is loaded."""
 
+import os
 from pathlib import Path
 from typing import Any
 

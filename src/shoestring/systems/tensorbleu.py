@@ -95,8 +95,8 @@ GPU = Claim(
 card = Card(
     slug="tensorbleu",
     title="TensorBLEU",
-    paper="TensorBLEU: Vectorized GPU-based BLEU Score Implementation for Per-Sentence In-Training Evaluation "
-    "(2025)",
+    paper="TensorBLEU: Vectorized GPU-based BLEU Score Implementation for Per-Sentence In-Training "
+    "Evaluation (2025)",
     year=2025,
     authors_code="RxAI-dev/rxlm",
     saves=("time", "memory"),
@@ -109,7 +109,8 @@ card = Card(
     claims=(PLAIN, COMPILED, MEMORY, EXACT, SCALING, GPU),
 )
 
-Batch = tuple[Int[Tensor, "batch tokens"], Int[Tensor, "batch 1 tokens"]]
+Batch = tuple[Tensor, Tensor]
+"""Candidates (batch, tokens) and their references (batch, 1, tokens)."""
 
 
 def measure(effort: Effort, seed: int) -> Comparison:
