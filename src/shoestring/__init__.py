@@ -50,9 +50,8 @@ class _RegisterWithTransformers(MetaPathFinder, Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self.loader.exec_module(module)
-        from shoestring.compression import transformers_quantizer
-
-        transformers_quantizer.register()
+        # It registers as it is imported; if that is what asked for this table, it is on its way.
+        import shoestring.compression.transformers_quantizer  # noqa: F401
 
 
 if _RegisterWithTransformers.table in sys.modules:

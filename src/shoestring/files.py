@@ -67,6 +67,7 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.chmod(0o777 & ~umask)
         for file in temporary.rglob("*"):
             if file.is_file():
+                file.chmod(0o666 & ~umask)
                 _flush(file)
         if path.exists():
             os.replace(path, retired)

@@ -76,6 +76,16 @@ def test_fit_saves_a_model_within_the_budget_with_its_proof(arguments, tmp_path,
     loaded = shoestring.load(out)
     assert torch.equal(AutoModelForCausalLM.from_pretrained(out)(ids).logits, loaded(ids).logits)
 
+    # A new process meets our format before transformers' table of formats.
+    environment = {**os.environ, "PYTHONPATH": str(Path(shoestring.__file__).parents[1])}
+    for program in (
+        f"import shoestring; print(shoestring.load({str(out)!r}).training)",
+        "import shoestring; from transformers import AutoModelForCausalLM as auto; "
+        f"print(auto.from_pretrained({str(out)!r}).training)",
+    ):
+        command = [sys.executable, "-c", program]
+        assert subprocess.check_output(command, text=True, env=environment).strip() == "False"
+
     # The same job again does nothing; another budget does.
     stamp = (out / "proof.json").stat().st_mtime_ns
     assert run([*arguments, "--memory", "60KiB", "--out", str(out), "--resume"]) == 0

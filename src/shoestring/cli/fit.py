@@ -174,8 +174,8 @@ def _table(proof: dict[str, Any]) -> Any:
     table = Table(
         title=f"{proof['model']} in {format_bytes(proof['budget_bytes'])}", title_justify="left", box=None
     )
-    for column in ("", "file", "peak", "tokens/s", "perplexity (95 %)", "KL divergence"):
-        table.add_column(column, justify="left" if not column else "right")
+    for column in ("", "file", "peak", "tokens/s", "perplexity", "95 %", "KLD"):
+        table.add_column(column, justify="left" if not column else "right", no_wrap=True)
     for state in proof["states"]:
         quality, model = state["quality"], state["quality"]["model"]
         low, high = model["interval"]
@@ -184,7 +184,8 @@ def _table(proof: dict[str, Any]) -> Any:
             format_bytes(state["disk_bytes"]),
             format_bytes(state["peak_bytes"]),
             f"{state['tokens_per_second']:.1f}",
-            f"{model['ppl']:.2f} ({low:.2f} to {high:.2f})",
+            f"{model['ppl']:.2f}",
+            f"{low:.2f} to {high:.2f}",
             f"{quality['kld']:.4f}",
         )
     return table
