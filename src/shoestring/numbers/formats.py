@@ -138,12 +138,13 @@ class FloatFormat:
 
     @property
     def has_nan(self) -> bool:
-        return self.has_infinity or self.nan_code is not None
+        """Whether a code stands for NaN; an IEEE-style format of no stored significand bit has room for ∞ alone."""
+        return self.nan_code is not None or (self.has_infinity and self.sig_bits > 0)
 
     @property
     def saturates(self) -> bool:
         """Whether finite overflow gives ±xmax in every mode: asked for, or there is nothing else to give."""
-        return self.saturate or not self.has_nan
+        return self.saturate or not (self.has_infinity or self.has_nan)
 
     @property
     def _top_code(self) -> int:

@@ -66,7 +66,7 @@ def random_words(
 
     Raises: ValueError for a seed outside 0 .. 2^64−1 or a negative size or offset.
     """
-    _check_range(size, seed, offset, call)
+    check_range(size, seed, offset, call)
     first, last = offset // 4, (offset + size + 3) // 4
     block = np.arange(first, last, dtype=np.uint64)
     zero = np.zeros_like(block)
@@ -93,7 +93,7 @@ def random_words_torch(
 
     Raises: ValueError for a seed outside 0 .. 2^64−1 or a negative size or offset.
     """
-    _check_range(size, seed, offset, call)
+    check_range(size, seed, offset, call)
     first, last = offset // 4, (offset + size + 3) // 4
     block = torch.arange(first, last, dtype=torch.int64, device=device)
     counter = (block & MASK, block >> 32, torch.full_like(block, stream), torch.full_like(block, call))
@@ -101,7 +101,8 @@ def random_words_torch(
     return words[offset - 4 * first :][:size]
 
 
-def _check_range(size: int, seed: int, offset: int, call: int) -> None:
+def check_range(size: int, seed: int, offset: int, call: int) -> None:
+    """Raises: ValueError for a negative size or offset, or a seed or call number out of range."""
     check_seed(seed)
     if size < 0 or offset < 0:
         raise ValueError(f"size={size}, offset={offset}: element indices start at 0")

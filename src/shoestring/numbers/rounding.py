@@ -22,7 +22,7 @@ from shoestring.numbers.rounding_bits import (
     Rounding,
     carrier_of,
     check_carrier,
-    check_mode,
+    check_float_mode,
     round_bits,
 )
 
@@ -58,9 +58,7 @@ def round_to_format(
     Raises: TypeError for integer, boolean or complex arrays; ValueError for an unknown mode or a format that
     the array's type cannot hold.
     """
-    mode = check_mode(mode)
-    if mode == Rounding.NEAREST_ODD:
-        raise ValueError("mode NEAREST_ODD=0 is defined for fixed point only; use NEAREST_EVEN=1")
+    mode = check_float_mode(mode)
     array: Any = x
     if isinstance(array, Tensor):
         return _round_torch(array, fmt, mode, seed, explim, offset, call)  # type: ignore[return-value]

@@ -56,6 +56,16 @@ def check_mode(mode: int) -> Rounding:
         raise ValueError(f"unknown rounding mode {mode!r}; the modes are {modes}") from None
 
 
+def check_float_mode(mode: int) -> Rounding:
+    """The rounding mode of an integer code, for floating-point formats.
+
+    Raises: ValueError for an unknown mode, and for the one that only fixed point has.
+    """
+    if check_mode(mode) == Rounding.NEAREST_ODD:
+        raise ValueError("mode NEAREST_ODD=0 is defined for fixed point only; use NEAREST_EVEN=1")
+    return Rounding(mode)
+
+
 @dataclass(frozen=True)
 class Carrier:
     """The native type whose bits are worked on. `width` bits, `sig_bits` of them stored significand."""
@@ -302,11 +312,17 @@ def _limit(
 ) -> Any:
     """Replace what lies beyond the format's range, as the mode says."""
     largest = carrier.bits_of(fmt.xmax)
+    above, below, infinite = beyond_range(fmt, mode, carrier)
+    outside = rounded > largest
+    rounded = where(outside & negative, below, where(outside & ~negative, above, rounded))
+    return where(magnitude == carrier.infinity, infinite, rounded)
+
+
+def beyond_range(fmt: FloatFormat, mode: Rounding, carrier: Carrier) -> tuple[int, int, int]:
+    """Magnitude bits of what stands above xmax, below −xmax, and for an infinity."""
+    largest = carrier.bits_of(fmt.xmax)
     nothing = carrier.infinity if fmt.has_infinity else carrier.quiet_nan
     nearest = mode in (Rounding.NEAREST_EVEN, Rounding.NEAREST_TO_ZERO, Rounding.NEAREST_AWAY)
     above = nothing if not fmt.saturates and (nearest or mode == Rounding.UP) else largest
     below = nothing if not fmt.saturates and (nearest or mode == Rounding.DOWN) else largest
-    rounded = where((rounded > largest) & negative, below, rounded)
-    rounded = where((rounded > largest) & ~negative, above, rounded)
-    infinite = largest if fmt.saturates and not fmt.has_infinity else nothing
-    return where(magnitude == carrier.infinity, infinite, rounded)
+    return above, below, largest if fmt.saturates and not fmt.has_infinity else nothing
