@@ -12,6 +12,12 @@ from shoestring.data.fashion_mnist import (
     CHECKSUMS,
     candidate_folders,
     is_complete,
+    load_fashion_mnist,
+    read_folder,
+)
+    CHECKSUMS,
+    candidate_folders,
+    is_complete,
     read_folder,
 )
 from shoestring.errors import MissingData
