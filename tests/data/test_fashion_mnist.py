@@ -15,11 +15,6 @@ from shoestring.data.fashion_mnist import (
     load_fashion_mnist,
     read_folder,
 )
-    CHECKSUMS,
-    candidate_folders,
-    is_complete,
-    read_folder,
-)
 from shoestring.errors import MissingData
 
 SMALL = {
