@@ -6,7 +6,7 @@ import platform
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from shoestring.errors import NoCompiler
@@ -45,7 +45,7 @@ class _Target(ctypes.Structure):
 
 
 def round_to_format(
-    x: Float[Tensor, "*shape"],
+    x: Shaped[Tensor, "*shape"],
     fmt: FloatFormat,
     mode: int = Rounding.NEAREST_EVEN,
     *,
@@ -53,8 +53,8 @@ def round_to_format(
     explim: bool = True,
     offset: int = 0,
     call: int = 0,
-    out: Float[Tensor, "*shape"] | None = None,
-) -> Float[Tensor, "*shape"]:
+    out: Float[Tensor, "..."] | None = None,
+) -> Shaped[Tensor, "*shape"]:
     """Round every element of a tensor to a number of `fmt`: `numbers.round_to_format`, compiled.
 
     Runs on as many threads as torch does; the draws of the stochastic modes do not depend on their number.

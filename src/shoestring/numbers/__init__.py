@@ -1,17 +1,62 @@
 """How a value is stored: formats, rounding, scaling, grouping, bit packing."""
 
+from shoestring.numbers.block_floating_point import (
+    BLOCK_FLOAT_FORMATS,
+    BlockFloatFormat,
+    dequantize_blocks,
+    quantize_blocks,
+    round_to_blocks,
+)
+from shoestring.numbers.codes import decode, encode
+from shoestring.numbers.fixed_point import FixedPointFormat, round_to_fixed_point
 from shoestring.numbers.formats import FORMATS, FloatFormat, named_format
+from shoestring.numbers.integer import IntegerFormat, IntegerQuantizer, IntegerScaling, scaling_of_range
+from shoestring.numbers.microscaling import (
+    MX_FORMATS,
+    MicroscalingFormat,
+    dequantize_mx,
+    quantize_mx,
+    round_to_mx,
+)
 from shoestring.numbers.naive_rounding import naive_round_to_format
+from shoestring.numbers.packing import pack_bits, packed_bytes, unpack_bits
+from shoestring.numbers.philox import random_words, random_words_torch
 from shoestring.numbers.rounder import Rounder
 from shoestring.numbers.rounding import round_to_format
 from shoestring.numbers.rounding_bits import Rounding
+from shoestring.numbers.soft_errors import FaultyRounder, flip_significand_bits
 
 __all__ = [
+    "BLOCK_FLOAT_FORMATS",
     "FORMATS",
+    "MX_FORMATS",
+    "BlockFloatFormat",
+    "FaultyRounder",
+    "FixedPointFormat",
     "FloatFormat",
+    "IntegerFormat",
+    "IntegerQuantizer",
+    "IntegerScaling",
+    "MicroscalingFormat",
     "Rounder",
     "Rounding",
+    "decode",
+    "dequantize_blocks",
+    "dequantize_mx",
+    "encode",
+    "flip_significand_bits",
     "naive_round_to_format",
     "named_format",
+    "pack_bits",
+    "packed_bytes",
+    "quantize_blocks",
+    "quantize_mx",
+    "random_words",
+    "random_words_torch",
+    "round_to_blocks",
+    "round_to_fixed_point",
     "round_to_format",
+    "round_to_mx",
+    "scaling_of_range",
+    "unpack_bits",
 ]

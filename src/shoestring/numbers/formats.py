@@ -138,7 +138,7 @@ class FloatFormat:
 
     @property
     def has_nan(self) -> bool:
-        """Whether a code stands for NaN; an IEEE-style format of no stored significand bit has room for ∞ alone."""
+        """Whether a code stands for NaN; with sig_bits=0 an IEEE-style format has room for ∞ alone."""
         return self.nan_code is not None or (self.has_infinity and self.sig_bits > 0)
 
     @property
