@@ -1,1 +1,24 @@
-"""What is measured and how: memory, FLOPs, paired time, quality, and the one form of a result."""
+"""What is measured and how: memory, FLOPs, paired time, quality, and the one form of every result."""
+
+from shoestring.yardstick.comparison import Comparison, Effort, Row
+from shoestring.yardstick.environment import Environment
+from shoestring.yardstick.flops import CostCounter
+from shoestring.yardstick.memory import LiveMemory, tensor_bytes
+from shoestring.yardstick.process_memory import ResidentMemory, resident_memory
+from shoestring.yardstick.timing import InterleavedTimes, PairedTime, time_interleaved, time_pair
+
+__all__ = [
+    "Comparison",
+    "CostCounter",
+    "Effort",
+    "Environment",
+    "InterleavedTimes",
+    "LiveMemory",
+    "PairedTime",
+    "ResidentMemory",
+    "Row",
+    "resident_memory",
+    "tensor_bytes",
+    "time_interleaved",
+    "time_pair",
+]

@@ -1,0 +1,36 @@
+"""Cards and saved results side by side."""
+
+from collections.abc import Mapping
+
+from shoestring.systems.registry import System
+from shoestring.yardstick.comparison import Comparison
+from shoestring.yardstick.report import Entry, PaperClaim
+
+
+def scoreboard(systems: Mapping[str, System], results: Mapping[str, Comparison]) -> list[Entry]:
+    """One entry for each system, measured or not, by its main saving, then by slug."""
+    entries = [_entry(system, results.get(slug)) for slug, system in systems.items()]
+    return sorted(entries, key=lambda entry: (entry.saves[0], entry.slug))
+
+
+def _entry(system: System, comparison: Comparison | None) -> Entry:
+    card = system.card
+    return Entry(
+        slug=card.slug,
+        title=card.title,
+        paper=card.paper,
+        year=card.year,
+        saves=card.saves,
+        authors_code=card.authors_code,
+        claims=tuple(
+            PaperClaim(
+                text=claim.text,
+                figure=claim.figure,
+                setting=claim.setting,
+                metric=claim.metric,
+                needs_gpu=claim.needs_gpu,
+            )
+            for claim in card.claims
+        ),
+        comparison=comparison,
+    )

@@ -1,0 +1,179 @@
+"""The frame of the command line: fast help, exit codes, one line for what a person can mend."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+
+import pytest
+
+import shoestring
+from shoestring.cli import main as cli
+from shoestring.cli.console import steps
+from shoestring.cli.main import VERBS, run
+
+
+def shell(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    """The command as a person starts it."""
+    code = "from shoestring.cli.main import main; main()"
+    path = os.pathsep.join(filter(None, sys.path))
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": path, "COLUMNS": "80"} | environment,
+    )
+
+
+def test_help_lists_every_verb_and_shows_examples():
+    done = shell("--help")
+    assert done.returncode == 0
+    assert done.stderr == ""
+    for verb in VERBS:
+        assert f"\n  {verb} " in done.stdout
+    assert "shoestring measure tensorbleu" in done.stdout
+    assert shell().stdout == done.stdout, "no arguments: the same help"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself_with_examples(verb):
+    done = shell(verb, "--help")
+    assert done.returncode == 0
+    assert f"shoestring {verb}" in done.stdout.split("Options:")[0].split("Usage:")[1].split("\n", 1)[1]
+
+
+def test_version():
+    assert shell("--version").stdout == f"shoestring {shoestring.__version__}\n"
+
+
+def test_help_appears_before_torch_could_be_loaded():
+    code = (
+        "import sys\n"
+        "from shoestring.cli.main import run\n"
+        "assert run(['--help']) == 0\n"
+        "assert run(['measure', '--help']) == 0\n"
+        "heavy = {'torch', 'numpy', 'transformers', 'plotly', 'scipy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    path = os.pathsep.join(filter(None, sys.path))
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": path},
+    )
+    assert done.returncode == 0, done.stderr
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+    assert seconds < 0.5, "of the processor: how busy the machine is does not matter"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["weigh"], "No such command 'weigh'"),
+        (["systems", "--jason"], "No such option: --jason"),
+        (["measure"], "Missing argument 'SLUG"),
+        (["measure", "pychop", "--seed", "x"], "Invalid value for '--seed': "),
+        (["measure", "pychop", "--seed", "-1"], "Invalid value for '--seed': "),
+        (["measure", "pychop", "--effort", "huge"], "--effort 'huge' is not known; use smoke, quick, full"),
+        (["measure", "no-such-system-at-all"], "unknown system 'no-such-system-at-all'"),
+    ],
+)
+def test_bad_usage_is_one_line_and_exit_code_2(arguments, message, capsys):
+    assert run(arguments) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("shoestring: ")
+    assert output.err.count("\n") == 1
+    assert message in output.err
+
+
+def test_debug_variable_shows_the_traceback(monkeypatch):
+    monkeypatch.setenv("SHOESTRING_DEBUG", "1")
+    with pytest.raises(ValueError, match="unknown system"):
+        run(["measure", "no-such-system-at-all"])
+
+
+def replaced_app(monkeypatch, error: BaseException) -> None:
+    def app(**_):
+        raise error
+
+    monkeypatch.setattr(cli, "build_app", lambda: app)
+
+
+def test_interrupt_is_130(monkeypatch, capsys):
+    replaced_app(monkeypatch, KeyboardInterrupt())
+    assert run([]) == 130
+    assert capsys.readouterr().err == "shoestring: interrupted\n"
+
+
+def test_our_own_mistakes_keep_their_traceback(monkeypatch):
+    replaced_app(monkeypatch, AssertionError("a bug"))
+    with pytest.raises(AssertionError, match="a bug"):
+        run([])
+
+
+def test_a_message_of_several_lines_becomes_one(monkeypatch, capsys):
+    replaced_app(monkeypatch, ValueError("first\n   second"))
+    assert run([]) == 2
+    assert capsys.readouterr().err == "shoestring: first second\n"
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    code = "from shoestring.cli.main import main; main(['systems', '--help'])"
+    path = os.pathsep.join(filter(None, sys.path))
+    done = subprocess.run(
+        f'{sys.executable} -u -c "{code}" | true',
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": path},
+    )
+    assert "Traceback" not in done.stderr
+    assert "BrokenPipe" not in done.stderr
+
+
+def test_ctrl_c_in_a_running_measurement(folder, tmp_path):
+    folder("zz-endless", body="import time; print('running', flush=True); time.sleep(60)")
+    code = (
+        f"from shoestring import systems; systems.__path__.append({str(tmp_path / 'modules')!r})\n"
+        "from shoestring.cli.main import main; main(['measure', 'zz-endless', '--save', '--json'])"
+    )
+    path = os.pathsep.join(filter(None, sys.path))
+    running = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": path},
+    )
+    assert running.stdout.readline() == "running\n"
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=30)
+    assert running.returncode == 130
+    assert out == "", "no half document"
+    assert err.endswith("shoestring: interrupted\n")
+    assert "Traceback" not in err
+    assert not (tmp_path / "results").exists()
+
+
+def test_steps_are_plain_lines_without_a_terminal(capsys):
+    with steps("rounding layers", 20) as advance:
+        for _ in range(20):
+            advance()
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 10
+    assert lines[0] == "shoestring: rounding layers: 2 of 20"
+    assert lines[-1] == "shoestring: rounding layers: 20 of 20"
+
+
+def test_exit_codes_reach_the_shell():
+    done = shell("measure", "no-such-system-at-all")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,38 @@
+"""`shoestring systems` over sample systems."""
+
+import json
+
+from shoestring.cli.main import run
+
+
+def test_groups_by_saving_and_tells_the_state(lean, capsys):
+    run(["measure", "zz-fat", "--save"])
+    capsys.readouterr()
+    assert run(["systems"]) == 0
+    text = capsys.readouterr().out
+    energy, memory = text.index("saves energy"), text.index("saves memory")
+    assert energy < text.index("zz-fat") < memory < text.index("zz-lean")
+    assert "falls short" in text
+    assert "not measured" in text
+    assert "quick: peak 0.300×" in text
+    assert "also saves time" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_json(lean, capsys):
+    run(["measure", "zz-lean", "--save"])
+    capsys.readouterr()
+    assert run(["systems", "--json"]) == 0
+    found = {system["slug"]: system for system in json.loads(capsys.readouterr().out)}
+    assert found["zz-lean"]["state"] == "holds"
+    assert found["zz-lean"]["measured"]["rows"][0]["ratio"] == 0.3
+    assert found["zz-fat"]["state"] == "not measured"
+    assert found["zz-fat"]["measured"] is None
+    assert found["zz-fat"]["saves"] == ["energy", "time"]
+
+
+def test_a_broken_result_is_named(lean, tmp_path, capsys):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "zz-lean.json").write_text("{}")
+    assert run(["systems"]) == 2
+    assert "zz-lean.json: the document lacks schema, system" in capsys.readouterr().err
