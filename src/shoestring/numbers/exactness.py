@@ -11,8 +11,9 @@ Correctly Rounded Sums: Proved Algorithms Using Rounding to Odd".
 from collections.abc import Callable
 from typing import Any
 
+from shoestring.numbers.fixed_point import FixedPointFormat
 from shoestring.numbers.formats import FloatFormat
-from shoestring.numbers.rounding_bits import Carrier, Rounding, carrier_of
+from shoestring.numbers.rounding_bits import FLOAT64, Carrier, Rounding, carrier_of
 
 Rounds = Callable[[Any], Any]
 """What rounds an array: a `Rounder`, or any function from an array to one of the same shape and dtype."""
@@ -23,26 +24,32 @@ _NEAREST = (Rounding.NEAREST_EVEN, Rounding.NEAREST_TO_ZERO, Rounding.NEAREST_AW
 def check_exactness(rounder: Rounds, dtype: Any) -> None:
     """Raises: ValueError naming the limit, where one rounded operation in `dtype` could round twice.
 
-    A rounder that has no float format cannot be judged and passes.
+    A rounder that has neither a float nor a fixed-point format cannot be judged and passes.
     """
     fmt = getattr(rounder, "fmt", None)
+    if isinstance(fmt, FixedPointFormat):
+        _check_width(fmt.bits, carrier_of(str(dtype)))
     if not isinstance(fmt, FloatFormat):
         return
     carrier = carrier_of(str(dtype))
     mode = getattr(rounder, "mode", Rounding.NEAREST_EVEN)
-    bits = carrier.sig_bits + 1
     if fmt.sig_bits == carrier.sig_bits and mode == Rounding.NEAREST_EVEN:
         return  # the carrier is the format
-    if bits < 2 * fmt.precision + 2:
-        wider = "; use float64" if carrier.width < 64 and 2 * fmt.precision + 2 <= 53 else ""
-        raise ValueError(
-            f"operations on numbers of t={fmt.precision} bits are not correctly rounded through "
-            f"{carrier.name}: its {bits} bits suffice for t <= {(bits - 2) // 2} (2t + 2 are needed){wider}"
-        )
+    _check_width(fmt.precision, carrier)
     if getattr(rounder, "explim", True) and not _range_suffices(fmt, mode, carrier):
         raise ValueError(
             f"products of numbers from {fmt.xmins:g} to {fmt.xmax:g} overflow or vanish in {carrier.name} "
             f"before mode {Rounding(mode).name} sees them; use a wider carrier or fewer exponent bits"
+        )
+
+
+def _check_width(t: int, carrier: Carrier) -> None:
+    bits = carrier.sig_bits + 1
+    if bits < 2 * t + 2:
+        wider = "; use float64" if carrier.width < 64 and 2 * t + 2 <= FLOAT64.sig_bits + 1 else ""
+        raise ValueError(
+            f"operations on numbers of t={t} bits are not correctly rounded through {carrier.name}: its "
+            f"{bits} bits suffice for t <= {(bits - 2) // 2} (2t + 2 are needed){wider}"
         )
 
 
