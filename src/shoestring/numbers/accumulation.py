@@ -4,12 +4,13 @@ The three ways differ in every low format; hardware does any of them.
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from shoestring.numbers.arithmetic import Arithmetic
 from shoestring.numbers.array_namespace import namespace_of
 
 
+@runtime_checkable
 class Accumulation(Protocol):
     """Multiplies (…, m, k) by (…, k, n) arrays of numbers of the format."""
 

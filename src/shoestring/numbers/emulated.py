@@ -5,7 +5,7 @@ Source: Carson and Chen 2025, "Pychop", section 4 (the names).
 
 from collections.abc import Callable
 from numbers import Real
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -59,7 +59,7 @@ class Emulated:
         assert self.arithmetic.rounder is not None
         return self.arithmetic.rounder
 
-    def _wrap(self, value: Any) -> Self:
+    def _wrap(self, value: Any) -> Any:
         """A value that is a number of the format already."""
         wrapped = object.__new__(type(self))
         wrapped.value, wrapped.arithmetic = value, self.arithmetic
@@ -95,38 +95,38 @@ class Emulated:
             return NotImplemented
         return self._wrap(operation(operand, self.value) if swapped else operation(self.value, operand))
 
-    def __add__(self, other: Any) -> Self:
+    def __add__(self, other: Any) -> Any:
         return self._combine(self.arithmetic.add, other)
 
     __radd__ = __add__
 
-    def __sub__(self, other: Any) -> Self:
+    def __sub__(self, other: Any) -> Any:
         return self._combine(self.arithmetic.subtract, other)
 
-    def __rsub__(self, other: Any) -> Self:
+    def __rsub__(self, other: Any) -> Any:
         return self._combine(self.arithmetic.subtract, other, swapped=True)
 
-    def __mul__(self, other: Any) -> Self:
+    def __mul__(self, other: Any) -> Any:
         return self._combine(self.arithmetic.multiply, other)
 
     __rmul__ = __mul__
 
-    def __truediv__(self, other: Any) -> Self:
+    def __truediv__(self, other: Any) -> Any:
         return self._combine(self.arithmetic.divide, other)
 
-    def __rtruediv__(self, other: Any) -> Self:
+    def __rtruediv__(self, other: Any) -> Any:
         return self._combine(self.arithmetic.divide, other, swapped=True)
 
-    def __matmul__(self, other: Any) -> Self:
+    def __matmul__(self, other: Any) -> Any:
         return self.matmul(other)
 
-    def __pow__(self, other: Any) -> Self:
+    def __pow__(self, other: Any) -> Any:
         return self._combine(lambda a, b: self.arithmetic.round(a**b), other)
 
-    def __neg__(self) -> Self:
+    def __neg__(self) -> Any:
         return self._wrap(-self.value)
 
-    def __abs__(self) -> Self:
+    def __abs__(self) -> Any:
         return self._wrap(abs(self.value))
 
     def __eq__(self, other: Any) -> Any:
@@ -153,7 +153,7 @@ class Emulated:
     def __len__(self) -> int:
         return len(self.value)
 
-    def __getitem__(self, index: Any) -> Self:
+    def __getitem__(self, index: Any) -> Any:
         return self._wrap(self.value[index])
 
     def __setitem__(self, index: Any, value: Any) -> None:
@@ -167,17 +167,17 @@ class Emulated:
         return tuple(self.value.shape)
 
     @property
-    def T(self) -> Self:
+    def T(self) -> Any:
         return self._wrap(self.value.T)
 
-    def sqrt(self) -> Self:
+    def sqrt(self) -> Any:
         return self._wrap(self.arithmetic.sqrt(self.value))
 
-    def fma(self, factor: Any, addend: Any) -> Self:
+    def fma(self, factor: Any, addend: Any) -> Any:
         """self·factor + addend with one rounding."""
         return self._wrap(self.arithmetic.fma(self.value, self._operand(factor), self._operand(addend)))
 
-    def apply(self, function: Callable[..., Any], *others: Any) -> Self:
+    def apply(self, function: Callable[..., Any], *others: Any) -> Any:
         """`function(self, *others)` computed in the carrier, then rounded: `x.apply(np.hypot, y)`.
 
         The last bit of an elementary function may differ from correct rounding about as often as the
@@ -187,15 +187,15 @@ class Emulated:
             result = function(self.value, *(self._operand(other) for other in others))
         return self._wrap(self.arithmetic.round(result))
 
-    def sum(self, axis: int | None = None) -> Self:
+    def sum(self, axis: int | None = None) -> Any:
         """The sum in the carrier, rounded once."""
         return self._wrap(self.arithmetic.round(self.value.sum() if axis is None else self.value.sum(axis)))
 
-    def cumsum(self, axis: int = -1) -> Self:
+    def cumsum(self, axis: int = -1) -> Any:
         """Every partial sum in the carrier, each rounded once."""
         return self._wrap(self.arithmetic.round(self.value.cumsum(axis)))
 
-    def matmul(self, other: Any, accumulate: Accumulation | None = None) -> Self:
+    def matmul(self, other: Any, accumulate: Accumulation | None = None) -> Any:
         """The matrix product; `accumulate` says where it is rounded (`InCarrier()` if not given).
 
         Raises: ValueError for sizes that do not match.
@@ -205,7 +205,7 @@ class Emulated:
 
     dot = matmul
 
-    def rounded_by(self, rounder: Rounds) -> Self:
+    def rounded_by(self, rounder: Rounds) -> Any:
         """The same value under another rounder, rounded by it."""
         return type(self)(self.value, rounder)
 

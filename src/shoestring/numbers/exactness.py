@@ -28,10 +28,10 @@ def check_exactness(rounder: Rounds, dtype: Any) -> None:
     """
     fmt = getattr(rounder, "fmt", None)
     if isinstance(fmt, FixedPointFormat):
-        _check_width(fmt.bits, carrier_of(str(dtype)))
+        _check_width(fmt.bits, carrier_of(getattr(dtype, "__name__", str(dtype))))
     if not isinstance(fmt, FloatFormat):
         return
-    carrier = carrier_of(str(dtype))
+    carrier = carrier_of(getattr(dtype, "__name__", str(dtype)))
     mode = getattr(rounder, "mode", Rounding.NEAREST_EVEN)
     if fmt.sig_bits == carrier.sig_bits and mode == Rounding.NEAREST_EVEN:
         return  # the carrier is the format
