@@ -1,7 +1,10 @@
 """A trained model in, a smaller one out: recipes, calibration, saved folders."""
 
+from shoestring.compression.activation_ranges import KullbackLeibler, MeanSquare, MinMax, Percentile
 from shoestring.compression.apply import Slot, apply, plan, rewrite_slot, slots, stored_bytes
 from shoestring.compression.calibration import Calibration, capture, capture_groups
+from shoestring.compression.conv_bn_fusion import fuse_conv_bn
+from shoestring.compression.emulation import emulate, emulate_static
 from shoestring.compression.gguf_export import export_gguf, export_gguf_q8
 from shoestring.compression.group_quantize import GPTQ, PackedRecipe, RoundToNearest
 from shoestring.compression.kv_quantize import KVQuantize
@@ -15,11 +18,15 @@ __all__ = [
     "ActivationAwareLowRank",
     "Calibration",
     "KVQuantize",
+    "KullbackLeibler",
     "LowRank",
+    "MeanSquare",
+    "MinMax",
     "ModelRecipe",
     "ModuleRecipe",
     "Needs",
     "PackedRecipe",
+    "Percentile",
     "Recipe",
     "RoundToNearest",
     "Slot",
@@ -27,8 +34,11 @@ __all__ = [
     "apply_in_sequence",
     "capture",
     "capture_groups",
+    "emulate",
+    "emulate_static",
     "export_gguf",
     "export_gguf_q8",
+    "fuse_conv_bn",
     "load",
     "plan",
     "read_recipe",
