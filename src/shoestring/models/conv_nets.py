@@ -62,7 +62,7 @@ class ResidualBlock(nn.Module):
 
 
 class ResidualNet(nn.Module):
-    """Three stages of `blocks` residual blocks, 6·blocks + 2 weighted layers deep.
+    """A strided convolution, then three stages of `blocks` residual blocks: 6·blocks + 2 layers deep.
 
     Shapes: images (batch, 1, height, width) -> logits (batch, n_classes).
     Raises: ValueError for blocks < 1.
@@ -72,7 +72,7 @@ class ResidualNet(nn.Module):
         super().__init__()
         if blocks < 1:
             raise ValueError(f"blocks={blocks} must be at least 1")
-        layers: list[nn.Module] = [nn.Conv2d(1, width, 3, padding=1), nn.ReLU()]
+        layers: list[nn.Module] = [nn.Conv2d(1, width, 3, stride=2, padding=1), nn.ReLU()]
         n_in = width
         for stage in range(3):
             n_out = width << stage

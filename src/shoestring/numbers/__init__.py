@@ -1,5 +1,7 @@
 """How a value is stored: formats, rounding, scaling, grouping, bit packing."""
 
+from shoestring.numbers.accumulation import EveryChunk, EveryFusedStep, EveryStep, InCarrier
+from shoestring.numbers.arithmetic import Arithmetic
 from shoestring.numbers.block_floating_point import (
     BLOCK_FLOAT_FORMATS,
     BlockFloatFormat,
@@ -8,9 +10,12 @@ from shoestring.numbers.block_floating_point import (
     round_to_blocks,
 )
 from shoestring.numbers.codes import decode, encode
+from shoestring.numbers.emulated_types import CPArray, CPFloat, CPJaxArray, CPTensor, promote
 from shoestring.numbers.fixed_point import FixedPointFormat, round_to_fixed_point
 from shoestring.numbers.formats import FORMATS, FloatFormat, named_format
 from shoestring.numbers.integer import IntegerFormat, IntegerQuantizer, IntegerScaling, scaling_of_range
+from shoestring.numbers.krylov import gmres
+from shoestring.numbers.linear_algebra import backward_error, cholesky, lu_factor
 from shoestring.numbers.microscaling import (
     MX_FORMATS,
     MicroscalingFormat,
@@ -21,6 +26,7 @@ from shoestring.numbers.microscaling import (
 from shoestring.numbers.naive_rounding import naive_round_to_format
 from shoestring.numbers.packing import pack_bits, packed_bytes, unpack_bits
 from shoestring.numbers.philox import random_words, random_words_torch
+from shoestring.numbers.refinement import gmres_refinement, iterative_refinement
 from shoestring.numbers.rounder import Rounder
 from shoestring.numbers.rounding import round_to_format
 from shoestring.numbers.rounding_bits import Rounding
@@ -30,25 +36,41 @@ __all__ = [
     "BLOCK_FLOAT_FORMATS",
     "FORMATS",
     "MX_FORMATS",
+    "Arithmetic",
     "BlockFloatFormat",
+    "CPArray",
+    "CPFloat",
+    "CPJaxArray",
+    "CPTensor",
+    "EveryChunk",
+    "EveryFusedStep",
+    "EveryStep",
     "FaultyRounder",
     "FixedPointFormat",
     "FloatFormat",
+    "InCarrier",
     "IntegerFormat",
     "IntegerQuantizer",
     "IntegerScaling",
     "MicroscalingFormat",
     "Rounder",
     "Rounding",
+    "backward_error",
+    "cholesky",
     "decode",
     "dequantize_blocks",
     "dequantize_mx",
     "encode",
     "flip_significand_bits",
+    "gmres",
+    "gmres_refinement",
+    "iterative_refinement",
+    "lu_factor",
     "naive_round_to_format",
     "named_format",
     "pack_bits",
     "packed_bytes",
+    "promote",
     "quantize_blocks",
     "quantize_mx",
     "random_words",
