@@ -1,6 +1,8 @@
 """How a value is stored: formats, rounding, scaling, grouping, bit packing."""
 
+from shoestring.numbers.accumulation import EveryChunk, EveryFusedStep, EveryStep, InCarrier
 from shoestring.numbers.affine_fit import fit_least_squares, fit_min_max
+from shoestring.numbers.arithmetic import Arithmetic
 from shoestring.numbers.block_floating_point import (
     BLOCK_FLOAT_FORMATS,
     BlockFloatFormat,
@@ -10,10 +12,13 @@ from shoestring.numbers.block_floating_point import (
 )
 from shoestring.numbers.cache_format import CacheFormat
 from shoestring.numbers.codes import decode, encode
+from shoestring.numbers.emulated_types import CPArray, CPFloat, CPJaxArray, CPTensor, promote
 from shoestring.numbers.fixed_point import FixedPointFormat, round_to_fixed_point
 from shoestring.numbers.formats import FORMATS, FloatFormat, named_format
 from shoestring.numbers.grouped_affine import AffineGrid, GroupedAffine, ZeroPoint
 from shoestring.numbers.integer import IntegerFormat, IntegerQuantizer, IntegerScaling, scaling_of_range
+from shoestring.numbers.krylov import gmres
+from shoestring.numbers.linear_algebra import backward_error, cholesky, lu_factor
 from shoestring.numbers.microscaling import (
     MX_FORMATS,
     MicroscalingFormat,
@@ -24,6 +29,7 @@ from shoestring.numbers.microscaling import (
 from shoestring.numbers.naive_rounding import naive_round_to_format
 from shoestring.numbers.packing import pack_bits, packed_bytes, unpack_bits
 from shoestring.numbers.philox import random_words, random_words_torch
+from shoestring.numbers.refinement import gmres_refinement, iterative_refinement
 from shoestring.numbers.rounder import Rounder
 from shoestring.numbers.rounding import round_to_format
 from shoestring.numbers.rounding_bits import Rounding
@@ -34,12 +40,21 @@ __all__ = [
     "FORMATS",
     "MX_FORMATS",
     "AffineGrid",
+    "Arithmetic",
     "BlockFloatFormat",
+    "CPArray",
+    "CPFloat",
+    "CPJaxArray",
+    "CPTensor",
     "CacheFormat",
+    "EveryChunk",
+    "EveryFusedStep",
+    "EveryStep",
     "FaultyRounder",
     "FixedPointFormat",
     "FloatFormat",
     "GroupedAffine",
+    "InCarrier",
     "IntegerFormat",
     "IntegerQuantizer",
     "IntegerScaling",
@@ -47,6 +62,8 @@ __all__ = [
     "Rounder",
     "Rounding",
     "ZeroPoint",
+    "backward_error",
+    "cholesky",
     "decode",
     "dequantize_blocks",
     "dequantize_mx",
@@ -54,10 +71,15 @@ __all__ = [
     "fit_least_squares",
     "fit_min_max",
     "flip_significand_bits",
+    "gmres",
+    "gmres_refinement",
+    "iterative_refinement",
+    "lu_factor",
     "naive_round_to_format",
     "named_format",
     "pack_bits",
     "packed_bytes",
+    "promote",
     "quantize_blocks",
     "quantize_mx",
     "random_words",

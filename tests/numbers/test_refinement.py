@@ -5,8 +5,8 @@ import pytest
 
 from shoestring.numbers.arithmetic import Arithmetic
 from shoestring.numbers.formats import named_format
-from shoestring.numbers.iterative_refinement import gmres_refinement, iterative_refinement
 from shoestring.numbers.linear_algebra import backward_error
+from shoestring.numbers.refinement import gmres_refinement, iterative_refinement
 from shoestring.numbers.rounder import Rounder
 
 HALF = Arithmetic(Rounder(named_format("half")))

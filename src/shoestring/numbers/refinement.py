@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shoestring.numbers.arithmetic import Arithmetic
-from shoestring.numbers.gmres import Solution, gmres
+from shoestring.numbers.krylov import Solution, gmres
 from shoestring.numbers.linear_algebra import LU, Matrix, Vector, backward_error, lu_factor
 
 FLOAT64 = Arithmetic(None)

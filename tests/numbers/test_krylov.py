@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from shoestring.numbers.arithmetic import Arithmetic
 from shoestring.numbers.formats import FloatFormat
-from shoestring.numbers.gmres import gmres
+from shoestring.numbers.krylov import gmres
 from shoestring.numbers.linear_algebra import lu_factor
 from shoestring.numbers.rounder import Rounder
 
