@@ -93,7 +93,7 @@ class _Parts:
             raise BadModelFile(f"{self.path}: tokenizer.ggml.{name} is no list of texts")
         return values
 
-    def numbers(self, name: str) -> list[float]:
+    def numbers(self, name: str) -> list[int | float]:
         values = self.metadata.get(f"tokenizer.ggml.{name}")
         if values is None:
             return [0] * len(self.tokens)
@@ -158,7 +158,7 @@ def _sentencepiece(parts: _Parts) -> Tokenizer:
             _SPACE * len(token) if token.isspace() and set(token) == {" "} else token: n
             for token, n in ids.items()
         }
-        scores = [-float(index) for index in range(len(ids))]
+        scores = [-index for index in range(len(ids))]
         if len(ids) != len(parts.tokens):
             raise BadModelFile(f"{parts.path}: the tokenizer has runs of spaces in two spellings")
     merges = _implied_merges(ids, scores)
@@ -174,9 +174,9 @@ def _sentencepiece(parts: _Parts) -> Tokenizer:
     return tokenizer
 
 
-def _implied_merges(ids: dict[str, int], scores: list[float]) -> list[tuple[str, str]]:
+def _implied_merges(ids: dict[str, int], scores: list[int | float]) -> list[tuple[str, str]]:
     """Every way to make a token of two, best token first: the order in which SentencePiece merges."""
-    merges: list[tuple[float, int, int, str, str]] = []
+    merges: list[tuple[int | float, int, int, str, str]] = []
     for token, index in ids.items():
         ways = [(token[:cut], token[cut:]) for cut in range(1, len(token)) if token[:cut] in ids]
         ways = sorted((w for w in ways if w[1] in ids), key=lambda w: (ids[w[0]], ids[w[1]]))
