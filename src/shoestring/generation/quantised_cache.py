@@ -158,6 +158,11 @@ class QuantCache(SlotCache):
         super().__init__(layers, n_kv_heads, head_dim)
 
     @property
+    def exact_tokens(self) -> int:
+        """The last tokens that are sure to be in full precision."""
+        return self.form.tail_tokens
+
+    @property
     def form(self) -> CacheFormat:
         """How old tokens are stored."""
         first = self.layers[0]

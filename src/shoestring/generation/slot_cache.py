@@ -108,6 +108,11 @@ class SlotCache:
         self._marks: WeakKeyDictionary[Mark, list[Tensor]] = WeakKeyDictionary()
 
     @property
+    def exact_tokens(self) -> int | None:
+        """How many of the last appended tokens a view gives back as they were, unrounded; None: all."""
+        return None
+
+    @property
     def n_layers(self) -> int:
         """Number of layers."""
         return len(self.layers)

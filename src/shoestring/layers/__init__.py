@@ -1,11 +1,31 @@
 """`nn.Module`s with a cheaper forward."""
 
+from shoestring.layers.attention import AttendOut, attend, merge
+from shoestring.layers.attention_masks import Causal, Explicit, Full, KVView, Mask, Tree
 from shoestring.layers.low_rank_linear import LowRankLinear
+from shoestring.layers.norm import RMSNorm
 from shoestring.layers.packed_linear import PackedEmbedding, PackedLinear, PackedWeight
+from shoestring.layers.rotary import LinearScaling, Llama3Scaling, Rope, YarnScaling
+from shoestring.layers.scaled_embedding import ScaledEmbedding
 
 __all__ = [
+    "AttendOut",
+    "Causal",
+    "Explicit",
+    "Full",
+    "KVView",
+    "LinearScaling",
+    "Llama3Scaling",
     "LowRankLinear",
+    "Mask",
     "PackedEmbedding",
     "PackedLinear",
     "PackedWeight",
+    "RMSNorm",
+    "Rope",
+    "ScaledEmbedding",
+    "Tree",
+    "YarnScaling",
+    "attend",
+    "merge",
 ]

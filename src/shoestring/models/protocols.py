@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from shoestring.errors import ShoestringError
+from shoestring.layers.attention_masks import KVView
 
 
 class CacheCannot(ShoestringError, NotImplementedError):
@@ -21,19 +22,8 @@ class CacheCannot(ShoestringError, NotImplementedError):
         self.operation = operation
 
 
-@dataclass(frozen=True)
-class KVView:
-    """What attention reads of one layer. Slots are those of the longest row, or the selected ones.
-
-    pos: logical position of each slot, one row for all heads or one per head. valid: which slots hold
-    something; None where all do. n_tokens: how many tokens a slot stands for; None where it is always one.
-    """
-
-    k: Float[Tensor, "batch heads slots dim"]
-    v: Float[Tensor, "batch heads slots dim"]
-    pos: Int[Tensor, "batch rows slots"]
-    valid: Bool[Tensor, "batch rows slots"] | None = None
-    n_tokens: Int[Tensor, "batch rows slots"] | None = None
+class HookConflict(ShoestringError, ValueError):
+    """Two hooks of one forward pass cannot both have their way; the message names them and the layer."""
 
 
 @dataclass
@@ -56,6 +46,11 @@ class KVCache(Protocol):
     next_pos: Int[Tensor, " batch"]
     """The logical position that follows each sample's last token, stored or not."""
     traffic: Traffic
+
+    @property
+    def exact_tokens(self) -> int | None:
+        """How many of the last appended tokens a view gives back as they were, unrounded; None: all."""
+        ...
 
     @property
     def side(self) -> "SideAccess":
