@@ -90,7 +90,7 @@ BLIND: tuple[Mutation, ...] = (flip_bits, cut, lie, swap, splice)
 
 
 def damaged_gguf(rng: random.Random, base: Gguf, written: Written) -> bytes:
-    """A file like `base`: its bytes damaged, or its content changed and then written with the right lengths."""
+    """A file like `base`: its bytes damaged, or its content changed and written with the right lengths."""
     if rng.random() < 0.35:
         return bytes(_changed(rng, base).write().data)
     data = bytearray(written.data)

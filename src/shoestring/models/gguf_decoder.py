@@ -189,7 +189,7 @@ def _config(metadata: _Metadata, architecture: str) -> dict[str, Any]:
         return f"{architecture}.{name}"
 
     file = metadata.file
-    if metadata.values.get(key("expert_count"), 0) != 0:
+    if shown(metadata.values.get(key("expert_count"), 0)) != "0":
         raise BadModelFile(f"{file.path} is a mixture of experts; only dense decoders are known")
     if "token_embd.weight" not in file or len(file.shape("token_embd.weight")) != 2:
         raise BadModelFile(f"{file.path} has no matrix token_embd.weight")

@@ -200,7 +200,7 @@ def _add_whole_tokens(tokenizer: Tokenizer, parts: _Parts) -> None:
 
 
 def _add_ends(tokenizer: Tokenizer, parts: _Parts, kind: str) -> None:
-    begins = kind == "llama" or parts.metadata.get("tokenizer.ggml.pre") in _STARTS_BY_DEFAULT
+    begins = kind == "llama" or parts.text("pre", default="") in _STARTS_BY_DEFAULT
     ends = {"bos": parts.flag("add_bos_token", begins), "eos": parts.flag("add_eos_token", False)}
     tokens = {name: parts.special(name) for name, wanted in ends.items() if wanted}
     if missing := [name for name, token in tokens.items() if token is None]:

@@ -45,4 +45,4 @@ def drop_pages(mapped: mmap.mmap, start: int, nbytes: int) -> None:
 
 def shown(value: object) -> str:
     """A name or value out of a file as an error line may show it: quoted, escaped, cut where it is long."""
-    return _BRIEF.repr(value)
+    return " ".join(_BRIEF.repr(value).split())
