@@ -49,7 +49,7 @@ def load_decoder(source: str | Path | Checkpoint, dtype: torch.dtype | None = No
     """The decoder of a checkpoint, in evaluation mode. At most one tensor is in memory twice at any moment.
 
     source: what `open_checkpoint` takes, or what it gave. dtype: of the weights; by default that of the
-    stored embedding, and float32 for GGUF (whose blocks are exact in it). The model's `config` is a transformers one.
+    stored embedding, and float32 for GGUF (whose blocks are exact in it). `config` is one of transformers.
 
     Raises: FileNotFoundError, BadModelFile as `open_checkpoint` does; BadModelFile naming what is wrong where
     the architecture is not known or tensors are missing, of another shape, or have no place in the model.
