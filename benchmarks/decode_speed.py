@@ -1,8 +1,8 @@
-"""Decode speed of our loop and caches against the transformers library's own `generate`, in turns.
+"""Decode speed of our decoder, loop and caches against the transformers library's own `generate`, in turns.
 
     python benchmarks/decode_speed.py [MODEL] [--new-tokens 64] [--prompt-tokens 64] [--rounds 5]
 
-Greedy, one sequence, the same model object for all; every output must be the same tokens.
+Greedy, one sequence, the same weights for all; every output must be the same tokens.
 """
 
 import argparse
@@ -12,7 +12,9 @@ import torch
 
 from shoestring.compression.load_model import load_model
 from shoestring.generation.decode import generate
+from shoestring.generation.runner import decoder_cache
 from shoestring.generation.transformers_cache import TransformersCache
+from shoestring.models.decoder import Decoder
 from shoestring.numbers.cache_format import CacheFormat
 from shoestring.yardstick.timing import time_interleaved
 
@@ -41,11 +43,19 @@ def main() -> None:
         cache = TransformersCache(form, capacity=capacity) if own else None
         return generate(model, ids, tokenizer, max_new_tokens=new, stop_tokens=(), cache=cache).tokens
 
+    decoder = Decoder.from_transformers(model)
+
+    def own(form: CacheFormat | None = None) -> list[int]:
+        cache = decoder_cache(decoder, form, capacity=capacity)
+        return generate(decoder, ids, tokenizer, max_new_tokens=new, stop_tokens=(), cache=cache).tokens
+
     works = {
         "transformers generate": library,
         "our loop, its cache": lambda: ours(own=False),
         "our loop, dense": ours,
         "our loop, 4 bits (tail 32)": lambda: ours(CacheFormat(4, 32, 32)),
+        "our decoder, dense": own,
+        "our decoder, 4 bits (tail 32)": lambda: own(CacheFormat(4, 32, 32)),
     }
     same = {name: work() == library() for name, work in works.items()}
     times = time_interleaved(works, rounds=options.rounds, warmup=1)
@@ -55,7 +65,7 @@ def main() -> None:
         low, high = times.interval(name, "transformers generate")
         speed = new / times.median(name)
         interval = f"{ratio:.3f} [{low:.3f}, {high:.3f}]"
-        print(f"{name:28} {speed:7.1f} tokens/s  time ratio {interval}  same tokens: {same[name]}")
+        print(f"{name:30} {speed:7.1f} tokens/s  time ratio {interval}  same tokens: {same[name]}")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,19 @@
 """What may become of the KV cache, beside the weights, when a budget includes it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from shoestring.compression.calibration import without_cache
 from shoestring.compression.kv_quantize import KVQuantize
 from shoestring.compression.sensitivity import logits_of
 from shoestring.generation.cache_bytes import bytes_for
-from shoestring.generation.runner import cache_argument
+from shoestring.generation.runner import cache_argument, decoder_cache
 from shoestring.generation.transformers_cache import TransformersCache
+from shoestring.models.decoder import Decoder
+from shoestring.yardstick.language_quality import without_cache
 
 CACHE_RECIPES = tuple(KVQuantize(bits, 32, tail_tokens=32) for bits in (8, 4, 2))
 
@@ -56,14 +58,22 @@ def _loss(
 ) -> float:
     """Mean divergence over the windows when old keys and values are read from the quantised cache."""
     total = 0.0
-    argument = cache_argument(model)
     with torch.inference_mode(), torch.autocast(windows.device.type, autocast, enabled=autocast is not None):
         for window in windows:
-            cache = TransformersCache(recipe.form, config=model.config)
+            feed = _fed(model, recipe)
             log_p = logits_of(model(window[None], **without_cache(model)))[0].float().log_softmax(-1)
             for start in range(0, len(window), CHUNK_TOKENS):
                 ids = window[None, start : start + CHUNK_TOKENS]
-                q = logits_of(model(ids, use_cache=True, **{argument: cache}))[0].float().log_softmax(-1)
+                q = feed(ids)[0].float().log_softmax(-1)
                 p = log_p[start : start + CHUNK_TOKENS]
                 total += (p.exp() * (p - q)).sum().item()
     return total / windows.numel()
+
+
+def _fed(model: nn.Module, recipe: KVQuantize) -> Callable[[Tensor], Tensor]:
+    """Feeds ids to the model after what came before, through a new cache; their logits."""
+    if isinstance(model, Decoder):
+        own = decoder_cache(model, recipe.form)
+        return lambda ids: logits_of(model(ids, cache=own))
+    options = {cache_argument(model): TransformersCache(recipe.form, config=model.config)}
+    return lambda ids: logits_of(model(ids, use_cache=True, **options))

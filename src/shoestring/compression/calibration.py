@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from shoestring.compression.weight_matrix import holds_matrix, is_embedding, matrix_shape
+from shoestring.yardstick.language_quality import without_cache
 
 
 class Moments:
@@ -211,8 +212,3 @@ def run(model: nn.Module, batches: Iterable[Tensor]) -> None:
         model.train(training)
     if count == 0:
         raise ValueError("no batches were given to calibrate on.")
-
-
-def without_cache(model: nn.Module) -> dict[str, bool]:
-    """The argument that keeps a transformers decoder from building a cache nobody reads."""
-    return {"use_cache": False} if hasattr(getattr(model, "config", None), "use_cache") else {}

@@ -14,9 +14,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from shoestring.compression.apply import slots
-from shoestring.compression.calibration import without_cache
 from shoestring.compression.profile import Option
 from shoestring.compression.sensitivity import logits_of
+from shoestring.yardstick.language_quality import without_cache
 
 LARGEST_CORRECTION = 4.0
 """A correction beyond this factor, relative to the median one, is noise of a short text."""

@@ -54,8 +54,9 @@ def save(
     with replacing_folder(folder) as temporary:
         save_file(unique_tensors(model), temporary / WEIGHTS, metadata={"format": "pt"})
         _config(model).save_pretrained(temporary)
-        if getattr(model, "generation_config", None) is not None and model.can_generate():  # type: ignore[operator]
-            model.generation_config.save_pretrained(temporary)  # type: ignore[union-attr, operator]
+        generation: Any = getattr(model, "generation_config", None)
+        if generation is not None and getattr(model, "can_generate", lambda: True)():
+            generation.save_pretrained(temporary)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
         if proof is not None:
@@ -174,7 +175,7 @@ def _config(model: nn.Module) -> Any:
     from shoestring.compression.transformers_quantizer import ShoestringConfig
 
     config: Any = copy.deepcopy(model.config)
-    config.architectures = [type(model).__name__]
+    config.architectures = [getattr(model, "transformers_class", type(model).__name__)]
     config.dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     config.quantization_config = ShoestringConfig.of(model)
     return config

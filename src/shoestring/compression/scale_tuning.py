@@ -18,11 +18,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shoestring.compression.calibration import without_cache
 from shoestring.compression.sensitivity import logits_of
 from shoestring.layers.packed_linear import PackedEmbedding, PackedLinear, PackedWeight
 from shoestring.numbers.grouped_affine import ZeroPoint
 from shoestring.numbers.packing import unpack_bits
+from shoestring.yardstick.language_quality import without_cache
 
 TOKENS_AT_ONCE = 512
 """Positions whose distributions over the vocabulary are compared at a time."""

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shoestring.compression.apply import Slot, slots
-from shoestring.compression.calibration import Calibration, InputRecorder, without_cache
+from shoestring.compression.calibration import Calibration, InputRecorder
 from shoestring.compression.weight_matrix import is_embedding
+from shoestring.yardstick.language_quality import without_cache
 
 
 @dataclass(frozen=True)

@@ -136,17 +136,16 @@ def _fused(
     q: Tensor, view: KVView, mask: Mask, scale: float, window: int | None, policy: Tensor | None
 ) -> Tensor:
     """torch's own kernel: without a mask where none is needed, else a block of rows at a time."""
-    k, v, n, slots = view.k, view.v, q.shape[2], view.k.shape[2]
     newest = isinstance(mask, Causal) and mask.newest
-    lowest = 0
-    if window is not None and newest and mask.consecutive():  # type: ignore[union-attr]
-        if n == 1 and window < slots:
-            k, v, slots = k[:, :, -window:], v[:, :, -window:], window
-            view = KVView(k, v, view.pos, None if view.valid is None else view.valid[:, :, -window:])
-        if n == 1 or window >= slots:
+    lowest: int | None = None
+    if window is not None and isinstance(mask, Causal) and newest and mask.consecutive():
+        if q.shape[2] == 1:
+            view, mask, policy = _last(view, mask, policy, window)
+        if q.shape[2] == 1 or window >= view.k.shape[2]:
             window = None
         else:
-            lowest = slots - n + 1 - window
+            lowest = view.k.shape[2] - q.shape[2] + 1 - window
+    k, v, n, slots = view.k, view.v, q.shape[2], view.k.shape[2]
     if policy is None and view.valid is None and window is None:
         if n == 1 and (newest or isinstance(mask, Full)):
             # The query heads of a KV head as so many rows of it.
@@ -160,7 +159,7 @@ def _fused(
     for rows in _blocks(n, slots):
         keys = slice(0, slots)
         if newest:
-            keys = slice(max(0, lowest + rows.start) if lowest else 0, slots - n + rows.stop)
+            keys = slice(0 if lowest is None else max(0, lowest + rows.start), slots - n + rows.stop)
         seen = _seen(view, mask, window, policy, rows, keys)
         if seen is not None and seen.shape[1] > 1:
             seen = seen.repeat_interleave(q.shape[1] // seen.shape[1], 1)
@@ -171,6 +170,17 @@ def _fused(
             )
         )  # fmt: skip
     return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+
+
+def _last(
+    view: KVView, mask: Causal, policy: Tensor | None, count: int
+) -> tuple[KVView, Causal, Tensor | None]:
+    """The last slots only."""
+    pos = view.pos[:, :, -count:]
+    valid = None if view.valid is None else view.valid[:, :, -count:]
+    policy = None if policy is None else policy[:, -count:]
+    view = KVView(view.k[:, :, -count:], view.v[:, :, -count:], pos, valid)
+    return view, Causal(mask.pos_q, mask.pos_k[:, :, -count:], mask.newest), policy
 
 
 def _by_rows(

@@ -143,6 +143,11 @@ class Decoder(nn.Module):
         self._tie()
         self._ropes = frozenset(cfg.ropes)
 
+    @property
+    def transformers_class(self) -> str:
+        """The class of the transformers library that runs the same model."""
+        return self.cfg.transformers_class
+
     @classmethod
     def from_weights(
         cls, cfg: DecoderConfig, weights: Mapping[str, Tensor], *, config: Any = None
@@ -195,7 +200,7 @@ class Decoder(nn.Module):
     def forward(
         self,
         x: Int[Tensor, "batch n"] | Float[Tensor, "batch n hidden"],
-        pos: Int[Tensor, "batch n"] | None = None,
+        pos: Int[Tensor, "samples tokens"] | None = None,
         cache: KVCache | None = None,
         ctx: Context | None = None,
         hooks: Iterable[object] = (),
@@ -250,7 +255,9 @@ class Decoder(nn.Module):
     def _embed(self, x: Tensor, pos: Tensor, ctx: Context) -> tuple[Hidden, Tensor]:
         return (x if x.is_floating_point() else self.model.embed_tokens(x)), pos
 
-    def _layer(self, index: int, layer: nn.Module, x: Hidden, step: Step) -> tuple[Hidden, Step]:
+    def _layer(
+        self, index: int, layer: nn.Module, x: Hidden, step: Step
+    ) -> tuple[Float[Tensor, "batch kept hidden"], Step]:
         """One layer, for the tokens that the hooks let through."""
         hooks = step.hooks
         if hooks is None:

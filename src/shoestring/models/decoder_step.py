@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from shoestring.layers.attention import AttendOut, attend
 from shoestring.layers.attention_masks import Causal, KVView, Mask
 from shoestring.layers.rotary import Rope
-from shoestring.models.hooks import PLAIN, AttendCall, AttnPlan, Context, Drop, HookChain, Route
+from shoestring.models.hooks import AttendCall, AttnPlan, Context, Drop, HookChain, Route
 from shoestring.models.protocols import KVCache
 
 Tables = tuple[Tensor, Tensor]
@@ -170,11 +170,9 @@ class Step:
         return plan.policy & shown if plan.policy.dtype == torch.bool else plan.policy * shown
 
     def _reader(self, layer: int, k: Tensor, v: Tensor, plan: AttnPlan) -> Callable[[], tuple[KVView, bool]]:
-        """Store the new tokens; what then reads all keys."""
-        if plan is PLAIN or (plan.store is None and plan.select is None and self._keeps_exactly(k.shape[2])):
-            cache = self.cache
-            if cache is None:
-                return lambda: self._read(layer, k, v)
+        """Store the new tokens; what then reads all keys, when it is asked to if that can wait."""
+        waits = self.cache is not None and plan.store is None and plan.select is None
+        if waits and self._keeps_exactly(k.shape[2]):
             self._append(layer, k, v, None)
             return lambda: self._view(layer)
         found = self._read(layer, k, v, plan.store, plan.select)

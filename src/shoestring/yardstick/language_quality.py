@@ -7,6 +7,7 @@ same top p.
 """
 
 import hashlib
+import inspect
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -156,6 +157,16 @@ def text_sha256(windows: Int[Tensor, "windows window"]) -> str:
     return hashlib.sha256(windows.cpu().to(torch.int64).contiguous().numpy().tobytes()).hexdigest()
 
 
+def without_cache(model: Model) -> dict[str, bool]:
+    """The argument that keeps a transformers decoder from building a cache nobody reads."""
+    if not isinstance(model, nn.Module) or not hasattr(getattr(model, "config", None), "use_cache"):
+        return {}
+    # Other models may carry a transformers configuration too.
+    parameters = inspect.signature(model.forward).parameters.values()
+    takes = any(p.name == "use_cache" or p.kind is p.VAR_KEYWORD for p in parameters)
+    return {"use_cache": False} if takes else {}
+
+
 def _check(windows: Tensor, batch_size: int) -> None:
     if windows.shape[0] == 0 or windows.shape[1] < 2:
         raise ValueError(f"windows of shape {tuple(windows.shape)} hold no token to predict; give more text.")
@@ -191,9 +202,7 @@ def _run(
 
 
 def _logits(model: Model, ids: Tensor) -> Float[Tensor, "batch window vocabulary"]:
-    # A transformers decoder would build a cache that nobody reads.
-    arguments = {"use_cache": False} if hasattr(getattr(model, "config", None), "use_cache") else {}
-    output = model(ids, **arguments)
+    output = model(ids, **without_cache(model))
     logits = getattr(output, "logits", output)
     if not isinstance(logits, Tensor) or logits.shape[:2] != ids.shape:
         raise ValueError("the model must map ids (batch, window) to logits (batch, window, vocabulary).")
