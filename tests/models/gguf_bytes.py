@@ -206,3 +206,67 @@ def _tokens(architecture: str) -> tuple[list[str], list[float], list[int], list[
         pieces = [*bytes_to_unicode().values(), *(m.replace(" ", "") for m in merges)]
     tokens = special + pieces
     return tokens, [-float(i) for i in range(len(tokens))], types + [1] * len(pieces), merges
+
+
+LEAVES = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+GEMMA_LEAVES = LEAVES | {
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+
+
+def from_transformers(model: Any, architecture: str) -> Gguf:
+    """As llama.cpp's converter writes a model: rows of q and k in pairs, norms of Gemma plus 1."""
+    config, tensors = model.config, []
+    leaves = GEMMA_LEAVES if architecture == "gemma3" else LEAVES
+    fixed = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+    for name, weight in model.state_dict().items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        module, _, kind = name.rpartition(".")
+        values = weight.numpy()
+        if architecture == "gemma3" and module.endswith("norm"):
+            values = values + 1
+        if module in fixed:
+            stored = fixed[module]
+        else:
+            _, _, layer, leaf = module.split(".", 3)
+            stored = f"blk.{layer}.{leaves[leaf]}"
+            if architecture == "llama" and leaf.endswith(("q_proj", "k_proj")):
+                heads = config.num_attention_heads if "q_proj" in leaf else config.num_key_value_heads
+                halves = values.reshape(heads, 2, -1, *values.shape[1:])
+                values = halves.swapaxes(1, 2).reshape(values.shape)
+        tensors.append(tensor(f"{stored}.{kind}", values))
+    a, rope = architecture, config.rope_parameters
+    base = (rope["full_attention"] if a == "gemma3" else rope)["rope_theta"]
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    pairs = [
+        ("general.architecture", STRING, a),
+        (f"{a}.block_count", U32, config.num_hidden_layers),
+        (f"{a}.context_length", U32, config.max_position_embeddings),
+        (f"{a}.embedding_length", U32, config.hidden_size),
+        (f"{a}.feed_forward_length", U32, config.intermediate_size),
+        (f"{a}.attention.head_count", U32, config.num_attention_heads),
+        (f"{a}.attention.head_count_kv", U32, config.num_key_value_heads),
+        (f"{a}.attention.key_length", U32, head_dim),
+        (f"{a}.attention.value_length", U32, head_dim),
+        (f"{a}.attention.layer_norm_rms_epsilon", F32, config.rms_norm_eps),
+        (f"{a}.rope.freq_base", F32, base),
+        (f"{a}.vocab_size", U32, config.vocab_size),
+    ]
+    if a == "gemma3":
+        pairs.append(("gemma3.attention.sliding_window", U32, config.sliding_window))
+    return Gguf(tuple(pairs), tuple(tensors))

@@ -94,6 +94,7 @@ def _source(name: str) -> "Source":
     from shoestring.cli.model_source import hide_loading_bars
 
     hide_loading_bars()
+    from shoestring.compression.load_model import disk_bytes, load_model
     from shoestring.compression.proven_fit import Source
 
     model, tokenizer = load_model(name)

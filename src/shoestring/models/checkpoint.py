@@ -6,7 +6,7 @@ Nothing of the weights is read when one is opened, but everything that says wher
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 
 
+@runtime_checkable
 class LazyTensors(Protocol):
     """Tensors by name, read from a file when they are asked for."""
 

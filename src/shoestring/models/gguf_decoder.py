@@ -278,13 +278,14 @@ def _rotation(metadata: _Metadata, architecture: str) -> dict[str, Any]:
     kind = metadata.text(f"{scaling}.type", "none")
     if kind == "none":
         return plain
-    factor = metadata.number(f"{scaling}.factor")
-    if kind == "linear":
-        return plain | {"rope_type": "linear", "factor": factor}
+    if kind not in ("linear", "yarn"):
+        raise BadModelFile(
+            f"{metadata.file.path}: {scaling}.type is {shown(kind)}; known are none, linear, yarn"
+        )
+    scaled = plain | {"rope_type": kind, "factor": metadata.number(f"{scaling}.factor")}
     if kind == "yarn":
-        original = metadata.count(f"{scaling}.original_context_length")
-        return plain | {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
-    raise BadModelFile(f"{metadata.file.path}: {scaling}.type is {shown(kind)}; known are none, linear, yarn")
+        scaled["original_max_position_embeddings"] = metadata.count(f"{scaling}.original_context_length")
+    return scaled
 
 
 def _divided(metadata: _Metadata, plain: dict[str, Any]) -> dict[str, Any]:
