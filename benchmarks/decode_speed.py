@@ -10,7 +10,7 @@ import warnings
 
 import torch
 
-from shoestring.cli.model_source import load_model
+from shoestring.compression.load_model import load_model
 from shoestring.generation.decode import generate
 from shoestring.generation.runner import decoder_cache
 from shoestring.generation.transformers_cache import TransformersCache

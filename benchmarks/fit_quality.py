@@ -24,10 +24,10 @@ import gguf
 import torch
 from torch import nn
 
-from shoestring.cli.model_source import load_model
 from shoestring.compression import GPTQ, apply, slots
 from shoestring.compression.apply import stored_bytes
 from shoestring.compression.fit import FitSettings, fit
+from shoestring.compression.load_model import load_model
 from shoestring.compression.proven_fit import native_bfloat16
 from shoestring.compression.weight_matrix import weight_matrix
 from shoestring.data.text import default_halves, read_text, token_windows

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from shoestring.cli.model_source import load_model
+from shoestring.compression.load_model import load_model
 from shoestring.generation.decode import generate
 from shoestring.generation.transformers_cache import TransformersCache
 from shoestring.numbers.cache_format import CacheFormat

@@ -91,9 +91,10 @@ def fit(
 
 
 def _source(name: str) -> "Source":
-    from shoestring.cli.model_source import disk_bytes, hide_loading_bars, load_model
+    from shoestring.cli.model_source import hide_loading_bars
 
     hide_loading_bars()
+    from shoestring.compression.load_model import disk_bytes, load_model
     from shoestring.compression.proven_fit import Source
 
     model, tokenizer = load_model(name)

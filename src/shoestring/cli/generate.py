@@ -68,7 +68,7 @@ def generate(
 def _start(
     name: str, text: str, chat: bool, max_new_tokens: int, sampling: Any, seed: int, stop: list[str]
 ) -> "Stream":
-    from shoestring.cli.model_source import load_model
+    from shoestring.compression.load_model import load_model
     from shoestring.generation.decode import stream
 
     # Elsewhere than on a terminal an error is to be the only line.
