@@ -57,8 +57,8 @@ def check_place(path: str | os.PathLike[str]) -> None:
 def replacing_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary sibling to write; on success it is flushed to disk and renamed to `path`.
 
-    If the block raises (a full disk, an interrupt), the sibling is removed and `path` is as it was. A symbolic
-    link stays one: what it points to is replaced. What killed runs left beside `path` is removed first.
+    If the block raises (a full disk, an interrupt), the sibling is removed and `path` is as it was. A
+    symbolic link stays one: what it points to is replaced. What killed runs left beside is removed first.
 
     Raises: FileExistsError if `path` is a folder, a device or a pipe.
     """
