@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -45,10 +46,23 @@ def errors() -> "Console":
 
 
 def print_json(document: Any) -> None:
-    """The one JSON document of a `--json` run."""
+    """The one JSON document of a `--json` run; in escapes where stdout cannot write every character."""
     import json
 
-    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    escaped = not is_unicode(sys.stdout)
+    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=escaped, allow_nan=False) + "\n")
+
+
+def is_unicode(stream: Any) -> bool:
+    """Whether a text stream can write every character."""
+    return (getattr(stream, "encoding", None) or "utf-8").lower().replace("-", "").startswith("utf")
+
+
+def never_fail_to_print() -> None:
+    """Let stdout and stderr write `?` for what their encoding has not, instead of failing half-way."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper) and not is_unicode(stream):
+            stream.reconfigure(errors="replace")
 
 
 @contextmanager
