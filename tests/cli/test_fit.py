@@ -11,6 +11,7 @@ import pytest
 import torch
 from gguf import GGUFReader
 from tests.compression.llama_cpp_process import ask_llama_cpp
+from tests.compression.models import byte_tokenizer
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -112,6 +113,8 @@ def test_a_budget_out_of_reach_exits_1_with_the_smallest_model(arguments, tmp_pa
     size = (out / "model.safetensors").stat().st_size
     assert complaint.startswith("shoestring: 4.0 KiB cannot be met; the smallest reachable size is ")
     assert complaint.endswith(f"({size} bytes)")
+    assert run([*arguments, "--memory", str(size), "--out", str(out)]) == 0, "what was called reachable is"
+    assert (out / "model.safetensors").stat().st_size == size
 
 
 def test_dry_run_plans_and_saves_nothing(arguments, tmp_path, capsys, monkeypatch):
@@ -153,14 +156,21 @@ def test_the_cache_is_part_of_the_budget_and_is_what_generation_uses(arguments, 
     assert json.loads(capsys.readouterr().out)["cache_bytes"] > 2 * proof["cache_bytes"]
 
 
-def test_a_fit_for_llama_cpp_gives_a_file_that_it_reads(arguments, tmp_path, capsys):
-    out, gguf = tmp_path / "small", tmp_path / "small.gguf"
-    command = [*arguments, "--memory", "65KiB", "--out", str(out), "--gguf", str(gguf)]
+def test_a_fit_for_llama_cpp_gives_a_file_that_it_reads(source, arguments, tmp_path, capsys):
+    out, gguf, model = tmp_path / "small", tmp_path / "small.gguf", tmp_path / "bpe"
+    config = LlamaConfig.from_pretrained(source, vocab_size=260)
+    torch.manual_seed(4)
+    made = LlamaForCausalLM(config)
+    for parameter in made.parameters():
+        parameter.data *= 3
+    made.save_pretrained(model)
+    byte_tokenizer().save_pretrained(model)
+    command = ["fit", str(model), *arguments[2:], "--memory", "72KiB", "--out", str(out), "--gguf", str(gguf)]
     assert run(command) == 0
     shown = capsys.readouterr().out
     proof = json.loads((out / "proof.json").read_text())
     assert proof["target"] == "llama.cpp"
-    assert proof["exported_bytes"] < proof["file_bytes"] <= 65 * 1024
+    assert proof["exported_bytes"] < proof["file_bytes"] <= 72 * 1024
     assert f"wrote {gguf}" in shown.replace("\n", "")
     kinds = {tensor.tensor_type.name for tensor in GGUFReader(gguf).tensors}
     assert kinds <= {"F32", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"}
@@ -189,7 +199,7 @@ def test_a_fit_for_llama_cpp_gives_a_file_that_it_reads(arguments, tmp_path, cap
         ("-3MiB", "--memory '-3MiB' holds nothing"),
         ("64 potatoes", "--memory '64 potatoes' is not a size; write for example 64MiB"),
         ("MiB", "is not a size"),
-        ("1GiB", "hold already; give a smaller budget"),
+        ("1GiB", "holds already; give a smaller budget"),
     ],
 )
 def test_budgets_that_make_no_sense(arguments, budget, complaint, capsys, tmp_path):

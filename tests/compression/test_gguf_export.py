@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 from tests.compression.llama_cpp_process import ask_llama_cpp
-from tests.compression.models import gpt2
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tests.compression.models import byte_tokenizer, gpt2
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from shoestring.compression import LowRank, RoundToNearest, apply, stored_bytes
@@ -27,16 +27,6 @@ FORMATS = {
     "Q4_1": RoundToNearest(4, 32, ZeroPoint.REAL),
     "Q5_1": RoundToNearest(5, 32, ZeroPoint.REAL),
 }
-
-
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {"<|end|>": 0, **{c: i + 1 for i, c in enumerate(alphabet)}}
-    vocab |= {"th": 257, "the": 258}
-    bpe = Tokenizer(models.BPE(vocab, [("t", "h"), ("th", "e")]))
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|end|>", bos_token="<|end|>")
 
 
 def llama(tied: bool, std: float = 0.02) -> LlamaForCausalLM:
@@ -142,6 +132,14 @@ def test_models_and_tokenizers_that_cannot_be_exported(tmp_path):
     words = Tokenizer(models.WordLevel({"a": 0}, "a"))
     with pytest.raises(ValueError, match="a WordLevel tokenizer cannot be written to GGUF"):
         export_gguf(llama(True), PreTrainedTokenizerFast(tokenizer_object=words), tmp_path / "m.gguf")
+    without = byte_tokenizer()
+    without.backend_tokenizer.model = models.BPE(byte_tokenizer().get_vocab(), [])
+    with pytest.raises(ValueError, match="the tokenizer has no merges, without which llama.cpp reads no BPE"):
+        export_gguf(llama(True), without, tmp_path / "m.gguf")
+    small = llama(True)
+    small.config.vocab_size = 200
+    with pytest.raises(ValueError, match="the tokenizer has 259 tokens, the model's table only 200"):
+        export_gguf(small, byte_tokenizer(), tmp_path / "m.gguf")
     odd = byte_tokenizer()
     odd.backend_tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     with pytest.raises(ValueError, match="cuts text by Whitespace, for which no name of llama.cpp is known"):

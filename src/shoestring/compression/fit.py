@@ -132,10 +132,13 @@ def fit(
         )
         fitted.tuned = work.measure(fitted.model)
     fitted.budget_bytes, fitted.file_bytes = budget_bytes, file_bytes(fitted.model)
-    if fitted.met and fitted.total_bytes > budget_bytes - reserve_bytes:
+    fits = fitted.total_bytes <= budget_bytes - reserve_bytes
+    if fitted.met and not fits:
         raise RuntimeError(
             f"{fitted.total_bytes} bytes exceed the budget of {budget_bytes}; nothing is saved."
         )
+    # Where the plan, which takes the header as long as it can be, found no room, there may be some after all.
+    fitted.met = fits
     return fitted
 
 
