@@ -360,7 +360,7 @@ print("saving", when(saving, child(lambda: main(arguments)), signal.SIGINT))
 def in_a_fresh_process(program: str, *arguments: str) -> subprocess.CompletedProcess:
     root = Path(shoestring.__file__).parents[2]
     path = os.pathsep.join([str(root / "src"), str(root)])
-    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [sys.executable, "-c", program, *arguments],
         capture_output=True,
@@ -384,6 +384,7 @@ def test_full_disks_and_ctrl_c_leave_the_old_folder_as_it_was(arguments, tmp_pat
     assert "File too large" in complaint
     assert complaint.endswith("; what was there before is unchanged.")
     assert "Traceback" not in done.stderr
+    assert "it/s]" not in done.stderr, "no bars of other libraries"
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert os.listdir(tmp_path) == ["small"]
 

@@ -87,6 +87,9 @@ def fit(
 
     Exit codes: 0 done, 1 the budget cannot be met (the smallest reachable model is saved), 2 bad input.
     """
+    from shoestring.cli.model_source import hide_loading_bars
+
+    hide_loading_bars()
     from shoestring.compression.fit import FitSettings
     from shoestring.compression.fit_target import LLAMA_CPP, SHOESTRING
     from shoestring.compression.gguf_export import check_exportable
@@ -154,9 +157,7 @@ def _export_saved(folder: Path, name: str, gguf: Path) -> None:
 
 
 def _source(name: str) -> "Source":
-    from shoestring.cli.model_source import disk_bytes, hide_loading_bars, load_model
-
-    hide_loading_bars()
+    from shoestring.cli.model_source import disk_bytes, load_model
     from shoestring.compression.proven_fit import Source
 
     model, tokenizer = load_model(name)
