@@ -1,16 +1,19 @@
 """The frame of the command line: fast help, exit codes, one line for what a person can mend."""
 
+import io
+import json
 import os
 import resource
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import shoestring
 from shoestring.cli import main as cli
-from shoestring.cli.console import steps
+from shoestring.cli.console import never_fail_to_print, print_json, steps
 from shoestring.cli.main import VERBS, run
 
 
@@ -161,6 +164,54 @@ def test_ctrl_c_in_a_running_measurement(folder, tmp_path):
     assert err.endswith("shoestring: interrupted\n")
     assert "Traceback" not in err
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    "terminal",
+    [
+        {"COLUMNS": "60", "NO_COLOR": "1"},
+        {"COLUMNS": "20"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"},
+    ],
+)
+def test_narrow_colourless_and_ascii_terminals(terminal):
+    done = shell("systems", **terminal)
+    assert done.returncode == 0, done.stderr
+    assert "tensorbleu" in done.stdout
+    assert done.stdout.isascii() or "PYTHONIOENCODING" not in terminal
+    assert "\x1b" not in done.stdout
+    if (width := int(terminal.get("COLUMNS", 80))) == 60:
+        assert max(map(len, done.stdout.splitlines())) <= width
+    assert shell("fit", "--help", **terminal).returncode == 0
+
+
+def test_what_an_encoding_has_not_is_no_error(monkeypatch):
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", out)
+    never_fail_to_print()
+    out.write("naïve → 漢\n")
+    print_json({"text": "naïve → 漢"})
+    out.flush()
+    first, document = out.buffer.getvalue().decode("ascii").split("\n", 1)
+    assert first == "na?ve ? ?"
+    assert json.loads(document) == {"text": "naïve → 漢"}, "in escapes, nothing is lost"
+
+
+def test_a_page_that_cannot_be_written(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("SHOESTRING_RESULTS", str(tmp_path / "results"))
+    for path, complaint in {
+        tmp_path: "is a folder; name a file in it",
+        tmp_path / "no" / "board.html": "does not exist; create it first",
+        Path("/dev/null"): "is no regular file; name one that may be replaced",
+        tmp_path / ("n" * 250): "File name too long",
+    }.items():
+        assert run(["report", "--out", str(path)]) == 2
+        output = capsys.readouterr()
+        assert output.out == ""
+        assert complaint in output.err
+        assert output.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+    assert Path("/dev/null").is_char_device()
 
 
 def test_steps_are_plain_lines_without_a_terminal(capsys):

@@ -1,7 +1,16 @@
 """Small random models of the transformers library, made anew from a seed at each call."""
 
 import torch
-from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 
 def llama(tied: bool = True) -> LlamaForCausalLM:
@@ -36,3 +45,14 @@ def bert() -> BertModel:
 def batches(count: int = 3) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     return [torch.randint(0, 96, (2, 24), generator=generator) for _ in range(count)]
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE as llama.cpp reads it: 259 tokens, an end token and two merges among them."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {"<|end|>": 0, **{c: i + 1 for i, c in enumerate(alphabet)}}
+    vocab |= {"th": 257, "the": 258}
+    bpe = Tokenizer(models.BPE(vocab, [("t", "h"), ("th", "e")]))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|end|>", bos_token="<|end|>")

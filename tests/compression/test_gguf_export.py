@@ -1,19 +1,23 @@
 """Exported files hold the same weights bit for bit, and llama.cpp computes with them what we do."""
 
-import json
-import subprocess
-import sys
-
 import gguf
 import numpy as np
 import pytest
 import torch
-from tests.compression.models import gpt2
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tests.compression.llama_cpp_process import ask_llama_cpp
+from tests.compression.models import byte_tokenizer, gpt2
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from shoestring.compression import LowRank, RoundToNearest, apply
-from shoestring.compression.gguf_export import export_gguf, export_gguf_q8
+from shoestring.compression import LowRank, RoundToNearest, apply, stored_bytes
+from shoestring.compression.gguf_export import (
+    check_exportable,
+    export_gguf,
+    export_gguf_q8,
+    gguf_extra_bytes,
+    gguf_tensor_bytes,
+)
+from shoestring.compression.menu import gguf_menu
 from shoestring.numbers import ZeroPoint
 
 FORMATS = {
@@ -23,16 +27,6 @@ FORMATS = {
     "Q4_1": RoundToNearest(4, 32, ZeroPoint.REAL),
     "Q5_1": RoundToNearest(5, 32, ZeroPoint.REAL),
 }
-
-
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {"<|end|>": 0, **{c: i + 1 for i, c in enumerate(alphabet)}}
-    vocab |= {"th": 257, "the": 258}
-    bpe = Tokenizer(models.BPE(vocab, [("t", "h"), ("th", "e")]))
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|end|>", bos_token="<|end|>")
 
 
 def llama(tied: bool, std: float = 0.02) -> LlamaForCausalLM:
@@ -88,37 +82,6 @@ def test_plain_weights_keep_their_type(dtype, tmp_path):
     assert np.array_equal(decoded, model.model.layers[0].self_attn.v_proj.weight.detach().float().numpy())
 
 
-LLAMA_CPP = """
-import json, sys
-import llama_cpp
-import numpy as np
-# Repacked weights may go to AMX units, which crash where a virtual machine announces them and has none.
-default = llama_cpp.llama_model_default_params
-def plain():
-    parameters = default()
-    parameters.use_extra_bufts = False
-    return parameters
-llama_cpp.llama_cpp.llama_model_default_params = plain
-path, task = sys.argv[1], json.load(sys.stdin)
-engine = llama_cpp.Llama(path, n_ctx=64, logits_all=True, verbose=False, n_threads=1)
-if "ids" in task:
-    engine.eval(task["ids"])
-    print(json.dumps(np.array(engine.scores[: len(task["ids"])]).tolist()))
-else:
-    print(json.dumps([engine.tokenize(text.encode(), add_bos=False) for text in task["texts"]]))
-"""
-
-
-def ask_llama_cpp(path, task: dict) -> list:
-    """In a process of its own: a crash of the engine must not take the tests with it."""
-    pytest.importorskip("llama_cpp", exc_type=ImportError)
-    done = subprocess.run(
-        [sys.executable, "-c", LLAMA_CPP, str(path)], input=json.dumps(task), capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout)
-
-
 @pytest.mark.parametrize("kind", ["plain", *FORMATS])
 def test_llama_cpp_computes_the_same_logits_and_greedy_text(kind, tmp_path):
     # Larger initial weights, so that attention and positions matter and the logits are far apart.
@@ -169,8 +132,33 @@ def test_models_and_tokenizers_that_cannot_be_exported(tmp_path):
     words = Tokenizer(models.WordLevel({"a": 0}, "a"))
     with pytest.raises(ValueError, match="a WordLevel tokenizer cannot be written to GGUF"):
         export_gguf(llama(True), PreTrainedTokenizerFast(tokenizer_object=words), tmp_path / "m.gguf")
+    without = byte_tokenizer()
+    without.backend_tokenizer.model = models.BPE(byte_tokenizer().get_vocab(), [])
+    with pytest.raises(ValueError, match="the tokenizer has no merges, without which llama.cpp reads no BPE"):
+        export_gguf(llama(True), without, tmp_path / "m.gguf")
+    small = llama(True)
+    small.config.vocab_size = 200
+    with pytest.raises(ValueError, match="the tokenizer has 259 tokens, the model's table only 200"):
+        export_gguf(small, byte_tokenizer(), tmp_path / "m.gguf")
     odd = byte_tokenizer()
     odd.backend_tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     with pytest.raises(ValueError, match="cuts text by Whitespace, for which no name of llama.cpp is known"):
         export_gguf(llama(True), odd, tmp_path / "m.gguf")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["plain", "Q4_0", "Q5_1"])
+def test_the_bytes_of_the_tensor_data_are_known_before(kind, dtype, tmp_path):
+    plain = llama(True).to(dtype)
+    extra = gguf_extra_bytes(plain)
+    model = plain if kind == "plain" else apply(plain, FORMATS[kind], ignore=())
+    check_exportable(model, byte_tokenizer())
+    export_gguf(model, byte_tokenizer(), tmp_path / "m.gguf")
+    reader = gguf.GGUFReader(tmp_path / "m.gguf")
+    written = (tmp_path / "m.gguf").stat().st_size - reader.data_offset
+    assert written == gguf_tensor_bytes(model) <= stored_bytes(model) + extra
+
+
+def test_the_menu_for_llama_cpp_has_every_kind_and_nothing_else():
+    assert {recipe.form for recipe in gguf_menu()} == {recipe.form for recipe in FORMATS.values()}

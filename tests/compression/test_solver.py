@@ -1,9 +1,12 @@
 """The integer program against trying everything."""
 
+import ctypes
+
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
+from shoestring.compression import solver
 from shoestring.compression.group_quantize import RoundToNearest
 from shoestring.compression.profile import Option
 from shoestring.compression.solver import BudgetTooSmall, naive_solve, solve, undominated
@@ -54,3 +57,19 @@ def test_bad_input():
         solve({"w": []}, 10)
     with pytest.raises(ValueError, match="the predicted loss of .* in 'w' is nan"):
         solve({"w": [Option(RECIPE, 1, float("nan"))]}, 10)
+
+
+def test_nothing_that_the_solver_prints_reaches_stdout(monkeypatch, capfd):
+    """HiGHS sometimes prints a line with C's printf, which would spoil the one document of `--json`."""
+    libc, milp = ctypes.CDLL(None), solver.milp
+
+    def talkative(*arguments, **keywords):
+        libc.printf(b"a line of the solver\n")
+        return milp(*arguments, **keywords)
+
+    monkeypatch.setattr(solver, "milp", talkative)
+    libc.printf(b"before\n")
+    solve({"w": [Option(RECIPE, 10, 1.0), Option(RECIPE, 20, 0.5)]}, 15)
+    libc.printf(b"after\n")
+    libc.fflush(None)
+    assert capfd.readouterr().out == "before\nafter\n"

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -45,10 +46,23 @@ def errors() -> "Console":
 
 
 def print_json(document: Any) -> None:
-    """The one JSON document of a `--json` run."""
+    """The one JSON document of a `--json` run; in escapes where stdout cannot write every character."""
     import json
 
-    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    escaped = not is_unicode(sys.stdout)
+    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=escaped, allow_nan=False) + "\n")
+
+
+def is_unicode(stream: Any) -> bool:
+    """Whether a text stream can write every character."""
+    return (getattr(stream, "encoding", None) or "utf-8").lower().replace("-", "").startswith("utf")
+
+
+def never_fail_to_print() -> None:
+    """Let stdout and stderr write `?` for what their encoding has not, instead of failing half-way."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper) and not is_unicode(stream):
+            stream.reconfigure(errors="replace")
 
 
 @contextmanager
@@ -123,6 +137,11 @@ def staged_progress() -> Iterator[Callable[[str, int, int], None]]:
             bars.update(tasks[stage], completed=done, total=total)
 
         yield show
+
+
+def hide_loading_bars() -> None:
+    """One spinner is enough. Call it before anything imports tqdm, which looks at the environment once."""
+    os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 def debugging() -> bool:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shoestring.cli.console import Exit, errors, print_json, working
+from shoestring.cli.console import Exit, errors, hide_loading_bars, print_json, working
 
 if TYPE_CHECKING:
     from shoestring.generation.decode import Generation, Stream
@@ -44,8 +44,6 @@ def generate(
     shoestring generate build/demo "What is a budget?" --chat --temperature 0.7 --top-p 0.9
     cat notes.txt | shoestring generate model.gguf - --max-new-tokens 400 --json
     """
-    from shoestring.cli.model_source import hide_loading_bars
-
     hide_loading_bars()
     from shoestring.generation.sampling import Sampling
 

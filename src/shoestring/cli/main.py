@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 import shoestring
-from shoestring.cli.console import Exit, debugging
+from shoestring.cli.console import Exit, debugging, never_fail_to_print
 from shoestring.errors import ShoestringError
 
 VERBS = (
@@ -73,6 +73,7 @@ def build_app() -> typer.Typer:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 a bar or budget not met, 2 bad input, 130 interrupted."""
+    never_fail_to_print()
     sys.exit(run(arguments))
 
 

@@ -1,6 +1,6 @@
 """What a model takes and what it can do, measured alike before and after it was fitted."""
 
-import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -24,14 +24,15 @@ class Measured:
 
     disk_bytes: of the weights as a file. peak_bytes: most bytes of live tensors (weights, cache,
     activations) while generating. tokens_per_second: decoding, batch 1, the median of several runs taken in
-    turn with the other states. quality: divergence from the model as shipped on held-out text. sample: how
-    the model goes on from the prompt, taking the likeliest token each time.
+    turn with the other states; None where the model sees too few tokens to be timed. quality: divergence from
+    the model as shipped on held-out text. sample: how the model goes on from the prompt, taking the likeliest
+    token each time.
     """
 
     name: str
     disk_bytes: int
     peak_bytes: int
-    tokens_per_second: float
+    tokens_per_second: float | None
     quality: Divergence
     sample: str
 
@@ -72,7 +73,8 @@ def measure_states(
     for _ in range(rounds):
         for state in states:
             run = generate(state.model, prompt, tokenizer, max_new_tokens=NEW_TOKENS, stop_tokens=())
-            speeds[state.name].append(run.tokens_per_second or math.nan)
+            if run.tokens_per_second:
+                speeds[state.name].append(run.tokens_per_second)
     measured = []
     for state in states:
         report = None if progress is None else (lambda d, t, n=state.name: progress(f"quality of {n}", d, t))
@@ -82,7 +84,7 @@ def measure_states(
                 name=state.name,
                 disk_bytes=state.disk_bytes,
                 peak_bytes=memory[state.name],
-                tokens_per_second=sorted(speeds[state.name])[rounds // 2],
+                tokens_per_second=statistics.median(speeds[state.name]) if speeds[state.name] else None,
                 quality=quality,
                 sample=samples[state.name],
             )

@@ -38,30 +38,41 @@ def cache_options(
 ) -> list[CacheOption]:
     """The cache in full precision and in 8, 4 and 2 bits, each with what it costs on `windows`.
 
-    Raises: ValueError for a context below 1 or beyond what the model was made for.
+    Raises: as `check_context`.
     """
+    check_context(model, context)
     config = model.config
-    limit = getattr(config, "max_position_embeddings", None)
-    if context < 1 or (limit is not None and context > limit):
-        raise ValueError(f"--context {context} is outside 1 to {limit}, the longest that this model can see.")
     dtype = next(model.parameters()).dtype
     options = [CacheOption(None, bytes_for(config, context, dtype=dtype), 0.0)]
     for recipe in CACHE_RECIPES:
         if recipe.why_not_model(model) is None:
             nbytes = bytes_for(config, context, recipe.form, dtype=dtype)
-            options.append(CacheOption(recipe, nbytes, _loss(model, recipe, windows, autocast)))
+            loss = cached_divergence(model, model, recipe, windows, autocast)
+            options.append(CacheOption(recipe, nbytes, loss))
     return options
 
 
-def _loss(
-    model: nn.Module, recipe: KVQuantize, windows: Int[Tensor, "windows tokens"], autocast: torch.dtype | None
+def check_context(model: nn.Module, context: int) -> None:
+    """Raises: ValueError for a context below 1 or beyond what the model was made for."""
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if context < 1 or (limit is not None and context > limit):
+        longest = "" if limit is None else f" to {limit}, the longest that this model can see"
+        raise ValueError(f"a context of {context} tokens is outside 1{longest or ' and more'}.")
+
+
+def cached_divergence(
+    model: nn.Module,
+    original: nn.Module,
+    recipe: KVQuantize,
+    windows: Int[Tensor, "windows tokens"],
+    autocast: torch.dtype | None,
 ) -> float:
-    """Mean divergence over the windows when old keys and values are read from the quantised cache."""
+    """Mean divergence from `original`, nats a token, when `model` reads old tokens from the cache."""
     total = 0.0
     with torch.inference_mode(), torch.autocast(windows.device.type, autocast, enabled=autocast is not None):
         for window in windows:
             feed = _fed(model, recipe)
-            log_p = logits_of(model(window[None], **without_cache(model)))[0].float().log_softmax(-1)
+            log_p = logits_of(original(window[None], **without_cache(original)))[0].float().log_softmax(-1)
             for start in range(0, len(window), CHUNK_TOKENS):
                 ids = window[None, start : start + CHUNK_TOKENS]
                 q = feed(ids)[0].float().log_softmax(-1)

@@ -7,16 +7,17 @@ and, at a given context, of the KV cache. It is never exceeded.
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
 from shoestring.compression.apply import apply, slots, stored_bytes
-from shoestring.compression.cache_choice import CacheOption, cache_options
+from shoestring.compression.cache_choice import CacheOption, cache_options, check_context
 from shoestring.compression.file_size import file_bytes
-from shoestring.compression.menu import default_menu
+from shoestring.compression.menu import default_menu, options_for
+from shoestring.compression.module_formats import is_rewritten
 from shoestring.compression.profile import Option, Profile, profile
 from shoestring.compression.recipe import ModuleRecipe
 from shoestring.compression.refinement import corrected, corrections, marginal_losses
@@ -71,6 +72,7 @@ class Fitted:
     cache: the KV cache that goes with it, None without a context. attempts: the divisions that were tried.
     tuned: measured divergence after tuning. profile: what was known, for other budgets.
     met: False if the budget was below the smallest reachable size, at which the model then is.
+    caches: all the caches that were compared.
     """
 
     model: nn.Module
@@ -82,6 +84,7 @@ class Fitted:
     tuned: float
     profile: Profile
     met: bool
+    caches: Sequence[CacheOption] = ()
 
     @property
     def total_bytes(self) -> int:
@@ -102,17 +105,20 @@ def fit(
     context: int | None = None,
     settings: FitSettings = FitSettings(),
     menu: Sequence[ModuleRecipe] | None = None,
+    reserve_bytes: int = 0,
     progress: Progress | None = None,
 ) -> Fitted:
     """A rewritten copy of `original` whose file (and cache of `context` tokens) fits `budget_bytes`.
 
-    windows: token ids to calibrate on; the last few are kept for comparing choices. A budget that cannot be
-    met gives the smallest reachable model, with `met` False.
+    windows: token ids to calibrate on; the last few are kept for comparing choices. reserve_bytes: part of
+    the budget that is left free. A budget that cannot be met gives the smallest reachable model, with `met`
+    False.
 
-    Raises: ValueError for a budget below 1, too few windows, or a context that the model cannot hold.
+    Raises: ValueError for a budget below 1, too few windows, a context that the model cannot hold, or a model
+    that was fitted already or has no weight that the menu's recipes can rewrite.
     """
     say = progress or (lambda what, done, total: None)
-    work, learning = _prepare(original, windows, budget_bytes, context, settings, menu, say)
+    work, learning = _prepare(original, windows, budget_bytes, context, settings, menu, reserve_bytes, say)
     fitted = work.best()
     if settings.tuning.steps:
         tune_scales(
@@ -125,22 +131,29 @@ def fit(
             progress=lambda done, total, _: say("tuning scales", done, total),
         )
         fitted.tuned = work.measure(fitted.model)
-    fitted.file_bytes = file_bytes(fitted.model)
-    if fitted.met and fitted.total_bytes > budget_bytes:
+    fitted.budget_bytes, fitted.file_bytes = budget_bytes, file_bytes(fitted.model)
+    fits = fitted.total_bytes <= budget_bytes - reserve_bytes
+    if fitted.met and not fits:
         raise RuntimeError(
             f"{fitted.total_bytes} bytes exceed the budget of {budget_bytes}; nothing is saved."
         )
+    # Where the plan, which takes the header as long as it can be, found no room, there may be some after all.
+    fitted.met = fits
     return fitted
 
 
 @dataclass(frozen=True)
 class Division:
-    """A division of a budget that was not applied. file_bytes: an upper bound of the weights' file."""
+    """A division of a budget that was not applied. file_bytes: an upper bound of the weights' file.
+
+    caches: all that were compared.
+    """
 
     choice: Choice
     cache: CacheOption | None
     file_bytes: int
     met: bool
+    caches: Sequence[CacheOption] = ()
 
 
 def divide_only(
@@ -151,13 +164,14 @@ def divide_only(
     context: int | None = None,
     settings: FitSettings = FitSettings(),
     menu: Sequence[ModuleRecipe] | None = None,
+    reserve_bytes: int = 0,
     progress: Progress | None = None,
 ) -> Division:
     """The first division that `fit` would apply. Arguments and errors are those of `fit`."""
     say = progress or (lambda what, done, total: None)
-    work, _ = _prepare(original, windows, budget_bytes, context, settings, menu, say)
+    work, _ = _prepare(original, windows, budget_bytes, context, settings, menu, reserve_bytes, say)
     choice, cache, met = work.divide(work.options)
-    return Division(choice, cache, work.fixed_bytes + choice.nbytes, met)
+    return Division(choice, cache, work.fixed_bytes + choice.nbytes, met, work.caches)
 
 
 def _prepare(
@@ -167,23 +181,42 @@ def _prepare(
     context: int | None,
     settings: FitSettings,
     menu: Sequence[ModuleRecipe] | None,
+    reserve_bytes: int,
     say: Progress,
 ) -> tuple["_Division", Tensor]:
     """Profile; the problem of dividing the budget, and the windows to learn from."""
     if budget_bytes < 1:
         raise ValueError(f"a budget of {budget_bytes} bytes holds nothing; give 1 MiB or more.")
+    if context is not None:
+        check_context(original, context)
+    menu = default_menu() if menu is None else menu
+    _check_rewritable(original, menu)
     learning, verification = split_windows(windows, settings)
     known = profile(
         original,
         learning,
-        default_menu() if menu is None else menu,
+        menu,
         gradient_windows=min(settings.gradient_windows, len(learning)),
         seed=settings.seed,
         autocast=settings.autocast,
         progress=lambda what, done, total: say("profiling", *_profiled(what, done, total)),
     )
-    caches = cache_options(original, context, verification, settings.autocast) if context else []
-    return _Division(original, known, budget_bytes, caches, verification, settings, say), learning
+    caches = [] if context is None else cache_options(original, context, verification, settings.autocast)
+    room = budget_bytes - reserve_bytes
+    return _Division(original, known, room, caches, verification, settings, say), learning
+
+
+def _check_rewritable(model: nn.Module, menu: Sequence[ModuleRecipe]) -> None:
+    if any(is_rewritten(module) for module in model.modules()):
+        raise ValueError("the model was fitted already; fit the one that it was made from.")
+    if not any(options_for(slot, menu) for slot in slots(model)):
+        raise ValueError(f"{type(model).__name__} has no weight that a recipe of the menu can rewrite.")
+
+
+def within_context(settings: FitSettings, model: nn.Module) -> FitSettings:
+    """The settings with windows no longer than the model can see."""
+    limit = getattr(model.config, "max_position_embeddings", None)
+    return settings if limit is None else replace(settings, window=min(settings.window, limit))
 
 
 def split_windows(
@@ -271,6 +304,7 @@ class _Division:
             measured,
             self.known,
             met,
+            self.caches,
         )
 
     def divide(self, options: dict[str, list[Option]]) -> tuple[Choice, CacheOption | None, bool]:

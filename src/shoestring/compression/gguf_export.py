@@ -65,6 +65,49 @@ def export_gguf_q8(model: nn.Module, tokenizer: Any, path: str | os.PathLike[str
     _write(model, tokenizer, path, modules, _exact_or_q8)
 
 
+def check_exportable(model: nn.Module, tokenizer: Any) -> None:
+    """Find out before long work whether the model, once in formats that GGUF has, can be exported.
+
+    Raises: ValueError, as `export_gguf` does for the kind of model or tokenizer.
+    """
+    _named_tensors(model)
+    _add_tokenizer(gguf.GGUFWriter(None, "llama"), tokenizer, cast(Any, model.config).vocab_size)
+
+
+def gguf_tensor_bytes(model: nn.Module) -> int:
+    """Bytes of the tensor data that `export_gguf` writes, padding included; not tokenizer and header.
+
+    Raises: as `export_gguf` does for the kind of model.
+    """
+    return sum(_padded(_exported_bytes(module)) for module in _named_tensors(model).values())
+
+
+def gguf_extra_bytes(model: nn.Module) -> int:
+    """Upper bound of what the tensor data of a GGUF takes beyond the tensors of the model: vectors are
+    float32 there, and every tensor is padded. Raises: as `gguf_tensor_bytes`."""
+    weights = [_weight(module) for module in _named_tensors(model).values()]
+    widened = sum((4 - w.element_size()) * w.numel() for w in weights if w.dim() == 1)
+    return max(0, widened) + len(weights) * (gguf.GGUF_DEFAULT_ALIGNMENT - 1)
+
+
+def _exported_bytes(module: nn.Module) -> int:
+    if isinstance(module, PackedLinear | PackedEmbedding):
+        return module.packed.form.nbytes(module.packed.rows, module.packed.cols)
+    weight = _weight(module)
+    return weight.numel() * (4 if weight.dim() == 1 else weight.element_size())
+
+
+def _padded(nbytes: int) -> int:
+    return -(-nbytes // gguf.GGUF_DEFAULT_ALIGNMENT) * gguf.GGUF_DEFAULT_ALIGNMENT
+
+
+def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Any, vocab_size: int) -> None:
+    if isinstance(tokenizer, str | os.PathLike):
+        copy_tokenizer(writer, tokenizer)
+    else:
+        build_tokenizer(writer, tokenizer, vocab_size)
+
+
 def _named_tensors(model: nn.Module) -> dict[str, nn.Module]:
     """The modules that hold weights by their names in the model. Raises: ValueError if it is no Llama."""
     config: Any = getattr(model, "config", None)
@@ -128,10 +171,7 @@ def _write(
     with replacing_file(path) as temporary:
         writer = gguf.GGUFWriter(temporary, "llama")
         _add_config(writer, config)
-        if isinstance(tokenizer, str | os.PathLike):
-            copy_tokenizer(writer, tokenizer)
-        else:
-            build_tokenizer(writer, tokenizer, config.vocab_size)
+        _add_tokenizer(writer, tokenizer, config.vocab_size)
         for name, module in modules.items():
             rows = torch.arange(_weight(module).shape[0])
             if name.endswith(("q_proj", "k_proj")):

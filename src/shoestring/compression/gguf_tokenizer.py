@@ -29,7 +29,8 @@ def copy_tokenizer(writer: gguf.GGUFWriter, source: str | os.PathLike[str]) -> N
 def build_tokenizer(writer: gguf.GGUFWriter, tokenizer: Any, vocab_size: int) -> None:
     """Write a fast byte-level BPE tokenizer of transformers, filled up to `vocab_size` with unused tokens.
 
-    Raises: ValueError if it is of another kind, or cuts text in a way that llama.cpp is not known to have.
+    Raises: ValueError if it is of another kind, has no merges or too many tokens, or cuts text in a way that
+    llama.cpp is not known to have.
     """
     document = json.loads(tokenizer.backend_tokenizer.to_str())
     model = document["model"]
@@ -38,6 +39,10 @@ def build_tokenizer(writer: gguf.GGUFWriter, tokenizer: Any, vocab_size: int) ->
             f"a {model['type']} tokenizer cannot be written to GGUF (only byte-level BPE); "
             "give the path of a GGUF file of the same model to copy its tokenizer."
         )
+    if not model["merges"]:
+        raise ValueError("the tokenizer has no merges, without which llama.cpp reads no BPE.")
+    if (most := max(tokenizer.get_vocab().values()) + 1) > vocab_size:
+        raise ValueError(f"the tokenizer has {most} tokens, the model's table only {vocab_size}.")
     tokens = [f"[PAD{i}]" for i in range(vocab_size)]
     types = [int(gguf.TokenType.UNUSED)] * vocab_size
     for token, index in tokenizer.get_vocab().items():

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from shoestring.compression.apply import Slot
+from shoestring.compression.gguf_blocks import KINDS
 from shoestring.compression.group_quantize import GPTQ, RoundToNearest
 from shoestring.compression.recipe import ModuleRecipe
 from shoestring.numbers.grouped_affine import ZeroPoint
@@ -26,10 +27,24 @@ def default_menu() -> list[ModuleRecipe]:
     return menu
 
 
+def gguf_menu() -> list[ModuleRecipe]:
+    """The formats of llama.cpp that `export_gguf` writes, from 4.5 (Q4_0) to 8.5 (Q8_0) bits a weight."""
+    menu: list[ModuleRecipe] = []
+    for form in KINDS:
+        fields = form.bits, form.group_size, form.zero_point, form.scale_bits
+        menu.append(RoundToNearest(*fields))
+        if form.bits < 8:
+            menu.append(GPTQ(*fields))
+    return menu
+
+
 def options_for(slot: Slot, menu: Sequence[ModuleRecipe]) -> list[ModuleRecipe]:
-    """The recipes of a menu that can rewrite a weight, plain rounding only where GPTQ cannot."""
+    """The recipes of a menu that can rewrite a weight, plain rounding only where GPTQ cannot.
+
+    The grids of llama.cpp are rounded to plainly as well: that holds a model shipped in one without loss.
+    """
     able = [recipe for recipe in menu if why_not(slot, recipe) is None]
-    compensated = {recipe.form for recipe in able if isinstance(recipe, GPTQ)}
+    compensated = {recipe.form for recipe in able if isinstance(recipe, GPTQ)} - KINDS.keys()
     return [r for r in able if not (isinstance(r, RoundToNearest) and r.form in compensated)]
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from shoestring.compression.before_after import State, measure_states
+from shoestring.compression.cache_choice import CacheOption, cached_divergence, check_context
 from shoestring.compression.file_size import file_bytes
 from shoestring.compression.fit import (
     FitSettings,
@@ -25,7 +26,9 @@ from shoestring.compression.fit import (
     fit,
     fixed_bytes,
     split_windows,
+    within_context,
 )
+from shoestring.compression.fit_target import SHOESTRING, Target
 from shoestring.compression.group_quantize import PackedRecipe
 from shoestring.compression.profile import Option
 from shoestring.compression.ranking_controls import ranking_controls
@@ -33,6 +36,7 @@ from shoestring.compression.saved_folder import read_proof, save
 from shoestring.compression.solver import BudgetTooSmall, Choice, solve
 from shoestring.compression.weight_matrix import matrix_shape
 from shoestring.data.text import TextHalves, token_windows
+from shoestring.generation.cache_bytes import bytes_for
 from shoestring.generation.text_stream import Tokenizer
 from shoestring.notices import record_fallbacks
 from shoestring.yardstick.environment import Environment
@@ -63,19 +67,18 @@ def proven_fit(
     *,
     context: int | None = None,
     settings: FitSettings,
+    target: Target = SHOESTRING,
     progress: Progress | None = None,
 ) -> tuple[Fitted, dict[str, Any]]:
     """Fit a model and measure it before and after on the held-out half of the text; the model and its proof.
 
-    Raises: ValueError for a text too short for one window, NothingToDo if the model is small enough already.
+    Raises: ValueError for a text too short for one window, or as `fit` does; NothingToDo if the model is
+    small enough already.
     """
     say = progress or (lambda what, done, total: None)
-    if budget_bytes >= source.disk_bytes and context is None:
-        raise NothingToDo(
-            f"{source.name} takes {source.disk_bytes} bytes as shipped, which {budget_bytes} hold already; "
-            "give a smaller budget."
-        )
+    _check_budget(source, budget_bytes, context)
     began = time.monotonic()
+    asked, settings = settings, within_context(settings, source.model)
     window = settings.window
     calibration = token_windows(text.calibration, source.tokenizer, window, name="the calibration text")
     held_out = token_windows(
@@ -83,7 +86,14 @@ def proven_fit(
     )
     with record_fallbacks() as fallbacks:
         fitted = fit(
-            source.model, calibration, budget_bytes, context=context, settings=settings, progress=say
+            source.model,
+            calibration,
+            budget_bytes,
+            context=context,
+            settings=settings,
+            menu=target.menu(),
+            reserve_bytes=target.extra_bytes(source.model),
+            progress=say,
         )
         controls = _controls(source.model, fitted, calibration, settings)
         half = copy.deepcopy(source.model).half()
@@ -103,6 +113,10 @@ def proven_fit(
         "file_bytes": fitted.file_bytes,
         "cache_bytes": None if fitted.cache is None else fitted.cache.nbytes,
         "cache": _recipe_json(fitted.cache),
+        "cache_kld": _cache_kld(source.model, fitted, held_out, settings),
+        "caches": [_cache_json(option) for option in fitted.caches],
+        "target": target.name,
+        "exported_bytes": target.exported_bytes(fitted.model) if target.exported_bytes else None,
         "attempts": [asdict(attempt) for attempt in fitted.attempts],
         "verified_after_tuning": fitted.tuned,
         "layers": _layers(source.model, fitted.choice),
@@ -114,7 +128,7 @@ def proven_fit(
             "calibration_windows": len(calibration),
             "held_out_windows": len(held_out),
         },
-        "settings": {**asdict(settings), "autocast": _type_name(settings.autocast)},
+        "settings": _settings_json(asked),
         "fallbacks": fallbacks,
         "seconds": time.monotonic() - began,
         "environment": asdict(Environment.here(["transformers", "safetensors", "scipy"])),
@@ -129,17 +143,27 @@ def planned_fit(
     *,
     context: int | None = None,
     settings: FitSettings,
+    target: Target = SHOESTRING,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """What `proven_fit` would begin with: the first division of the budget, nothing applied.
 
     Raises: as `proven_fit`.
     """
+    _check_budget(source, budget_bytes, context)
+    settings = within_context(settings, source.model)
     calibration = token_windows(
         text.calibration, source.tokenizer, settings.window, name="the calibration text"
     )
     division = divide_only(
-        source.model, calibration, budget_bytes, context=context, settings=settings, progress=progress
+        source.model,
+        calibration,
+        budget_bytes,
+        context=context,
+        settings=settings,
+        menu=target.menu(),
+        reserve_bytes=target.extra_bytes(source.model),
+        progress=progress,
     )
     cache = division.cache
     return {
@@ -150,6 +174,8 @@ def planned_fit(
         "file_bytes": division.file_bytes,
         "cache_bytes": None if cache is None else cache.nbytes,
         "cache": _recipe_json(cache),
+        "caches": [_cache_json(option) for option in division.caches],
+        "target": target.name,
         "layers": _layers(source.model, division.choice),
     }
 
@@ -171,6 +197,7 @@ def finished(
     context: int | None,
     settings: FitSettings,
     text_name: str,
+    target: Target = SHOESTRING,
 ) -> dict[str, Any] | None:
     """The proof in `folder` if it is that of the same job, done before; else None."""
     proof = read_proof(folder)
@@ -180,11 +207,36 @@ def finished(
         "model": source,
         "budget_bytes": budget_bytes,
         "context": context,
-        "settings": {**asdict(settings), "autocast": _type_name(settings.autocast)},
+        "settings": _settings_json(settings),
+        "target": target.name,
     }
     if any(proof.get(key) != value for key, value in same.items()):
         return None
     return proof if proof["text"]["name"] == text_name else None
+
+
+def _check_budget(source: Source, budget_bytes: int, context: int | None) -> None:
+    """Raises: NothingToDo if the model, with a cache in full where there is a context, fits as it is."""
+    cache, counted = 0, ""
+    if context is not None:
+        check_context(source.model, context)
+        config: Any = source.model.config
+        cache = bytes_for(config, context, dtype=next(source.model.parameters()).dtype)
+        counted = f" and {cache} bytes of cache"
+    if budget_bytes >= source.disk_bytes + cache:
+        raise NothingToDo(
+            f"{source.name} takes {source.disk_bytes} bytes as shipped{counted}, which the budget of "
+            f"{budget_bytes} holds already; give a smaller budget."
+        )
+
+
+def _cache_kld(
+    model: nn.Module, fitted: Fitted, held_out: torch.Tensor, settings: FitSettings
+) -> float | None:
+    """Divergence of the fitted model when it reads its quantised cache; None where it has none."""
+    if fitted.cache is None or fitted.cache.recipe is None:
+        return None
+    return cached_divergence(fitted.model, model, fitted.cache.recipe, held_out, settings.autocast)
 
 
 def _controls(
@@ -251,6 +303,14 @@ def _curve(model: nn.Module, fitted: Fitted) -> list[dict[str, int | float]]:
 
 def _recipe_json(cache: Any) -> dict[str, Any] | None:
     return None if cache is None or cache.recipe is None else cache.recipe.to_json()
+
+
+def _cache_json(option: CacheOption) -> dict[str, Any]:
+    return {"cache": _recipe_json(option), "bytes": option.nbytes, "predicted_loss": option.loss}
+
+
+def _settings_json(settings: FitSettings) -> dict[str, Any]:
+    return {**asdict(settings), "autocast": _type_name(settings.autocast)}
 
 
 def _type_name(dtype: torch.dtype | None) -> str | None:

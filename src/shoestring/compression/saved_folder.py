@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from shoestring.compression.module_formats import stored_tensors
 from shoestring.compression.recipe import Recipe
 from shoestring.errors import BadModelFile
-from shoestring.files import recover_folder, replacing_folder
+from shoestring.files import check_place, recover_folder, replacing_folder
 
 WEIGHTS = "model.safetensors"
 RECIPE = "recipe.json"
@@ -51,20 +51,36 @@ def save(
         raise TypeError(
             f"{kind} has no transformers config to save; convert it to a transformers model first."
         )
-    with replacing_folder(folder) as temporary:
-        save_file(unique_tensors(model), temporary / WEIGHTS, metadata={"format": "pt"})
-        _config(model).save_pretrained(temporary)
-        generation: Any = getattr(model, "generation_config", None)
-        if generation is not None and getattr(model, "can_generate", lambda: True)():
-            generation.save_pretrained(temporary)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(temporary)
-        if proof is not None:
-            _write_json(temporary / PROOF, proof)
-        for name, page in (pages or {}).items():
-            (temporary / name).write_text(page, encoding="utf-8")
-        _write_json(temporary / RECIPE, _recipe_document(recipe, temporary))
+    try:
+        with replacing_folder(folder) as temporary:
+            _fill(temporary, model, tokenizer, recipe, proof, pages or {})
+    except OSError as error:
+        raise OSError(
+            f"{folder} was not saved ({error.strerror or error}); what was there before is unchanged."
+        ) from error
     return folder
+
+
+def _fill(
+    folder: Path,
+    model: nn.Module,
+    tokenizer: Any,
+    recipe: Recipe | dict[str, Recipe | None] | None,
+    proof: dict[str, Any] | None,
+    pages: Mapping[str, str],
+) -> None:
+    _save_tensors(model, folder / WEIGHTS)
+    _config(model).save_pretrained(folder)
+    generation: Any = getattr(model, "generation_config", None)
+    if generation is not None and getattr(model, "can_generate", lambda: True)():
+        generation.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    if proof is not None:
+        _write_json(folder / PROOF, proof)
+    for name, page in pages.items():
+        (folder / name).write_text(page, encoding="utf-8")
+    _write_json(folder / RECIPE, _recipe_document(recipe, folder))
 
 
 def load(folder: str | os.PathLike[str]) -> nn.Module:
@@ -129,15 +145,21 @@ def read_recipe(folder: str | os.PathLike[str]) -> Recipe | dict[str, Recipe | N
 def check_writable(folder: str | os.PathLike[str]) -> None:
     """Find out before long work whether `save` may write there.
 
-    Raises: FileExistsError if the folder holds something else, PermissionError if it cannot be written.
+    Raises: FileExistsError if the folder holds something else, or cannot be replaced as a whole; OSError if
+    it cannot be written.
     """
     folder = Path(folder)
     _refuse_foreign(folder)
-    place = folder.absolute().parent
-    while not place.exists():
-        place = place.parent
-    if not place.is_dir() or not os.access(place, os.W_OK):
-        raise PermissionError(f"{place} cannot be written; choose another folder.")
+    for kind, found in {
+        "the current folder": folder.exists() and folder.samefile(os.curdir),
+        "a mount point": os.path.ismount(folder),
+    }.items():
+        if found:
+            raise FileExistsError(
+                f"{folder} is {kind}, which cannot be replaced as a whole; name a folder in it, "
+                f"e.g. {folder / 'model'}."
+            )
+    check_place(folder)
 
 
 def read_proof(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
@@ -169,6 +191,14 @@ def unique_tensors(model: nn.Module) -> dict[str, Tensor]:
             seen.add(key)
             tensors[name] = tensor.detach().cpu().contiguous()
     return tensors
+
+
+def _save_tensors(model: nn.Module, path: Path) -> None:
+    try:
+        save_file(unique_tensors(model), path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        # The library tells a full disk by a type of its own, with the number of the system in the text.
+        raise OSError(f"the weights cannot be written: {error}") from error
 
 
 def _config(model: nn.Module) -> Any:

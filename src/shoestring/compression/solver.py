@@ -4,7 +4,10 @@ A multiple-choice knapsack: minimise Σ loss[w, c(w)] subject to Σ bytes[w, c(w
 for every weight w, solved as an integer program to a proven gap.
 """
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import ctypes
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,16 +64,17 @@ def solve(options: Mapping[str, Sequence[Option]], budget_bytes: int) -> Choice:
     one_each = csr_array((np.ones(len(flat)), (rows, np.arange(len(flat)))), shape=(len(reduced), len(flat)))
     unit = max(budget_bytes, 1)
     scale = max(losses.max(), np.finfo(float).tiny)
-    found = milp(
-        losses / scale,
-        integrality=np.ones(len(flat)),
-        bounds=Bounds(0, 1),
-        constraints=[
-            LinearConstraint(one_each, 1, 1),
-            LinearConstraint(sizes[None] / unit, -np.inf, budget_bytes / unit),
-        ],
-        options={"mip_rel_gap": RELATIVE_GAP, "time_limit": TIME_LIMIT_SECONDS},
-    )
+    with _quiet_stdout():
+        found = milp(
+            losses / scale,
+            integrality=np.ones(len(flat)),
+            bounds=Bounds(0, 1),
+            constraints=[
+                LinearConstraint(one_each, 1, 1),
+                LinearConstraint(sizes[None] / unit, -np.inf, budget_bytes / unit),
+            ],
+            options={"mip_rel_gap": RELATIVE_GAP, "time_limit": TIME_LIMIT_SECONDS},
+        )
     if found.x is None:
         raise RuntimeError(f"the integer program was not solved: {found.message}")
     chosen = {name: option for (name, option), taken in zip(flat, found.x, strict=True) if taken > 0.5}
@@ -115,6 +119,30 @@ def _within(
         _, name, option = min(steps, key=lambda step: step[0])
         chosen[name] = option
     return chosen
+
+
+@contextlib.contextmanager
+def _quiet_stdout() -> Iterator[None]:
+    """Keep what HiGHS prints past its own log option out of the process's stdout, where results go.
+
+    It prints through C's buffer, which is emptied before and after, lest lines move across the border.
+    """
+    flush = ctypes.CDLL(None).fflush
+    try:
+        kept = os.dup(1)
+    except OSError:  # stdout was closed: nothing can go wrong
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        flush(None)
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        flush(None)
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _check(options: Mapping[str, Sequence[Option]]) -> None:

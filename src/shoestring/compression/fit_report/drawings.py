@@ -45,6 +45,32 @@ class Curve:
     x_ticks: tuple[tuple[float, str], ...]
     y_ticks: tuple[tuple[float, str], ...]
     points: tuple[tuple[float, float, str], ...]
+    budget: float | None
+
+
+@dataclass(frozen=True)
+class RecipeRow:
+    """All the weights that were given one recipe."""
+
+    name: str
+    count: int
+    bytes: int
+    bits_per_weight: float
+
+
+def recipe_rows(layers: Sequence[Mapping[str, Any]]) -> tuple[RecipeRow, ...]:
+    """What was chosen, added up by recipe, the largest part first."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for layer in layers:
+        recipe = layer["recipe"]
+        form = f"{recipe['bits']} bits, groups of {recipe['group_size']}, {recipe['zero_point']} zero"
+        groups.setdefault(f"{recipe['recipe']}, {form}", []).append(layer)
+    rows = []
+    for name, own in groups.items():
+        nbytes = sum(layer["bytes"] for layer in own)
+        weights = sum(layer["rows"] * layer["cols"] for layer in own)
+        rows.append(RecipeRow(name, len(own), nbytes, 8 * nbytes / weights))
+    return tuple(sorted(rows, key=lambda row: -row.bytes))
 
 
 def layer_map(layers: Sequence[Mapping[str, Any]]) -> LayerMap:
@@ -83,11 +109,12 @@ def curve(
     predicted: Sequence[Mapping[str, int | float]],
     factor: float,
     measured: Sequence[tuple[int, float, str]],
+    budget_bytes: int,
     width: float = 640.0,
     height: float = 300.0,
 ) -> Curve:
     """Predicted divergence over bytes, times `factor` (measured / predicted at the budget), and what was
-    measured: (bytes, divergence, label)."""
+    measured: (bytes, divergence, label). The budget is marked where it lies in between."""
     line = [(p["bytes"] / 2**20, p["predicted"] * factor) for p in predicted if p["predicted"] > 0]
     points = [(b / 2**20, loss, label) for b, loss, label in measured if loss > 0]
     sizes = [x for x, *_ in line + points]
@@ -117,6 +144,7 @@ def curve(
         x_ticks=tuple((x(step * n), f"{step * n:g}") for n in range(first, math.floor(x_high / step) + 1)),
         y_ticks=tuple((y(10.0**d), f"{10.0**d:g}") for d in range(y_low, y_high + 1)),
         points=tuple((x(a), y(b), label) for a, b, label in points),
+        budget=x(budget_bytes / 2**20) if x_low <= budget_bytes / 2**20 <= x_high else None,
     )
 
 

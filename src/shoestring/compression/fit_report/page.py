@@ -6,7 +6,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from shoestring.compression.fit_report.drawings import curve, layer_map
+from shoestring.compression.fit_report.drawings import curve, layer_map, recipe_rows
 from shoestring.yardstick.quantities import format_quantity
 from shoestring.yardstick.report.page import page_style
 
@@ -34,8 +34,12 @@ def build_page(proof: dict[str, Any]) -> str:
         last=last,
         predicted=predicted,
         layer_map=layer_map(proof["layers"]),
+        recipes=recipe_rows(proof["layers"]),
         curve=curve(
-            proof["curve"], factor, [(proof["file_bytes"], proof["verified_after_tuning"], "this fit")]
+            proof["curve"],
+            factor,
+            [(proof["file_bytes"], proof["verified_after_tuning"], "this fit")],
+            proof["budget_bytes"] - (proof["cache_bytes"] or 0),
         ),
         total_bytes=proof["file_bytes"] + (proof["cache_bytes"] or 0),
         style=Markup(page_style() + (_HERE / "fit.css").read_text(encoding="utf-8")),
