@@ -61,10 +61,15 @@ def test_windows_cover_the_text_in_order():
     text = "a bb ccc dddd eeeee ffffff ggggggg"
     assert token_windows(text, Words(), 3).tolist() == [[1, 2, 3], [4, 5, 6]]
     assert token_windows(text, Words(), 3, limit=1).tolist() == [[1, 2, 3]]
+    overlapping = token_windows(text, Words(), 3, stride=2)
+    assert overlapping.tolist() == [[1, 2, 3], [3, 4, 5], [5, 6, 7]]
+    assert token_windows(text, Words(), 3, stride=2, limit=2).tolist() == [[1, 2, 3], [3, 4, 5]]
 
 
 def test_too_short_a_text_says_how_short():
     with pytest.raises(ValueError, match="has 2 tokens, too few for one window of 5"):
         token_windows("a b", Words(), 5)
+    with pytest.raises(ValueError, match="stride=0"):
+        token_windows("a b", Words(), 2, stride=0)
     with pytest.raises(ValueError, match="window=1"):
         token_windows("a b", Words(), 1)

@@ -15,6 +15,7 @@ from shoestring.layers.emulated import (
     QuantLinear,
     QuantReLU,
     Rounders,
+    ZeroWhereSaturated,
     emulate_layers,
     round_gradient,
     round_tensor,
@@ -150,6 +151,28 @@ def test_where_it_saturates_the_gradient_may_vanish():
     assert x.grad.tolist() == [1.0, 0.0, 0.0, 1.0]
 
 
+def test_layers_may_pass_no_gradient_where_they_saturate():
+    top = Rounder(FloatFormat(4, 3, finite_only=True, nan_code=0x7F, saturate=True))
+    x = torch.tensor([[1.0, -500.0]], requires_grad=True)
+    for input_rounder, expected in ((top, [[2.0, 3.0]]), (ZeroWhereSaturated(top), [[2.0, 0.0]])):
+        layer = QuantLinear(2, 1, bias=False, rounders=Rounders(input=input_rounder))
+        with torch.no_grad():
+            layer.weight.copy_(torch.tensor([[2.0, 3.0]]))
+        x.grad = None
+        y = layer(x)
+        assert y.item() == 2 - 3 * 448
+        y.backward()
+        assert x.grad.tolist() == expected
+
+
+def test_a_fixed_point_format_saturates_at_its_own_ends():
+    x = torch.tensor([-4.0, -4.01, 3.5, 3.51], requires_grad=True)
+    y = straight_through(x, ZeroWhereSaturated(Rounder(FixedPointFormat(3, 1))))
+    assert y.tolist() == [-4.0, -4.0, 3.5, 3.5]
+    y.sum().backward()
+    assert x.grad.tolist() == [1.0, 0.0, 1.0, 0.0]
+
+
 def test_the_gradient_alone_may_be_rounded():
     x = torch.tensor([1.1, 2.2], requires_grad=True)
     y = round_gradient(x, E5M2)
@@ -264,3 +287,30 @@ def test_jax_functions_get_the_same_estimator():
     assert float(value) == pytest.approx(float((expected * np.asarray(weights)).sum()))
     np.testing.assert_array_equal(gradient, weights)
     np.testing.assert_array_equal(straight_through_jax(x, E5M2), expected)
+
+
+def test_jax_gradients_may_vanish_where_the_format_ends():
+    jax = pytest.importorskip("jax")
+    from shoestring.layers.emulated.jax_straight_through import saturating_straight_through_jax
+
+    x = jax.numpy.asarray([448.0, 449.0, -1e9, 0.1], dtype="float32")
+    top = Rounder(FloatFormat(4, 3, finite_only=True, nan_code=0x7F, saturate=True))
+    gradient = jax.jit(jax.grad(lambda v: saturating_straight_through_jax(v, top).sum()))(x)
+    assert gradient.tolist() == [1.0, 0.0, 0.0, 1.0]
+    np.testing.assert_array_equal(saturating_straight_through_jax(x, top), top(np.asarray(x)))
+    with pytest.raises(ValueError, match="float formats, not FixedPointFormat"):
+        saturating_straight_through_jax(x, Rounder(FixedPointFormat(3, 1)))
+
+
+def test_under_jit_each_jax_step_draws_by_its_number():
+    jax = pytest.importorskip("jax")
+    from shoestring.layers.emulated.jax_straight_through import straight_through_jax
+
+    x = jax.numpy.full(400, 1.1, dtype="float32")
+    stochastic = Rounder(named_format("e5m2"), Rounding.STOCHASTIC, seed=4)
+    step = jax.jit(jax.value_and_grad(lambda v, call: straight_through_jax(v, stochastic, call=call).sum()))
+    for call in (0, 7):
+        value, gradient = step(x, call)
+        assert float(value) == float(stochastic(np.asarray(x), call=call).sum())
+        assert (gradient == 1).all()
+    assert float(step(x, 0)[0]) != float(step(x, 7)[0])

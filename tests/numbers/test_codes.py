@@ -92,6 +92,41 @@ def test_fixed_point_and_integers_of_every_width_survive_packing(bits):
         assert torch.equal(decode(unpack_bits(packed, bits, 19), integers).long(), q)
 
 
+def test_every_code_of_every_float_format_of_up_to_16_bits_comes_back():
+    for exp_bits in range(1, 12):
+        for sig_bits in range(16 - exp_bits):
+            for finite_only in (False, True) if exp_bits < 11 else (False,):
+                for subnormal in (True, False):
+                    try:
+                        fmt = FloatFormat(exp_bits, sig_bits, subnormal=subnormal, finite_only=finite_only)
+                    except ValueError:
+                        continue  # no number but zero
+                    codes = np.arange(1 << fmt.bits)
+                    values = decode(codes, fmt)
+                    magnitude = codes & ((1 << (fmt.bits - 1)) - 1)
+                    plain = ~np.isnan(values) & (subnormal | (magnitude >> sig_bits > 0) | (magnitude == 0))
+                    assert np.array_equal(encode(values, fmt)[plain], codes[plain]), fmt
+                    assert np.isfinite(values).any()
+
+
+def test_one_bit_is_a_width_too():
+    fixed = FixedPointFormat(1, 0)
+    rounded = round_to_fixed_point(torch.tensor([0.3, -0.8, 2.0, -3.0, -0.2]), fixed)
+    assert rounded.tolist() == [0, -1, 0, -1, 0]
+    assert decode(unpack_bits(pack_bits(encode(rounded, fixed), 1), 1, 5), fixed).tolist() == [
+        0,
+        -1,
+        0,
+        -1,
+        0,
+    ]
+    integers = IntegerFormat(1, symmetric=False)
+    q = torch.tensor([0, 1, 1, 0, 1, 1, 1, 0, 1])
+    packed = pack_bits(encode(q, integers), 1)
+    assert packed.tolist() == [0b01110110, 1]
+    assert decode(unpack_bits(packed, 1, 9), integers).tolist() == q.tolist()
+
+
 def test_narrow_carriers_are_encoded_too():
     x = torch.tensor([1.0, -1.5, 448.0], dtype=torch.bfloat16)
     assert encode(x, FORMATS["e4m3fn"]).tolist() == [0x38, 0xBC, 0x7E]

@@ -96,6 +96,34 @@ def test_a_number_and_an_array_of_other_libraries_do_not_mix():
         CPArray(np.ones(2), HALF) + CPTensor(torch.ones(2), HALF)
     with pytest.raises(TypeError, match="torch tensor"):
         CPArray(torch.ones(2), HALF)
+    for mixed in (lambda x, t: x + t, lambda x, t: t + x, lambda x, t: x @ t, lambda x, t: t / x):
+        with pytest.raises(TypeError, match="CPTensor is made from a torch tensor, not ndarray"):
+            mixed(np.ones(2), CPTensor(torch.ones(2), HALF))  # NumPy would make an array of objects of it
+    with pytest.raises(TypeError, match="use np.hypot|not supported|unsupported|does not support ufuncs"):
+        np.hypot(np.ones(2), CPTensor(torch.ones(2), HALF))
+
+
+def test_a_jax_array_mixes_with_jax_alone():
+    jnp = pytest.importorskip("jax.numpy")
+    coarse = Rounder(FloatFormat(5, 2))
+    x = CPJaxArray(jnp.asarray([1.0, 2.0]), coarse)
+    plain = jnp.asarray([1.1, 3.3])
+    for mixed in (x + plain, plain + x):
+        assert type(mixed) is CPJaxArray
+        assert mixed.value.tolist() == [2.0, 6.0]
+    assert float(plain @ x) == float(x @ plain) == 8.0  # 1 + 7
+    assert (CPFloat(1.0, coarse) * x).value.tolist() == [1.0, 2.0]
+    for mixed in (lambda a: x + a, lambda a: a + x, lambda a: a * x):
+        with pytest.raises(TypeError, match="made from a JAX array, not ndarray; use jnp.asarray"):
+            mixed(np.ones(2))
+    with pytest.raises(TypeError, match="does not mix with a JAX array; use CPJaxArray"):
+        CPArray(np.ones(2), coarse) + plain
+    with pytest.raises(TypeError):
+        x + CPArray(np.ones(2, np.float32), coarse)
+
+
+def test_powers_of_a_plain_base():
+    assert float(2.0 ** CPFloat(1.5, HALF)) == float(np.float16(2**1.5))
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,10 @@ def test_bad_input():
     quantizer.calibrate([torch.ones(2)])
     with pytest.raises(ValueError, match="no integer code"):
         quantizer.quantize(torch.tensor([torch.nan]))
+    per_channel = IntegerQuantizer(IntegerFormat(8), axis=0, name="conv")
+    per_channel.calibrate([torch.ones(2, 2)])
+    with pytest.raises(ValueError, match="'conv' was calibrated on cpu and x is on meta; move one of them"):
+        per_channel.quantize(torch.ones(2, 2, device="meta"))
     with pytest.raises(ValueError, match="axis=2 is out of range for 2 axes"):
         IntegerQuantizer(IntegerFormat(8), axis=2).quantize(torch.ones(2, 2))
     with pytest.raises(ValueError, match="bits=1: an integer format has 2 to 16"):

@@ -244,6 +244,20 @@ def test_numpy_torch_and_jax_agree_bit_for_bit():
                 assert np.array_equal(bits, np.asarray(on_jax).view(np.int32))
 
 
+def test_jax_in_64_bits_agrees_bit_for_bit():
+    jax = pytest.importorskip("jax")
+    x = np.concatenate([random_bits(2_001, np.float64), random_magnitudes(2_000, np.float64)])
+    with jax.enable_x64(True):
+        on_jax = jax.numpy.asarray(x)
+        assert on_jax.dtype == np.float64
+        for name in ("e4m3fn", "half", "single", "double"):
+            for mode in FLOAT_MODES:
+                arguments = {"mode": mode, "seed": 2**40 + 7, "offset": 5, "call": 2}
+                expected = round_to_format(x, FORMATS[name], **arguments).view(np.int64)
+                rounded = np.asarray(round_to_format(on_jax, FORMATS[name], **arguments))
+                assert np.array_equal(rounded.view(np.int64), expected), (name, mode)
+
+
 def test_under_jit_the_call_number_may_be_traced():
     jax = pytest.importorskip("jax")
     x = random_magnitudes(999)
@@ -278,8 +292,7 @@ def test_monotone_and_within_the_error_bound(mode):
     for name in NARROW:
         fmt = replace(FORMATS[name], saturate=True)
         y = round_to_format(x, fmt, mode)
-        if mode != Rounding.ODD:  # round-to-odd is monotone too, but may leave xmax for its even neighbour
-            assert (np.diff(y) >= 0).all()
+        assert (np.diff(y) >= 0).all()
         normal = (np.abs(x) >= fmt.xmin) & (np.abs(x) <= fmt.xmax)
         nearest = mode in (Rounding.NEAREST_EVEN, Rounding.NEAREST_TO_ZERO, Rounding.NEAREST_AWAY)
         bound = fmt.unit_roundoff * (1 if nearest else 2) * np.abs(x[normal])
@@ -356,6 +369,19 @@ def test_stochastic_rounding_is_unbiased_and_equal_rounding_is_a_fair_coin(value
         y = round_to_format(x, FORMATS["e4m3fn"], mode, seed=12)
         assert set(y.tolist()) == {low, high}
         assert abs((y == high).mean() - 0.5) < 4 * (0.25 / count) ** 0.5
+
+
+def test_a_draw_equal_to_the_fraction_does_not_go_away():
+    """P(away) is the fraction exactly: of the 2^31 draws those below it. Here draws hit it."""
+    draws = random_words(1 << 16, 21) >> 1
+    hit = draws % (1 << 10) == 0  # float32 leaves e5m2 a fraction of 21 bits
+    x = np.where(hit, 1 + (draws >> 10) * 2.0**-23, 1.0).astype(np.float32)
+    assert hit.sum() > 30
+    for sign in (1, -1):
+        assert (round_to_format(sign * x, FORMATS["e5m2"], Rounding.STOCHASTIC, seed=21) == sign).all()
+        above = np.where(hit, np.nextafter(x, np.float32(2)), x) * np.float32(sign)
+        away = round_to_format(above, FORMATS["e5m2"], Rounding.STOCHASTIC, seed=21)
+        assert (away[hit] == sign * 1.25).all()
 
 
 def test_exact_values_never_move():

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 
+from shoestring.numbers import segments
 from shoestring.numbers.segments import (
     extend_ngrams,
     naive_renumber,
@@ -41,6 +42,27 @@ def test_ngrams_are_equal_if_and_only_if_their_ids_are(tokens, order):
     ranks = {gram: rank for rank, gram in enumerate(sorted(set(grams)))}
     assert ids.tolist() == [ranks[gram] for gram in grams]
     assert distinct == len(ranks)
+
+
+def test_short_sorts_run_on_one_thread_and_leave_the_number_as_it_was(monkeypatch):
+    before, during = torch.get_num_threads(), []
+    sort = torch.Tensor.sort
+
+    def watched(keys):
+        during.append(torch.get_num_threads())
+        return sort(keys)
+
+    monkeypatch.setattr(torch.Tensor, "sort", watched)
+    torch.set_num_threads(2)
+    try:
+        run_lengths(torch.arange(9))
+        renumber(torch.arange(9))
+        monkeypatch.setattr(segments, "_THREADS_PAY_FROM", 5)
+        run_lengths(torch.arange(9))
+        assert during == [1, 1, 2]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_pairs_beyond_63_bits_are_refused():

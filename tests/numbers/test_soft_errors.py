@@ -21,7 +21,6 @@ def test_exactly_one_stored_significand_bit_of_the_code_flips(name, dtype):
     fmt = FORMATS[name]
     values = decode(np.arange(1 << fmt.bits), fmt)
     values = np.tile(values[np.isfinite(values) & (values != 0)], 20_000 // (1 << fmt.bits) + 1).astype(dtype)
-    values = values[np.abs(values) < fmt.xmax / 2]  # a flip at the top of e4m3fn may name its NaN
     flipped = flip_significand_bits(values, fmt, 1.0, seed=5)
     change = encode(values, fmt) ^ encode(flipped, fmt)
     assert set(np.unique(change).tolist()) == {1 << bit for bit in range(fmt.sig_bits)}
@@ -29,7 +28,16 @@ def test_exactly_one_stored_significand_bit_of_the_code_flips(name, dtype):
     expected = len(values) / fmt.sig_bits
     assert (np.abs(counts - expected) < 4 * expected**0.5).all()
     on_torch = flip_significand_bits(torch.from_numpy(values), fmt, 1.0, seed=5)
-    assert np.array_equal(on_torch.numpy(), flipped)
+    assert np.array_equal(on_torch.numpy(), flipped, equal_nan=True)
+
+
+def test_a_flip_into_the_code_of_nan_is_nan():
+    x = np.float32([448.0, -448.0] * 200)
+    flipped = flip_significand_bits(x, FORMATS["e4m3fn"], 1.0, seed=3)
+    assert set(flipped[~np.isnan(flipped)].tolist()) == {384.0, 320.0, -384.0, -320.0}
+    assert 0.2 < np.isnan(flipped).mean() < 0.47
+    assert not np.isnan(flip_significand_bits(x / 2, FORMATS["e4m3fn"], 1.0, seed=3)).any()
+    assert np.abs(flip_significand_bits(x[:2] / 64, FORMATS["e3m2"], 1.0)).max() <= 28
 
 
 def test_probability_special_values_and_seeds():

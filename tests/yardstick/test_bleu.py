@@ -183,6 +183,33 @@ def test_lengths_where_the_pad_is_a_token():
     assert got.tolist() == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("lengths", "message"),
+    [
+        ((torch.tensor([6]), torch.tensor([[5]])), "length 6 of candidates is out of range: .* 0 to 5"),
+        ((torch.tensor([5]), torch.tensor([[10**6]])), "length 1000000 of references"),
+        ((torch.tensor([-1]), torch.tensor([[5]])), "length -1 of candidates"),
+        (
+            (torch.tensor([5]), torch.tensor([5])),
+            r"lengths of references are \(1,\) .*; give integers \(1, 1\)",
+        ),
+        ((torch.tensor([5.0]), torch.tensor([[5]])), "torch.float32"),
+        ((torch.tensor([5], device="meta"), torch.tensor([[5]])), "on meta; give integers .* on cpu"),
+    ],
+)
+def test_lengths_that_do_not_fit_are_refused_before_memory_is_read(lengths, message):
+    ids = torch.tensor([[1, 0, 2, 0, 5]])
+    with pytest.raises(ValueError, match=message):
+        sentence_bleu(ids, ids, pad_id=0, lengths=lengths)
+
+
+def test_references_of_one_axis_less_are_one_reference_each():
+    ids = torch.tensor([[1, 2, 3, 4, 5], [1, 2, 9, 4, 5]])
+    other = torch.tensor([[1, 2, 3, 4, 6], [1, 2, 3, 4, 5]])
+    settings = {"pad_id": PAD}
+    assert torch.equal(sentence_bleu(ids, other, **settings), sentence_bleu(ids, other[:, None], **settings))
+
+
 def test_an_empty_batch_and_an_empty_candidate():
     empty = torch.zeros(0, 3, dtype=torch.int64)
     assert sentence_bleu(empty, empty, pad_id=PAD).shape == (0,)
@@ -208,6 +235,8 @@ def test_bad_input():
         bleu.count(ids, ids.to("meta"), pad_id=PAD)
     with pytest.raises(ValueError, match="max_n=0"):
         Bleu(max_n=0)
+    with pytest.raises(ValueError, match="max_n=0"):
+        bleu.count(ids, ids, pad_id=PAD, max_n=0)
     with pytest.raises(ValueError, match="2 weights were given for max_n=4"):
         Bleu(weights=(0.5, 0.5))
     with pytest.warns(UserWarning, match=r"sum to 2\.0"):

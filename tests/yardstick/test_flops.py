@@ -244,6 +244,15 @@ def test_kernels_state_their_own_cost():
     assert cost.stated_flops == 1000, "nothing is counted after the block"
 
 
+@states_cost(lambda lengths: Cost(flops=int((lengths * 2).sum())))
+def ragged(lengths: torch.Tensor) -> None: ...
+
+
+def test_working_out_a_cost_is_not_counted():
+    cost = count(lambda: ragged(torch.tensor([1, 2, 3])))
+    assert (cost.flops, cost.bytes) == (12, 0)
+
+
 @torch.library.custom_op("shoestring_tests::stated", mutates_args=())
 def stated(x: torch.Tensor) -> torch.Tensor:
     with count_cost("stated", flops=5, bytes=6):

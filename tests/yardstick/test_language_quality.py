@@ -45,6 +45,40 @@ def test_perplexity_is_the_mean_over_tokens_whatever_the_batch(count, length, ba
     assert got.protocol.tokens == len(nll)
 
 
+class Counting(nn.Module):
+    """Logits depend on all tokens so far: what a window holds before a token matters."""
+
+    def forward(self, ids):
+        seen = nn.functional.one_hot(ids, VOCABULARY).double().cumsum(1)
+        return seen + seen.roll(1, -1)
+
+
+@given(
+    window=st.integers(2, 12),
+    stride=st.integers(1, 12),
+    extra=st.integers(0, 30),
+    batch=st.integers(1, 4),
+)
+def test_overlapping_windows_count_the_last_tokens_of_each_with_their_context(window, stride, extra, batch):
+    stride = min(stride, window)
+    ids = windows_of(1, window + extra, seed=3)[0]
+    nll, right = [], []
+    for start in range(0, len(ids) - window + 1, stride):
+        for place in range(start + max(1, window - stride), start + window):
+            scores = Counting()(ids[None, start:place])[0, -1].log_softmax(-1)
+            nll.append(-scores[ids[place]].item())
+            right.append(scores.argmax().item() == ids[place])
+    windows = ids.unfold(0, window, stride)
+    got = lq.perplexity(Counting(), windows, stride=stride, batch_size=batch)
+    assert math.isclose(got.nll, sum(nll) / len(nll), rel_tol=1e-6)
+    assert got.accuracy == pytest.approx(sum(right) / len(right))
+    assert (got.protocol.tokens, got.protocol.stride) == (len(nll), stride)
+    assert got.protocol.skip == max(1, window - stride)
+    both = lq.divergence(Counting(), lambda i: torch.zeros(*i.shape, VOCABULARY), windows, stride=stride)
+    assert (both.model.nll, both.model.accuracy) == pytest.approx((got.nll, got.accuracy))
+    assert both.original.protocol == got.protocol
+
+
 def test_uniform_model_has_the_size_of_the_vocabulary():
     assert lq.perplexity(lambda ids: torch.zeros(*ids.shape, 7), windows_of(3, 9) % 7).ppl == pytest.approx(7)
 
@@ -58,7 +92,11 @@ def test_divergence_by_hand():
     got = lq.divergence(model, original, windows, batch_size=3)
     assert got.kld == pytest.approx(kld.mean().item(), rel=1e-5)
     assert got.kld_max == pytest.approx(kld.max().item(), rel=1e-5)
-    assert got.kld_percentiles["90"] == pytest.approx(kld.quantile(0.9).item(), rel=1e-5)
+    for share in (0.5, 0.9, 0.99, 0.999):
+        found = got.kld_percentiles[f"{100 * share:g}"]
+        assert found == pytest.approx(kld.quantile(share).item(), rel=1e-5)
+    assert got.model.accuracy == pytest.approx((q.argmax(-1) == target[:, 0]).double().mean().item())
+    assert got.original.accuracy == pytest.approx((p.argmax(-1) == target[:, 0]).double().mean().item())
     dp = q.gather(1, target).exp() - p.gather(1, target).exp()
     assert got.rms_dp == pytest.approx(dp.square().mean().sqrt().item(), rel=1e-5)
     assert got.same_top == pytest.approx((q.argmax(-1) == p.argmax(-1)).double().mean().item())
@@ -111,6 +149,10 @@ def test_bad_input():
         lq.perplexity(Bigram(0), windows_of(0, 5))
     with pytest.raises(ValueError, match="no token to predict"):
         lq.perplexity(Bigram(0), windows_of(2, 1))
+    with pytest.raises(ValueError, match="stride=6 must lie between 1 and the window of 5"):
+        lq.perplexity(Bigram(0), windows_of(2, 5), stride=6)
+    with pytest.raises(ValueError, match="do not begin 3 tokens apart"):
+        lq.divergence(Bigram(0), Bigram(1), windows_of(2, 5), stride=3)
     with pytest.raises(ValueError, match="batch_size=0"):
         lq.perplexity(Bigram(0), windows_of(2, 5), batch_size=0)
     with pytest.raises(ValueError, match="not finite"):

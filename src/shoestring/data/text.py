@@ -80,20 +80,29 @@ def read_text(path: str | os.PathLike[str]) -> str:
 
 
 def token_windows(
-    text: str, tokenizer: Encoder, window: int, *, limit: int | None = None, name: str = "the text"
+    text: str,
+    tokenizer: Encoder,
+    window: int,
+    *,
+    stride: int | None = None,
+    limit: int | None = None,
+    name: str = "the text",
 ) -> Int[Tensor, "windows window"]:
     """The text's tokens cut into windows of `window`, the rest left out; at most `limit` windows.
 
-    Raises: ValueError if the text is too short for one window, saying how many tokens it has.
+    stride: from the start of a window to that of the next; by default they do not overlap.
+    Raises: ValueError if the text is too short for one window, saying how many tokens it has, or for a stride
+    that is not positive.
     """
     if window < 2:
         raise ValueError(f"window={window} is too short to predict anything; use 2 or more.")
     ids = torch.tensor(tokenizer.encode(text), dtype=torch.int64)
-    count = len(ids) // window
-    if count == 0:
+    if len(ids) < window:
         raise ValueError(f"{name} has {len(ids)} tokens, too few for one window of {window}; give more text.")
-    count = count if limit is None else min(count, limit)
-    return ids[: count * window].view(count, window)
+    stride = window if stride is None else stride
+    if stride < 1:
+        raise ValueError(f"stride={stride} leads nowhere; use 1 or more.")
+    return ids.unfold(0, window, stride)[:limit].contiguous()
 
 
 @functools.cache

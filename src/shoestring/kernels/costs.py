@@ -68,7 +68,11 @@ def states_cost(cost_of: Callable[P, Cost]) -> Callable[[Callable[P, R]], Callab
         def counted(*args: P.args, **kwargs: P.kwargs) -> R:
             if not _listeners or _inside_stated.get():
                 return kernel(*args, **kwargs)
-            cost = cost_of(*args, **kwargs)
+            token = _inside_stated.set(True)  # working the cost out costs nothing
+            try:
+                cost = cost_of(*args, **kwargs)
+            finally:
+                _inside_stated.reset(token)
             with count_cost(kernel.__name__, flops=cost.flops, bytes=cost.bytes):
                 return kernel(*args, **kwargs)
 

@@ -9,12 +9,22 @@ from jaxtyping import Float
 from torch import Tensor
 
 from shoestring.errors import NoCompiler
+from shoestring.kernels.costs import Cost, states_cost
 from shoestring.kernels.native import load_library
 from shoestring.notices import notice_fallback
 from shoestring.numbers.grouped_affine import AffineGrid, GroupedAffine
 from shoestring.numbers.packing import unpack_bits
 
 
+def _cost(
+    form: GroupedAffine, stored: dict[str, Tensor], cols: int, dtype: torch.dtype = torch.float32
+) -> Cost:
+    """A multiply-add for each weight; the stored tensors are read, the matrix is written."""
+    weights = stored["codes"].shape[0] * cols
+    return Cost(2 * weights, sum(part.nbytes for part in stored.values()) + weights * dtype.itemsize)
+
+
+@states_cost(_cost)
 def dequantise_rows(
     form: GroupedAffine, stored: dict[str, Tensor], cols: int, dtype: torch.dtype = torch.float32
 ) -> Float[Tensor, "rows cols"]:

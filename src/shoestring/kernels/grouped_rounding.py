@@ -13,11 +13,18 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from shoestring.errors import NoCompiler
+from shoestring.kernels.costs import Cost, states_cost
 from shoestring.kernels.native import load_library
 from shoestring.notices import notice_fallback
 from shoestring.numbers import affine_fit
 from shoestring.numbers.affine_fit import check_weight, extreme_grid, fit_least_squares
 from shoestring.numbers.grouped_affine import AffineGrid, GroupedAffine, ZeroPoint
+
+# Operations for each weight, as the loops in C write them.
+_CODE = 6  # minus offset, over scale, plus zero, round, clamp at both ends
+_VALUE = 3  # minus zero, times scale, plus offset
+_WEIGHTED_SQUARE = 4  # difference, square, times importance, sum
+_LEAST_SQUARES = {ZeroPoint.SYMMETRIC: 17, ZeroPoint.INTEGER: 17, ZeroPoint.REAL: 24}
 
 
 class _Format(ctypes.Structure):
@@ -29,6 +36,47 @@ class _Format(ctypes.Structure):
     )
 
 
+def _fit_flops(form: GroupedAffine, weights: int) -> int:
+    """The extremes, a least-squares fit for each candidate range and refinement, the error of each grid."""
+    signs = 2 if form.zero_point is ZeroPoint.SYMMETRIC and form.scale_bits == 16 else 1
+    fits = signs * len(affine_fit.RANGE_FACTORS) + affine_fit.REFINEMENTS
+    errors = 2 + affine_fit.REFINEMENTS
+    each = 2 + fits * _LEAST_SQUARES[form.zero_point] + errors * (_CODE + _VALUE + _WEIGHTED_SQUARE)
+    return weights * each
+
+
+def _grid_bytes(form: GroupedAffine, weights: int) -> int:
+    """Scale, zero and offset of every group that is begun, float32."""
+    return 3 * 4 * -(-weights // form.group_size)
+
+
+def _cost_of_fit(
+    form: GroupedAffine, weight: Tensor, importance: Tensor | None = None, name: str = "weight"
+) -> Cost:
+    read = weight.nbytes + (0 if importance is None else importance.nbytes)
+    return Cost(_fit_flops(form, weight.numel()), read + _grid_bytes(form, weight.numel()))
+
+
+def _cost_of_block(
+    form: GroupedAffine,
+    weight: Tensor,
+    importance: Tensor,
+    upper: Tensor,
+    start: int,
+    stop: int,
+    grid: AffineGrid,
+    codes: Tensor,
+) -> Cost:
+    """Fit, round, error over the diagonal, and a multiply-add for each later column of the block."""
+    rows, width = weight.shape[0], stop - start
+    weights = rows * width
+    spread = rows * width * (width - 1)
+    moved = 4 * (2 * weights + width + width * (width + 1) // 2 + weights) + weights
+    flops = _fit_flops(form, weights) + weights * (_CODE + _VALUE + 2) + spread
+    return Cost(flops, moved + rows * _grid_bytes(form, width))
+
+
+@states_cost(_cost_of_fit)
 def fit_groups(
     form: GroupedAffine,
     weight: Float[Tensor, "rows cols"],
@@ -61,6 +109,7 @@ def empty_grid(form: GroupedAffine, weight: Float[Tensor, "rows cols"]) -> Affin
     return AffineGrid(scale, zero, offset, extreme_grid(form, weight).multiplier)
 
 
+@states_cost(_cost_of_block)
 def compensate_block(
     form: GroupedAffine,
     weight: Float[Tensor, "rows cols"],

@@ -9,11 +9,28 @@ from jaxtyping import Int
 from torch import Tensor
 
 from shoestring.errors import NoCompiler
+from shoestring.kernels.costs import Cost, states_cost
 from shoestring.kernels.native import load_library
 from shoestring.notices import notice_fallback
 from shoestring.numbers.segments import extend_ngrams, renumber, run_lengths
 
 
+def _cost(
+    candidates: Tensor,
+    candidate_length: Tensor,
+    references: Tensor,
+    reference_lengths: Tensor,
+    max_n: int,
+) -> Cost:
+    """One lookup for each n-gram of each order; the ids are read, the matches written."""
+    orders = torch.arange(max_n, device=candidates.device)
+    lengths = torch.cat([candidate_length.reshape(-1), reference_lengths.reshape(-1)])
+    ngrams = int((lengths[:, None] - orders).clamp(min=0).sum())
+    read = sum(part.nbytes for part in (candidates, candidate_length, references, reference_lengths))
+    return Cost(ngrams, read + 8 * len(candidates) * max_n)
+
+
+@states_cost(_cost)
 def count_matches(
     candidates: Int[Tensor, "batch tokens"],
     candidate_length: Int[Tensor, " batch"],

@@ -4,12 +4,14 @@ import ctypes
 import functools
 import platform
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from shoestring.errors import NoCompiler
+from shoestring.kernels.costs import count_cost
 from shoestring.kernels.native import load_library
 from shoestring.notices import notice_fallback
 from shoestring.numbers.formats import FloatFormat
@@ -70,25 +72,34 @@ def round_to_format(
     library, reason = _library_for(x, fmt)
     if library is None:
         notice_fallback("kernels.round_to_format", reason)
-        rounded = round_plainly(x, fmt, mode, seed=seed, explim=explim, offset=offset, call=call)
+        with count_cost("round_to_format", **_cost(x)):
+            rounded = round_plainly(x, fmt, mode, seed=seed, explim=explim, offset=offset, call=call)
         return rounded if out is None else out.copy_(rounded)
     check_range(x.numel(), seed, offset, call)
     carrier = _NATIVE[x.dtype]
     check_carrier(fmt, carrier, explim)
     target, fast = _target(fmt, mode, explim, carrier)
     result = torch.empty_like(x, requires_grad=False) if out is None else out
-    library.round_array(
-        ctypes.c_void_p(x.data_ptr()),
-        ctypes.c_void_p(result.data_ptr()),
-        ctypes.c_int64(x.numel()),
-        ctypes.byref(target),
-        ctypes.c_int(_NEAREST_EVEN_FAST if fast else mode),
-        ctypes.c_uint64(seed),
-        ctypes.c_uint64(offset),
-        ctypes.c_uint32(call),
-        ctypes.c_int(torch.get_num_threads()),
-    )
+    with count_cost("round_to_format", **_cost(x)):
+        library.round_array(
+            ctypes.c_void_p(x.data_ptr()),
+            ctypes.c_void_p(result.data_ptr()),
+            ctypes.c_int64(x.numel()),
+            ctypes.byref(target),
+            ctypes.c_int(_NEAREST_EVEN_FAST if fast else mode),
+            ctypes.c_uint64(seed),
+            ctypes.c_uint64(offset),
+            ctypes.c_uint32(call),
+            ctypes.c_int(torch.get_num_threads()),
+        )
     return result
+
+
+def _cost(x: Any) -> dict[str, int]:
+    """Rounding is one operation an element, as any element-wise function; each is read and written once."""
+    if not isinstance(x, Tensor):
+        return {"flops": 0, "bytes": 0}
+    return {"flops": x.numel(), "bytes": 2 * x.nbytes}
 
 
 def _library_for(x: Tensor, fmt: FloatFormat) -> tuple[ctypes.CDLL | None, str]:

@@ -39,6 +39,8 @@ class Emulated:
     TypeError for integer, boolean or complex values ("cast explicitly").
     """
 
+    # NumPy must leave the operation to this class: it would take an emulated value for a sequence of numbers.
+    __array_ufunc__: ClassVar[Any] = None
     __slots__ = ("arithmetic", "value")
     is_scalar: ClassVar[bool] = False
     value: Any
@@ -119,6 +121,12 @@ class Emulated:
 
     def __matmul__(self, other: Any) -> Any:
         return self.matmul(other)
+
+    def __rmatmul__(self, other: Any) -> Any:
+        return self._combine(lambda a, b: matmul(a, b, self.arithmetic, InCarrier()), other, swapped=True)
+
+    def __rpow__(self, other: Any) -> Any:
+        return self._combine(lambda a, b: self.arithmetic.round(a**b), other, swapped=True)
 
     def __pow__(self, other: Any) -> Any:
         return self._combine(lambda a, b: self.arithmetic.round(a**b), other)

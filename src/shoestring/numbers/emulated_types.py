@@ -14,6 +14,7 @@ from torch import Tensor
 
 from shoestring.numbers.emulated import Emulated
 from shoestring.numbers.formats import FloatFormat
+from shoestring.numbers.rounding import is_jax_array
 from shoestring.numbers.rounding_bits import carrier_of
 
 First = TypeVar("First", bound=Emulated)
@@ -30,6 +31,8 @@ class CPArray(Emulated):
     def _carried(cls, value: Any) -> Any:
         if isinstance(value, Tensor):
             raise TypeError("a CPArray does not mix with a torch tensor; use CPTensor, or x.numpy()")
+        if is_jax_array(value):
+            raise TypeError("a CPArray does not mix with a JAX array; use CPJaxArray, or np.asarray(x)")
         array = np.asarray(value)
         carrier_of(array.dtype.name)
         return array
@@ -119,6 +122,9 @@ class CPJaxArray(Emulated):
     def _carried(cls, value: Any) -> Any:
         import jax.numpy as jnp
 
+        if not is_jax_array(value):
+            kind = type(value).__name__
+            raise TypeError(f"a CPJaxArray is made from a JAX array, not {kind}; use jnp.asarray(x)")
         array = jnp.asarray(value)
         carrier_of(array.dtype.name)
         return array

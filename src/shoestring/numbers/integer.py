@@ -95,10 +95,18 @@ class IntegerQuantizer:
     def quantize(self, x: Shaped[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
         """q = clip(round(x/s + z)) as int32; the first call calibrates on `x` if nothing has before.
 
-        Raises: ValueError for NaN, which no integer stands for.
+        Raises: ValueError for NaN, which no integer stands for, or a tensor on another device than the one
+        that was calibrated on.
         """
         self._check(x)
         scaling = self.scaling or self.calibrate([x])
+        # Torch takes a scalar on the CPU beside a tensor anywhere.
+        here = x.device, torch.device("cpu") if scaling.scale.ndim == 0 else x.device
+        if scaling.scale.device not in here:
+            raise ValueError(
+                f"{self.name!r} was calibrated on {scaling.scale.device} and x is on {x.device}; move one of "
+                f"them"
+            )
         if bool(torch.isnan(x).any()):
             raise ValueError(f"{self.name!r} holds a NaN, which has no integer code")
         q = (x / scaling.scale + scaling.zero_point).round()

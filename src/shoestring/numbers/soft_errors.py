@@ -21,7 +21,8 @@ def flip_significand_bits(
     """Flip, with probability `p` for each element, one of its `fmt.sig_bits` stored bits, all alike probable.
 
     `x`: float32 or float64 array of numbers of `fmt`. The sign, the exponent and the hidden bit never flip;
-    zeros, infinities and NaNs stay. The draws have streams of their own, apart from those of rounding.
+    zeros, infinities and NaNs stay. A code that so becomes that of NaN (448 in e4m3fn) gives NaN. The draws
+    have streams of their own, apart from those of rounding.
 
     Raises: ValueError for p outside [0, 1] or a format without stored significand bits; TypeError for other
     arrays.
@@ -46,6 +47,8 @@ def flip_significand_bits(
         steps = cast(xp.where(subnormal, values, 0.0) / least, bits.dtype) ^ flip
         small = (cast(steps, array.dtype) * least).view(bits.dtype)
         flipped = xp.where(subnormal, small | (bits & carrier.sign), flipped)
+    beyond = (flipped & ~carrier.sign) > carrier.bits_of(fmt.xmax)
+    flipped = xp.where(beyond, carrier.quiet_nan | (bits & carrier.sign), flipped)
     hit = (chance < int(p * 2**32)) & (magnitude > 0) & (magnitude < carrier.infinity)
     return values_of(xp.where(hit, flipped, bits), array)
 

@@ -152,14 +152,17 @@ def count(
 ) -> Counts:
     """The counts that every score is made of.
 
-    Raises: TypeError for ids that are not integers; ValueError for batches or devices that differ, ids below
-    0 other than the pad, a pad inside a sentence (with its row), or a row without any reference.
+    Raises: TypeError for ids that are not integer tensors; ValueError for batches or devices that differ, ids
+    below 0 other than the pad, a pad inside a sentence (with its row), a row without any reference, lengths
+    that do not fit the rows, or max_n < 1.
     """
+    if max_n < 1:
+        raise ValueError(f"max_n={max_n} is no order of n-grams; use 1 or more.")
     candidates, references = _checked(candidates, references)
     if lengths is None:
         held = _lengths(candidates, pad_id, "candidate"), _lengths(references, pad_id, "reference")
     else:
-        held = lengths[0].long(), lengths[1].long()
+        held = _given(lengths[0], candidates, "candidates"), _given(lengths[1], references, "references")
     candidate_length, reference_lengths = held
     _check_ids(candidates, candidate_length)
     _check_ids(references, reference_lengths)
@@ -273,6 +276,8 @@ def _nearest(candidate: Int[Tensor, " batch"], references: Int[Tensor, "batch re
 
 def _checked(candidates: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
     for what, ids in (("candidates", candidates), ("references", references)):
+        if not isinstance(ids, Tensor):
+            raise TypeError(f"{what} are a {type(ids).__name__}; make tensors of lists by pad_batch.")
         if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
             raise TypeError(f"{what} are {ids.dtype}, not token ids; cast to an integer type explicitly.")
     if candidates.device != references.device:
@@ -299,6 +304,21 @@ def _lengths(ids: Tensor, pad_id: int, what: str) -> Tensor:
             f"{what} in row {row} has a pad ({pad_id}) inside the sentence; pads must trail, or give lengths."
         )
     return length
+
+
+def _given(length: Tensor, ids: Tensor, what: str) -> Tensor:
+    """Lengths that the caller states: one for each row, from 0 to its width, else memory is read past it."""
+    rows, width = tuple(ids.shape[:-1]), ids.shape[-1]
+    if tuple(length.shape) != rows or length.device != ids.device or length.is_floating_point():
+        raise ValueError(
+            f"lengths of {what} are {tuple(length.shape)} of {length.dtype} on {length.device}; give "
+            f"integers {rows} on {ids.device}, one for each row."
+        )
+    if bool((wrong := (length < 0) | (length > width)).any()):
+        raise ValueError(
+            f"length {int(length[wrong][0])} of {what} is out of range: rows have 0 to {width} tokens."
+        )
+    return length.long()
 
 
 def _check_ids(ids: Tensor, length: Tensor) -> None:

@@ -1,9 +1,9 @@
 """How well a language model predicts a text, and how far it has moved from another one.
 
-The protocol is part of every result: windows of fixed length that begin with no context, every token of a
-window but the first `skip` is predicted from those before it, the mean is over tokens. Results do not depend
-on how windows are batched. Names follow llama-perplexity: PPL, ln(PPL ratio), KLD percentiles, RMS Δp,
-same top p.
+The protocol is part of every result: windows of fixed length, each `stride` tokens after the last, that begin
+with no context; every token of a window but the first `skip` is predicted from those before it, the mean is
+over tokens. Results do not depend on how windows are batched. Names follow llama-perplexity: PPL,
+ln(PPL ratio), KLD percentiles, RMS Δp, same top p.
 """
 
 import hashlib
@@ -31,9 +31,14 @@ PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
 
 @dataclass(frozen=True)
 class Protocol:
-    """What a figure was measured on. `text_sha256` is that of the token ids (int64, little-endian)."""
+    """What a figure was measured on. `text_sha256` is that of the token ids (int64, little-endian).
+
+    stride: from the start of a window to that of the next. skip: tokens at the start of each window that are
+    context alone. tokens: how many were predicted, each once.
+    """
 
     window: int
+    stride: int
     windows: int
     tokens: int
     text_sha256: str
@@ -46,13 +51,15 @@ class Perplexity:
     """PPL = exp of the mean negative log-likelihood in nats a token.
 
     error: standard error of the mean negative log-likelihood, from the means of the windows (tokens within
-    a window are not independent). interval: 95 %, of the perplexity.
+    a window are not independent). interval: 95 %, of the perplexity. accuracy: share of tokens that the model
+    ranks first.
     """
 
     ppl: float
     nll: float
     error: float
     interval: tuple[float, float]
+    accuracy: float
     protocol: Protocol
 
     def to_dict(self) -> dict[str, Any]:
@@ -88,6 +95,7 @@ def perplexity(
     model: Model,
     windows: Int[Tensor, "windows window"],
     *,
+    stride: int | None = None,
     batch_size: int = 1,
     autocast: torch.dtype | None = None,
     progress: Progress | None = None,
@@ -95,15 +103,24 @@ def perplexity(
     """Perplexity of a causal language model on windows of token ids.
 
     model: maps ids (batch, window) to logits, or to an object with `.logits`; put in evaluation mode.
-    Raises: ValueError for windows without a token to predict, or logits that are not finite.
+    stride: of windows that overlap (`token_windows(stride=…)`); the last `stride` tokens of each are counted,
+    so that every one has at least window − stride tokens of context. By default windows are apart and all
+    tokens but the first are counted.
+
+    Raises: ValueError for windows without a token to predict or that do not overlap as `stride` says, or
+    logits that are not finite.
     """
     _check(windows, batch_size)
-    means = []
+    skip = _skip(windows, stride)
+    means, hits = [], []
     for ids, (logits,) in _run([model], windows, batch_size, autocast, progress):
         for row in range(len(ids)):
-            parts = [lp.gather(1, t[:, None]) for t, (lp,) in _pieces(ids[row], [logits[row]])]
+            parts = []
+            for target, (lp,) in _pieces(ids[row], [logits[row]], skip):
+                parts.append(lp.gather(1, target[:, None]))
+                hits.append(lp.argmax(-1) == target)
             means.append(-torch.cat(parts).double().mean().item())
-    return _perplexity(means, windows, autocast)
+    return _perplexity(means, hits, windows, stride, autocast)
 
 
 def divergence(
@@ -111,6 +128,7 @@ def divergence(
     original: Model,
     windows: Int[Tensor, "windows window"],
     *,
+    stride: int | None = None,
     batch_size: int = 1,
     autocast: torch.dtype | None = None,
     progress: Progress | None = None,
@@ -120,16 +138,21 @@ def divergence(
     Arguments and errors as `perplexity`.
     """
     _check(windows, batch_size)
+    skip = _skip(windows, stride)
     nll: tuple[list[float], list[float]] = ([], [])
+    hits: tuple[list[Tensor], list[Tensor]] = ([], [])
     kld, dp, same, kld_means = [], [], [], []
     for ids, logits in _run([model, original], windows, batch_size, autocast, progress):
         for row in range(len(ids)):
             ours, theirs, own_kld = [], [], []
-            for target, (q, p) in _pieces(ids[row], [part[row] for part in logits]):
+            for target, (q, p) in _pieces(ids[row], [part[row] for part in logits], skip):
                 own_kld.append((p.exp() * (p - q)).sum(-1).double())
                 ours.append(q.gather(1, target[:, None])[:, 0].double())
                 theirs.append(p.gather(1, target[:, None])[:, 0].double())
-                same.append(q.argmax(-1) == p.argmax(-1))
+                first, theirs_first = q.argmax(-1), p.argmax(-1)
+                same.append(first == theirs_first)
+                hits[0].append(first == target)
+                hits[1].append(theirs_first == target)
             log_q, log_p = torch.cat(ours), torch.cat(theirs)
             nll[0].append(-log_q.mean().item())
             nll[1].append(-log_p.mean().item())
@@ -139,8 +162,8 @@ def divergence(
     everything = torch.cat(kld)
     ratio = [a - b for a, b in zip(*nll, strict=True)]
     return Divergence(
-        model=_perplexity(nll[0], windows, autocast),
-        original=_perplexity(nll[1], windows, autocast),
+        model=_perplexity(nll[0], hits[0], windows, stride, autocast),
+        original=_perplexity(nll[1], hits[1], windows, stride, autocast),
         ln_ratio=_mean(ratio),
         ln_ratio_error=_standard_error(ratio),
         kld=everything.mean().item(),
@@ -172,6 +195,18 @@ def _check(windows: Tensor, batch_size: int) -> None:
         raise ValueError(f"windows of shape {tuple(windows.shape)} hold no token to predict; give more text.")
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be 1 or more.")
+
+
+def _skip(windows: Tensor, stride: int | None) -> int:
+    """Tokens at the start of a window that are not counted: the first has no context at all."""
+    window = windows.shape[1]
+    if stride is None:
+        return 1
+    if not 1 <= stride <= window:
+        raise ValueError(f"stride={stride} must lie between 1 and the window of {window} tokens.")
+    if not torch.equal(windows[1:, : window - stride], windows[:-1, stride:]):
+        raise ValueError(f"the windows do not begin {stride} tokens apart; cut them with that stride.")
+    return max(1, window - stride)
 
 
 def _run(
@@ -210,10 +245,10 @@ def _logits(model: Model, ids: Tensor) -> Float[Tensor, "batch window vocabulary
 
 
 def _pieces(
-    ids: Int[Tensor, " window"], logits: list[Float[Tensor, "window vocabulary"]]
+    ids: Int[Tensor, " window"], logits: list[Float[Tensor, "window vocabulary"]], skip: int
 ) -> Iterator[tuple[Int[Tensor, " piece"], list[Float[Tensor, "piece vocabulary"]]]]:
     """Targets and log-probabilities in float32, a few positions at a time."""
-    for start in range(0, len(ids) - 1, TOKENS_AT_ONCE):
+    for start in range(skip - 1, len(ids) - 1, TOKENS_AT_ONCE):
         stop = min(start + TOKENS_AT_ONCE, len(ids) - 1)
         scores = [part[start:stop].float().log_softmax(-1) for part in logits]
         for score in scores:
@@ -222,17 +257,26 @@ def _pieces(
         yield ids[start + 1 : stop + 1], scores
 
 
-def _perplexity(means: list[float], windows: Tensor, autocast: torch.dtype | None) -> Perplexity:
-    nll, error = _mean(means), _standard_error(means)
+def _perplexity(
+    means: list[float],
+    hits: list[Tensor],
+    windows: Tensor,
+    stride: int | None,
+    autocast: torch.dtype | None,
+) -> Perplexity:
+    nll, error, skip = _mean(means), _standard_error(means), _skip(windows, stride)
     protocol = Protocol(
         window=windows.shape[1],
+        stride=windows.shape[1] if stride is None else stride,
         windows=windows.shape[0],
-        tokens=windows.shape[0] * (windows.shape[1] - 1),
+        tokens=windows.shape[0] * (windows.shape[1] - skip),
         text_sha256=text_sha256(windows),
         autocast=None if autocast is None else str(autocast).removeprefix("torch."),
+        skip=skip,
     )
     low, high = (math.exp(nll + side * CONFIDENCE * error) for side in (-1, 1))
-    return Perplexity(math.exp(nll), nll, error, (low, high), protocol)
+    accuracy = torch.cat(hits).double().mean().item()
+    return Perplexity(math.exp(nll), nll, error, (low, high), accuracy, protocol)
 
 
 def _mean(values: list[float]) -> float:

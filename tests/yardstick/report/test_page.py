@@ -78,6 +78,24 @@ def test_claim_stands_beside_its_measurement(page):
     assert "seed 1; Sample CPU, 2 of 2 cores" in text
 
 
+def test_the_figure_in_front_is_the_one_that_the_bar_bounds(entries):
+    import dataclasses
+
+    first = entries[0]
+    claims = tuple(
+        dataclasses.replace(first.claims[0], metric=metric) for metric in ("accuracy", "points lost", "time")
+    )
+    lost = dataclasses.replace(
+        first.comparison.rows[1], metric="points lost", baseline=0.04, method=7.12, ratio=178.0,
+        better="higher", bar=3.0, bar_on="value", spread=None,
+    )  # fmt: skip
+    comparison = dataclasses.replace(first.comparison, rows=(*first.comparison.rows, lost))
+    text = text_of(build_page([dataclasses.replace(first, claims=claims, comparison=comparison)]), "counting")
+    assert "accuracy, higher is better Δ -0.200 % Δ -0.400 to 0.100 bar Δ ≥ -0.5 % ✓ holds" in text
+    assert "points lost, higher is better 7.12 % bar ≥ 3 % ✓ holds" in text
+    assert "time, lower is better 0.250×" in text
+
+
 def test_states_and_missing_measurements_are_said(page):
     assert "falls short" in text_of(page, "blocked")
     assert "256 MiB against 1 GiB (dense counting)" in text_of(page, "blocked")

@@ -27,6 +27,7 @@ from shoestring.layers.emulated.plain import (
 )
 from shoestring.layers.emulated.recurrent import QuantGRU, QuantLSTM, QuantRNN
 from shoestring.layers.emulated.straight_through import (
+    ZeroWhereSaturated,
     round_gradient,
     round_tensor,
     saturating_straight_through,
@@ -61,6 +62,7 @@ __all__ = [
     "QuantSoftmax",
     "QuantTanh",
     "Rounders",
+    "ZeroWhereSaturated",
     "emulate_layers",
     "round_gradient",
     "round_tensor",

@@ -5,6 +5,7 @@ for Conditional Computation", section 4 (the straight-through estimator).
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,15 +21,33 @@ TensorRounder = Callable[[Tensor], Tensor]
 """A `Rounder`, an `IntegerQuantizer`, or any function from a tensor to one of the same shape and dtype."""
 
 
+@dataclass(frozen=True)
+class ZeroWhereSaturated:
+    """A rounder whose straight-through gradient is zero where x lies beyond the range of its format.
+
+    Serves wherever a rounder does, in `Rounders` too.
+    """
+
+    rounder: Rounder
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.rounder(x)
+
+
 def straight_through(x: Float[Tensor, "*shape"], rounder: TensorRounder | None) -> Float[Tensor, "*shape"]:
-    """`rounder(x)`, with the gradient of the identity; `x` itself without a rounder."""
+    """`rounder(x)`, with the gradient of the identity; `x` itself without a rounder.
+
+    A rounder in `ZeroWhereSaturated` passes no gradient where its format ends.
+    """
     if rounder is None:
         return x
+    if isinstance(rounder, ZeroWhereSaturated):
+        return saturating_straight_through(x, rounder.rounder)
     return _StraightThrough.apply(x, rounder)
 
 
 def saturating_straight_through(x: Float[Tensor, "*shape"], rounder: Rounder) -> Float[Tensor, "*shape"]:
-    """`rounder(x)`, with the gradient of the identity where |x| ≤ xmax of the format, and zero beyond."""
+    """`rounder(x)`, with the gradient of the identity within the range of the format, and zero beyond."""
     return _SaturatingStraightThrough.apply(x, rounder)
 
 
@@ -81,7 +100,9 @@ class _StraightThrough(torch.autograd.Function):
 class _SaturatingStraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, rounder: Rounder) -> Tensor:
-        ctx.save_for_backward(x.abs() <= rounder.fmt.xmax)
+        fmt = rounder.fmt
+        lowest = -fmt.xmax if isinstance(fmt, FloatFormat) else fmt.xmin
+        ctx.save_for_backward((x >= lowest) & (x <= fmt.xmax))
         return round_tensor(x, rounder)
 
     @staticmethod

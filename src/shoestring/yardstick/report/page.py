@@ -39,6 +39,7 @@ def build_page(entries: Sequence[Entry]) -> str:
         "ratio": format_ratio,
         "bar": bar_text,
         "value": _value,
+        "judged": _judged,
         "spread": _spread,
         "duration": _duration,
     }
@@ -68,6 +69,15 @@ def page_style() -> str:
 
 def _value(number: float | int | None, row: Row) -> str:
     return format_quantity(number, row.unit)
+
+
+def _judged(row: Row) -> str:
+    """What the bar bounds, so that it stands beside its bar; without a bar the ratio, or else the value."""
+    if row.bar is not None and row.bar_on == "difference":
+        return f"Δ {format_quantity(row.difference, row.unit)}"
+    if row.ratio is None or (row.bar is not None and row.bar_on == "value"):
+        return format_quantity(row.method, row.unit)
+    return format_ratio(row.ratio)
 
 
 def _spread(row: Row) -> str:
