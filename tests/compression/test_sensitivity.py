@@ -11,6 +11,7 @@ from tests.compression.models import gpt2, llama
 from shoestring.compression import slots
 from shoestring.compression.sensitivity import (
     curvature_loss,
+    draw,
     measure_sensitivity,
     naive_curvature_loss,
 )
@@ -32,6 +33,17 @@ def test_loss_is_half_the_quadratic_form_of_the_kronecker_product(rows, cols, se
     difference, weight, root = torch.randn(rows, cols), torch.rand(rows), torch.randn(cols, cols)
     arguments = difference, weight, root @ root.T
     assert curvature_loss(*arguments) == pytest.approx(naive_curvature_loss(*arguments), rel=1e-4, abs=1e-6)
+
+
+def test_tokens_are_drawn_by_their_probabilities_and_impossible_ones_never():
+    p = torch.tensor([0.0, 0.5, 0.0, 0.2, 0.3, 0.0])
+    drawn = draw(p.log().expand(40_000, -1), torch.Generator().manual_seed(0))
+    shares = torch.bincount(drawn, minlength=6) / len(drawn)
+    sigma = (p * (1 - p) / len(drawn)).sqrt()
+    assert ((shares - p).abs() <= 4 * sigma).all()
+    again = draw(p.log().expand(40_000, -1), torch.Generator().manual_seed(0))
+    assert torch.equal(drawn, again)
+    assert set(draw(torch.tensor([[-9e9, 0.0]]).expand(99, -1), torch.Generator()).tolist()) == {1}
 
 
 def test_head_gradients_are_those_of_the_softmax():

@@ -115,6 +115,18 @@ def test_a_model_does_not_diverge_from_itself():
     assert got.rms_dp == 0
 
 
+def test_several_models_are_compared_as_each_alone_and_the_original_runs_once():
+    calls = []
+    original, models, windows = Bigram(1), [Bigram(2), Bigram(3)], windows_of(3, 20)
+    original.register_forward_hook(lambda *_: calls.append(1))
+    models.insert(1, original)
+    together = lq.divergences(models, original, windows)
+    assert len(calls) == len(windows)
+    assert together == [lq.divergence(model, original, windows) for model in models]
+    assert together[1].kld == 0
+    assert together[0].kld != together[2].kld
+
+
 def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     model, truth = Bigram(4), windows_of(4000, 8, seed=9)
     nll = (

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from shoestring.generation.decode import generate
 from shoestring.generation.text_stream import Tokenizer
-from shoestring.yardstick.language_quality import Divergence, divergence
+from shoestring.yardstick.language_quality import Divergence, divergences
 from shoestring.yardstick.memory import LiveMemory
 
 PROMPT_TOKENS = 64
@@ -75,18 +75,18 @@ def measure_states(
             run = generate(state.model, prompt, tokenizer, max_new_tokens=NEW_TOKENS, stop_tokens=())
             if run.tokens_per_second:
                 speeds[state.name].append(run.tokens_per_second)
-    measured = []
-    for state in states:
-        report = None if progress is None else (lambda d, t, n=state.name: progress(f"quality of {n}", d, t))
-        quality = divergence(state.model, original, windows, autocast=autocast, progress=report)
-        measured.append(
-            Measured(
-                name=state.name,
-                disk_bytes=state.disk_bytes,
-                peak_bytes=memory[state.name],
-                tokens_per_second=statistics.median(speeds[state.name]) if speeds[state.name] else None,
-                quality=quality,
-                sample=samples[state.name],
-            )
+    report = None if progress is None else (lambda done, total: progress("quality", done, total))
+    qualities = divergences(
+        [state.model for state in states], original, windows, autocast=autocast, progress=report
+    )
+    return [
+        Measured(
+            name=state.name,
+            disk_bytes=state.disk_bytes,
+            peak_bytes=memory[state.name],
+            tokens_per_second=statistics.median(speeds[state.name]) if speeds[state.name] else None,
+            quality=quality,
+            sample=samples[state.name],
         )
-    return measured
+        for state, quality in zip(states, qualities, strict=True)
+    ]

@@ -34,7 +34,10 @@ class Moments:
         """Take in the inputs of one call."""
         x = x.detach().reshape(-1, x.shape[-1]).float()
         with torch.autocast(x.device.type, enabled=False):  # in bfloat16 the moment is not even definite
-            self._squares += (x.T @ x).to(self._squares.device)
+            if x.device == self._squares.device:
+                self._squares.addmm_(x.T, x)  # in place: twice as fast as a product and a sum
+            else:
+                self._squares += (x.T @ x).to(self._squares.device)
         self._magnitudes += x.abs().sum(0).to(self._magnitudes.device)
         self.count += x.shape[0]
 

@@ -23,7 +23,7 @@ from shoestring.compression.sensitivity import Sensitivity, measure_sensitivity
 from shoestring.compression.weight_matrix import weight_matrix
 from shoestring.files import cache_folder, replacing_file, write_text
 
-VERSION = 1
+VERSION = 2
 """Part of the cache key: raised when the same inputs would give another profile."""
 
 Progress = Callable[[str, int, int], None]

@@ -126,8 +126,18 @@ def _pass(
     with gradients.listening(), torch.enable_grad():
         logits = logits_of(model(ids, **without_cache(model)))
         flat = logits.float().reshape(-1, logits.shape[-1])
-        drawn = torch.multinomial(flat.detach().softmax(-1), 1, generator=generator)[:, 0]
-        F.cross_entropy(flat, drawn, reduction="sum").backward()
+        F.cross_entropy(flat, draw(flat.detach(), generator), reduction="sum").backward()
+
+
+def draw(logits: Float[Tensor, "tokens vocabulary"], generator: torch.Generator) -> Int[Tensor, " tokens"]:
+    """One token from each row's distribution: where its cumulative sum passes a uniform number.
+
+    `torch.multinomial` draws a random number for every word of the vocabulary, which takes ten times as long.
+    """
+    cumulative = logits.float().softmax(-1).cumsum(-1)
+    uniform = torch.rand(len(logits), 1, generator=generator).to(logits.device)
+    found = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)[:, 0]
+    return found.clamp(max=logits.shape[-1] - 1)
 
 
 def logits_of(output: Any) -> Float[Tensor, "*batch vocabulary"]:

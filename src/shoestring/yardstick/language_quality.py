@@ -9,7 +9,7 @@ ln(PPL ratio), KLD percentiles, RMS Δp, same top p.
 import hashlib
 import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -137,42 +137,90 @@ def divergence(
 
     Arguments and errors as `perplexity`.
     """
+    options: dict[str, Any] = {
+        "stride": stride, "batch_size": batch_size, "autocast": autocast, "progress": progress,
+    }  # fmt: skip
+    return divergences([model], original, windows, **options)[0]
+
+
+def divergences(
+    models: Sequence[Model],
+    original: Model,
+    windows: Int[Tensor, "windows window"],
+    *,
+    stride: int | None = None,
+    batch_size: int = 1,
+    autocast: torch.dtype | None = None,
+    progress: Progress | None = None,
+) -> list[Divergence]:
+    """Compare several models with one original, which runs once for all of them.
+
+    A model that is the original itself is not run a second time. Arguments and errors as `perplexity`.
+    """
     _check(windows, batch_size)
     skip = _skip(windows, stride)
-    nll: tuple[list[float], list[float]] = ([], [])
-    hits: tuple[list[Tensor], list[Tensor]] = ([], [])
-    kld, dp, same, kld_means = [], [], [], []
-    for ids, logits in _run([model, original], windows, batch_size, autocast, progress):
+    others = [model for model in models if model is not original]
+    sums = [_Comparing() for _ in models]
+    for ids, logits in _run([original, *others], windows, batch_size, autocast, progress):
+        outputs = iter(logits[1:])
+        ours = [logits[0] if model is original else next(outputs) for model in models]
         for row in range(len(ids)):
-            ours, theirs, own_kld = [], [], []
-            for target, (q, p) in _pieces(ids[row], [part[row] for part in logits], skip):
-                own_kld.append((p.exp() * (p - q)).sum(-1).double())
-                ours.append(q.gather(1, target[:, None])[:, 0].double())
-                theirs.append(p.gather(1, target[:, None])[:, 0].double())
-                first, theirs_first = q.argmax(-1), p.argmax(-1)
-                same.append(first == theirs_first)
-                hits[0].append(first == target)
-                hits[1].append(theirs_first == target)
-            log_q, log_p = torch.cat(ours), torch.cat(theirs)
-            nll[0].append(-log_q.mean().item())
-            nll[1].append(-log_p.mean().item())
-            dp.append(log_q.exp() - log_p.exp())
-            kld.append(torch.cat(own_kld))
-            kld_means.append(kld[-1].mean().item())
-    everything = torch.cat(kld)
-    ratio = [a - b for a, b in zip(*nll, strict=True)]
-    return Divergence(
-        model=_perplexity(nll[0], hits[0], windows, stride, autocast),
-        original=_perplexity(nll[1], hits[1], windows, stride, autocast),
-        ln_ratio=_mean(ratio),
-        ln_ratio_error=_standard_error(ratio),
-        kld=everything.mean().item(),
-        kld_error=_standard_error(kld_means),
-        kld_percentiles={f"{p:g}": torch.quantile(everything, p / 100).item() for p in PERCENTILES},
-        kld_max=everything.max().item(),
-        rms_dp=torch.cat(dp).square().mean().sqrt().item(),
-        same_top=torch.cat(same).double().mean().item(),
-    )
+            for sums_of_one, own in zip(sums, ours, strict=True):
+                sums_of_one.add(ids[row], own[row], logits[0][row], skip)
+    return [sums_of_one.result(windows, stride, autocast) for sums_of_one in sums]
+
+
+class _Comparing:
+    """What has been seen so far of a model beside its original."""
+
+    def __init__(self) -> None:
+        self.nll: tuple[list[float], list[float]] = ([], [])
+        self.hits: tuple[list[Tensor], list[Tensor]] = ([], [])
+        self.kld: list[Tensor] = []
+        self.dp: list[Tensor] = []
+        self.same: list[Tensor] = []
+
+    def add(
+        self,
+        ids: Int[Tensor, " window"],
+        logits: Float[Tensor, "window vocabulary"],
+        original: Float[Tensor, "window vocabulary"],
+        skip: int,
+    ) -> None:
+        """Take in one window, but for the targets of its first `skip` tokens."""
+        ours, theirs, kld = [], [], []
+        for target, (q, p) in _pieces(ids, [logits, original], skip):
+            kld.append((p.exp() * (p - q)).sum(-1).double())
+            ours.append(q.gather(1, target[:, None])[:, 0].double())
+            theirs.append(p.gather(1, target[:, None])[:, 0].double())
+            first, original_first = q.argmax(-1), p.argmax(-1)
+            self.same.append(first == original_first)
+            self.hits[0].append(first == target)
+            self.hits[1].append(original_first == target)
+        log_q, log_p = torch.cat(ours), torch.cat(theirs)
+        self.nll[0].append(-log_q.mean().item())
+        self.nll[1].append(-log_p.mean().item())
+        self.dp.append(log_q.exp() - log_p.exp())
+        self.kld.append(torch.cat(kld))
+
+    def result(
+        self, windows: Int[Tensor, "windows window"], stride: int | None, autocast: torch.dtype | None
+    ) -> Divergence:
+        """The figures over all windows."""
+        everything = torch.cat(self.kld)
+        ratio = [a - b for a, b in zip(*self.nll, strict=True)]
+        return Divergence(
+            model=_perplexity(self.nll[0], self.hits[0], windows, stride, autocast),
+            original=_perplexity(self.nll[1], self.hits[1], windows, stride, autocast),
+            ln_ratio=_mean(ratio),
+            ln_ratio_error=_standard_error(ratio),
+            kld=everything.mean().item(),
+            kld_error=_standard_error([kld.mean().item() for kld in self.kld]),
+            kld_percentiles={f"{p:g}": torch.quantile(everything, p / 100).item() for p in PERCENTILES},
+            kld_max=everything.max().item(),
+            rms_dp=torch.cat(self.dp).square().mean().sqrt().item(),
+            same_top=torch.cat(self.same).double().mean().item(),
+        )
 
 
 def text_sha256(windows: Int[Tensor, "windows window"]) -> str:
