@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from shoestring.kernels import native
 from shoestring.kernels.rounding import round_to_format
 from shoestring.notices import record_fallbacks
-from shoestring.numbers import FORMATS, FloatFormat, Rounding, decode
+from shoestring.numbers import FORMATS, FloatFormat, Rounding, decode, random_words
 from shoestring.numbers import round_to_format as round_plainly
 
 MODES = [mode for mode in Rounding if mode != Rounding.NEAREST_ODD]
@@ -81,6 +81,15 @@ def test_threads_and_chunks_do_not_change_the_draws():
         for part, start in ((x[:4097], 0), (x[4097:], 4097))
     ]
     assert torch.equal(torch.cat(chunks), results[0])
+
+
+def test_every_bit_of_a_float64_draw_counts():
+    """Values whose fraction is their own draw stay, and go when it is one unit larger."""
+    high, low = (torch.from_numpy(random_words(1000, 5, stream=s).astype(np.int64)) for s in (0, 1))
+    fraction = (((high << 31) | (low >> 1)) >> 13).double()
+    for added, expected in ((0, 1.0), (1, 1.25)):
+        x = 1 + (fraction + added) * 2.0**-52
+        assert (round_to_format(x, FORMATS["e5m2"], Rounding.STOCHASTIC, seed=5) == expected).all()
 
 
 def test_into_a_given_tensor_and_in_place():

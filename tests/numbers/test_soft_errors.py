@@ -11,6 +11,7 @@ from shoestring.numbers import (
     decode,
     encode,
     flip_significand_bits,
+    random_words,
     round_to_format,
 )
 
@@ -53,6 +54,19 @@ def test_probability_special_values_and_seeds():
     parts = [flip_significand_bits(x[:777], FORMATS["half"], seed=7)]
     parts.append(flip_significand_bits(x[777:], FORMATS["half"], seed=7, offset=777))
     assert np.array_equal(np.concatenate(parts), whole)
+
+
+def test_chance_and_choice_of_a_flip_are_independent_of_each_other_and_of_rounding():
+    """One seed may serve a rounder and its faults; the words that decide them come from three streams."""
+    x = np.full(40_000, 1.25, np.float32)
+    flipped = flip_significand_bits(x, FORMATS["half"], 0.5, seed=9)
+    hit = flipped != x
+    rounded_away = random_words(len(x), 9) < 1 << 31
+    assert abs((hit == rounded_away).mean() - 0.5) < 4 * 0.5 / len(x) ** 0.5
+    change = encode(x[hit], FORMATS["half"]) ^ encode(flipped[hit], FORMATS["half"])
+    _, counts = np.unique(change, return_counts=True)
+    assert len(counts) == FORMATS["half"].sig_bits
+    assert (np.abs(counts - hit.sum() / len(counts)) < 4 * (hit.sum() / len(counts)) ** 0.5).all()
 
 
 def test_a_faulty_rounder_rounds_first_and_counts_its_calls():
