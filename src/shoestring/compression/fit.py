@@ -46,9 +46,9 @@ class FitSettings:
     anew. seed: of everything that is drawn. autocast: the type of matrix products while measuring.
     """
 
-    window: int = 1024
-    gradient_windows: int = 16
-    verification_windows: int = 2
+    window: int = 512
+    gradient_windows: int = 24
+    verification_windows: int = 4
     tuning: ScaleTuning = field(default_factory=ScaleTuning)
     rounds: int = 1
     seed: int = 0

@@ -42,7 +42,7 @@ from shoestring.notices import record_fallbacks
 from shoestring.yardstick.environment import Environment
 
 CURVE_POINTS = 16
-PROOF_WINDOWS = 24
+PROOF_WINDOWS = 40
 """Held-out windows at most."""
 
 
