@@ -129,10 +129,12 @@ def test_dry_run_plans_and_saves_nothing(arguments, tmp_path, capsys, monkeypatc
     assert plan["file_bytes"] <= plan["budget_bytes"] == 60 * 1024
 
 
-def test_the_cache_is_part_of_the_budget_and_is_what_generation_uses(arguments, tmp_path, capsys):
-    out = tmp_path / "cache"
+def test_the_cache_is_part_of_the_budget_and_is_what_generation_uses(source, tmp_path, capsys):
+    out, short = tmp_path / "cache", tmp_path / "short.txt"
+    short.write_text(TEXT[:7000])  # three windows in each half: chunk by chunk through a cache takes time
     budget, context = 200 * 1024, 1024
-    assert run([*arguments, "--memory", "200KiB", "--context", str(context), "--out", str(out)]) == 0
+    command = ["fit", source, "--text", str(short), "--tuning-steps", "0", "--out", str(out)]
+    assert run([*command, "--memory", "200KiB", "--context", str(context)]) == 0
     shown = capsys.readouterr().out
     proof = json.loads((out / "proof.json").read_text())
     cheapest, full = proof["caches"][-1], proof["caches"][0]
@@ -148,12 +150,12 @@ def test_the_cache_is_part_of_the_budget_and_is_what_generation_uses(arguments, 
     assert f"{bits} bits" in (page := (out / "report.html").read_text())
     assert "The cache" in page
 
-    command = ["generate", str(out), "x" * 900, "--max-new-tokens", "124", "--json"]
-    assert run(command) == 0
-    assert json.loads(capsys.readouterr().out)["cache_bytes"] <= proof["cache_bytes"]
-    whole = run(["generate", arguments[1], *command[2:]])
-    assert whole == 0
-    assert json.loads(capsys.readouterr().out)["cache_bytes"] > 2 * proof["cache_bytes"]
+    sizes = {}
+    for model in (source, str(out)):
+        assert run(["generate", model, "x" * 1000, "--max-new-tokens", "24", "--json"]) == 0
+        sizes[model] = json.loads(capsys.readouterr().out)["cache_bytes"]
+    assert sizes[str(out)] <= proof["cache_bytes"]
+    assert sizes[source] > 2 * proof["cache_bytes"]
 
 
 def test_a_fit_for_llama_cpp_gives_a_file_that_it_reads(source, arguments, tmp_path, capsys):
@@ -263,7 +265,7 @@ def test_a_model_that_sees_little_is_fitted_on_short_windows(source, text, tmp_p
     assert run([*command, "--out", str(tmp_path / "small"), "--json"]) == 0
     proof = json.loads(capsys.readouterr().out)
     assert proof["states"][0]["quality"]["model"]["protocol"]["window"] == 64
-    assert proof["states"][0]["tokens_per_second"] is None, "64 prompt tokens leave no room to be timed"
+    assert proof["states"][0]["tokens_per_second"] > 0
     assert run([*command, "--out", str(tmp_path / "x"), "--gguf", str(tmp_path / "x.gguf")]) == 2
     refused(capsys, "GGUF export knows models of type 'llama', not 'gpt2'")
 
