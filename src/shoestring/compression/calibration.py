@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from shoestring.compression.weight_matrix import holds_matrix, is_embedding, matrix_shape
+from shoestring.compression.weight_matrix import holds_matrix, is_table, matrix_shape
 from shoestring.yardstick.language_quality import without_cache
 
 
@@ -110,7 +110,7 @@ class InputRecorder:
 
     def __enter__(self) -> "InputRecorder":
         for name, module in self._modules.items():
-            hook = self._count_tokens if is_embedding(module) else self._add_input
+            hook = self._count_tokens if is_table(module) else self._add_input
             self._handles.append(
                 module.register_forward_pre_hook(
                     lambda m, args, kwargs, n=name, h=hook: h(n, m, (*args, *kwargs.values())[0]),
@@ -165,7 +165,7 @@ def capture(
     if unknown := [n for n in names or () if n not in available]:
         raise ValueError(f"{unknown[0]!r} is no linear layer or embedding of the model.")
     modules = available if names is None else {n: available[n] for n in names}
-    needed = sum(moment_bytes(matrix_shape(m)[1]) for m in modules.values() if not is_embedding(m))
+    needed = sum(moment_bytes(matrix_shape(m)[1]) for m in modules.values() if not is_table(m))
     if max_bytes is not None and needed > max_bytes:
         raise ValueError(
             f"the statistics of {len(modules)} layers may take {needed} bytes, over max_bytes={max_bytes}; "
@@ -185,7 +185,7 @@ def capture_groups(model: nn.Module, names: Sequence[str], max_bytes: int) -> li
     room = -1
     for name in names:
         module = model.get_submodule(name)
-        size = 0 if is_embedding(module) else moment_bytes(matrix_shape(module)[1])
+        size = 0 if is_table(module) else moment_bytes(matrix_shape(module)[1])
         if size > max_bytes:
             raise ValueError(f"the statistics of {name!r} alone take {size} bytes, more than {max_bytes}.")
         if not parts or size > room:

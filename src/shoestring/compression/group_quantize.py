@@ -16,7 +16,7 @@ from shoestring.compression.error_compensation import (
     prepare_compensation,
 )
 from shoestring.compression.recipe import ModuleRecipe, Needs
-from shoestring.compression.weight_matrix import is_embedding, is_linear, weight_matrix
+from shoestring.compression.weight_matrix import is_embedding, is_linear, row_scale, weight_matrix
 from shoestring.kernels.grouped_rounding import fit_groups
 from shoestring.layers.packed_linear import PackedEmbedding, PackedLinear, PackedWeight
 from shoestring.numbers.grouped_affine import GroupedAffine, ZeroPoint
@@ -120,6 +120,6 @@ def _prepared(moments: Moments, count: int, group_size: int, damping: float) -> 
 def packed_module(module: nn.Module, packed: PackedWeight) -> nn.Module:
     """The packed counterpart of a linear layer or an embedding, with its bias."""
     if is_embedding(module):
-        return PackedEmbedding(packed, module.padding_idx)  # type: ignore[arg-type]
+        return PackedEmbedding(packed, module.padding_idx, row_scale(module))  # type: ignore[arg-type]
     assert is_linear(module)
     return PackedLinear(packed, module.bias)  # type: ignore[arg-type]

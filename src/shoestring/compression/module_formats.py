@@ -100,6 +100,8 @@ def _describe_packed(module: PackedLinear | PackedEmbedding) -> dict[str, Any]:
         entry["bias"] = module.bias is not None
     else:
         entry["padding_idx"] = module.padding_idx
+        if module.scale != 1.0:
+            entry["scale"] = module.scale
     return entry
 
 
@@ -130,7 +132,7 @@ def _make(
         packed = PackedWeight(_form(entry), entry["rows"], entry["cols"], dtype=dtype, device=device)
     layer: PackedEmbedding | PackedLinear
     if kind == "PackedEmbedding":
-        layer = PackedEmbedding(packed, entry["padding_idx"])
+        layer = PackedEmbedding(packed, entry["padding_idx"], entry.get("scale", 1.0))
     else:
         bias = torch.zeros(packed.rows, dtype=dtype, device=device) if entry["bias"] else None
         layer = PackedLinear(packed, bias)

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from shoestring.compression.apply import Slot, slots
 from shoestring.compression.calibration import Calibration, InputRecorder
-from shoestring.compression.weight_matrix import is_embedding
+from shoestring.compression.weight_matrix import is_table, row_scale
 from shoestring.yardstick.language_quality import without_cache
 
 
@@ -163,12 +163,13 @@ class _GradientMoments:
     def _add(self, name: str, module: nn.Module, grad: Tensor) -> None:
         flat = grad.detach().reshape(-1, grad.shape[-1]).float()
         with torch.autocast(flat.device.type, enabled=False):
-            moment = flat.T @ flat if is_embedding(module) else flat.square().sum(0)
+            # A row that moves by d moves the output of its table by scale · d.
+            moment = row_scale(module) ** 2 * flat.T @ flat if is_table(module) else flat.square().sum(0)
         self.sums[name] = self.sums.get(name, 0) + moment.cpu()
         self.tokens[name] = self.tokens.get(name, 0) + flat.shape[0]
 
     def mean(self, name: str) -> Tensor:
-        """E[g gᵀ] at an embedding's output, E[g²] at a linear layer's."""
+        """E[g gᵀ] at an embedding's rows, E[g²] at a linear layer's output."""
         return self.sums[name] / self.tokens[name]
 
 

@@ -7,6 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from shoestring.layers.scaled_embedding import ScaledEmbedding
+
 
 def is_linear(module: nn.Module) -> bool:
     """Whether the module computes x Wᵀ + b: `nn.Linear`, or the `Conv1D` of GPT-2."""
@@ -14,8 +16,18 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def is_embedding(module: nn.Module) -> bool:
-    """Whether the module is a plain look-up table."""
-    return type(module) is nn.Embedding
+    """Whether the module is a look-up table of a known kind, which another may replace."""
+    return type(module) in (nn.Embedding, ScaledEmbedding)
+
+
+def is_table(module: nn.Module) -> bool:
+    """Whether the module looks rows up, replaceable or not."""
+    return isinstance(module, nn.Embedding)
+
+
+def row_scale(module: nn.Module) -> float:
+    """What an embedding multiplies its rows by as it reads them."""
+    return module.scale if isinstance(module, ScaledEmbedding) else 1.0
 
 
 def holds_matrix(module: nn.Module) -> bool:

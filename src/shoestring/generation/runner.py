@@ -85,7 +85,7 @@ class DecoderRunner:
     def __init__(
         self,
         model: Decoder,
-        cache: KVCache | None = None,
+        cache: Any = None,
         capacity: int = 0,
         *,
         hooks: Sequence[object] = (),
@@ -99,7 +99,7 @@ class DecoderRunner:
             raise TypeError(
                 f"a {type(cache).__name__} is no cache of a Decoder; pass a DenseCache or QuantCache."
             )
-        self.cache = decoder_cache(model, capacity=capacity) if cache is None else cache
+        self.cache: KVCache = decoder_cache(model, capacity=capacity) if cache is None else cache
         self.hooks, self.ctx = tuple(hooks), ctx
 
     def feed(self, ids: Int[Tensor, "1 n"]) -> Float[Tensor, "1 vocab"]:

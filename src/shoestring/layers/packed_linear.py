@@ -193,12 +193,15 @@ class PackedLinear(_PackedLayer):
 
 
 class PackedEmbedding(_PackedLayer):
-    """Rows of a packed table. Shapes: ids (…) -> (…, embedding_dim), in the weight's dtype."""
+    """Rows of a packed table, times `scale`. Shapes: ids (…) -> (…, embedding_dim), in the weight's dtype."""
 
-    def __init__(self, packed: PackedWeight, padding_idx: int | None = None) -> None:
+    def __init__(self, packed: PackedWeight, padding_idx: int | None = None, scale: float = 1.0) -> None:
         super().__init__(packed)
+        self.scale = scale
         self.num_embeddings, self.embedding_dim = packed.rows, packed.cols
         self.padding_idx = padding_idx
 
     def forward(self, ids: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch embedding_dim"]:
-        return self.packed.dequantise(ids.reshape(-1)).reshape(*ids.shape, self.embedding_dim)
+        rows = self.packed.dequantise(ids.reshape(-1)).reshape(*ids.shape, self.embedding_dim)
+        # Rounded to the type of the rows first, as in `ScaledEmbedding`.
+        return rows if self.scale == 1.0 else rows * rows.new_tensor(self.scale)

@@ -187,11 +187,15 @@ class Decoder(nn.Module):
         decoder = cls(DecoderConfig.from_dict(text.to_dict()), config=text, device="meta")
         body = _inner(_inner(model, "model"), "language_model", optional=True)
         for name, own in list(decoder.model.named_modules()):
-            if isinstance(own, RMSNorm):
-                own.weight = _inner(body, name).weight  # type: ignore[assignment]
+            theirs = _inner(body, name) if isinstance(own, RMSNorm | nn.Linear | nn.Embedding) else own
+            # Modules of the same meaning and another class give their parameter only.
+            if isinstance(own, RMSNorm) or (
+                isinstance(own, ScaledEmbedding) and isinstance(theirs, nn.Embedding)
+            ):
+                own.weight = theirs.weight  # type: ignore[assignment]
             elif isinstance(own, nn.Linear | nn.Embedding):
                 path, _, leaf = name.rpartition(".")
-                setattr(decoder.model.get_submodule(path), leaf, _inner(body, name))
+                setattr(decoder.model.get_submodule(path), leaf, theirs)
         decoder.lm_head = _inner(model, "lm_head")
         for attribute in ("generation_config", "kv_cache_format"):
             setattr(decoder, attribute, getattr(model, attribute, None))
