@@ -282,10 +282,10 @@ def test_texts_that_do_not_do(source, tmp_path, capsys):
         "none": "there is no text file",
         "folder": "cannot be read: Is a directory",
         "zeros": "holds NUL characters, so it is no text",
-        "three": "gives 1 windows of 1024 tokens, 3 are needed; give more text",
+        "three": "gives 2 windows of 512 tokens, 5 are needed; give more text",
         "empty": "is empty",
         "binary": "is not UTF-8 text",
-        "short": "has 8 tokens, too few for one window of 1024",
+        "short": "has 8 tokens, too few for one window of 512",
     }.items():
         assert run([*command, "--text", str(tmp_path / name)]) == 2
         refused(capsys, complaint)

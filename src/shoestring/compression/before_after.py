@@ -1,5 +1,6 @@
 """What a model takes and what it can do, measured alike before and after it was fitted."""
 
+import copy
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -78,7 +79,11 @@ def measure_states(
                 speeds[state.name].append(run.tokens_per_second)
     report = None if progress is None else (lambda done, total: progress("quality", done, total))
     qualities = divergences(
-        [state.model for state in states], original, windows, autocast=autocast, progress=report
+        [_judged(state.model, autocast) for state in states],
+        original,
+        windows,
+        autocast=autocast,
+        progress=report,
     )
     return [
         Measured(
@@ -91,3 +96,12 @@ def measure_states(
         )
         for state, quality in zip(states, qualities, strict=True)
     ]
+
+
+def _judged(model: nn.Module, autocast: torch.dtype | None) -> nn.Module:
+    """The model as it is run for its quality: under autocast, half-precision weights as the same in float32.
+
+    Autocast leaves some layers alone (GPT-2's normalisations), which cannot mix the types.
+    """
+    halves = any(parameter.dtype == torch.float16 for parameter in model.parameters())
+    return copy.deepcopy(model).float() if halves and autocast is not None else model
