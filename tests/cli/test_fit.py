@@ -50,7 +50,8 @@ def source(tmp_path_factory, byte_tokenizer):
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory, monkeypatch):
+def _own_cache_and_short_samples(tmp_path_factory, monkeypatch):
+    monkeypatch.setattr("shoestring.compression.before_after.NEW_TOKENS", 12)
     monkeypatch.setenv("SHOESTRING_CACHE", str(tmp_path_factory.getbasetemp() / "fit-cache"))
 
 
@@ -322,6 +323,7 @@ from glob import glob
 import shoestring.cli.fit, shoestring.compression.proven_fit, shoestring.compression.fit_report
 from shoestring.cli.main import main
 
+shoestring.compression.before_after.NEW_TOKENS = 12
 out, arguments = sys.argv[1], sys.argv[2:]
 draw = random.Random(0)
 

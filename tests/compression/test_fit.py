@@ -150,7 +150,7 @@ def test_context_counts_the_cache(model):
     with_cache = fit(model, windows(), budget + 300_000, context=1000, settings=SETTINGS, menu=MENU)
     assert with_cache.cache is not None
     assert with_cache.total_bytes == with_cache.file_bytes + with_cache.cache.nbytes <= budget + 300_000
-    with pytest.raises(ValueError, match="--context 4000 is outside 1 to 2048"):
+    with pytest.raises(ValueError, match="a context of 4000 tokens is outside 1 to 2048"):
         fit(model, windows(), budget, context=4000, settings=SETTINGS, menu=MENU)
 
 
