@@ -9,6 +9,7 @@ import resource
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,19 +20,22 @@ from shoestring.errors import BadModelFile
 from shoestring.models.gguf_decoder import ARCHITECTURES, GGUFDecoder
 from shoestring.models.gguf_file import BLOCKS, PLAIN, GGUFFile
 from shoestring.models.gguf_tokenizer import gguf_tokenizer
+from shoestring.models.load import load_decoder
 from shoestring.models.safetensors_file import DTYPES, SafetensorsFile, ShardedSafetensors
 
+from .families import make
 from .gguf_bytes import every_kind, tiny_decoder
 from .mutations import damaged_gguf, damaged_json, damaged_safetensors
 
 SECONDS_PER_CASE = 2.0
 MEMORY_BYTES = 1 << 30
+FAMILIES = ("llama 3", "mistral, window of 7", "qwen 2, windows above", "qwen 3", "gemma 3")
 FEW = 1000
 MANY = 50_000
 
 
 @contextmanager
-def limits() -> Iterator[Callable[[], None]]:
+def limits() -> Iterator[Callable[[], object]]:
     """Memory of the process may grow by a gibibyte; a case may take two seconds of its processor time."""
 
     def expired(*_: object) -> None:
@@ -49,7 +53,7 @@ def limits() -> Iterator[Callable[[], None]]:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-def outcomes(cases: Iterator[tuple[str, Callable[[], None]]]) -> dict[str, int]:
+def outcomes(cases: Iterator[tuple[str, Callable[[], object]]]) -> dict[str, int]:
     """How many were read and how many refused. Fails on the first other outcome."""
     counts = {"read": 0, "refused": 0}
     with limits() as start:
@@ -67,11 +71,11 @@ def outcomes(cases: Iterator[tuple[str, Callable[[], None]]]) -> dict[str, int]:
     return counts
 
 
-def gguf_cases(path: Path, count: int) -> Iterator[tuple[str, Callable[[], None]]]:
+def gguf_cases(path: Path, count: int) -> Iterator[tuple[str, Callable[[], object]]]:
     bases = [every_kind([*PLAIN, *sorted(BLOCKS)]), *(tiny_decoder(a) for a in ARCHITECTURES)]
     written = [base.write() for base in bases]
 
-    def read() -> None:
+    def read(build: bool) -> None:
         file = GGUFFile(path)
         for name in file:
             file[name]
@@ -80,16 +84,18 @@ def gguf_cases(path: Path, count: int) -> Iterator[tuple[str, Callable[[], None]
             for name in decoder:
                 assert decoder[name].shape == decoder.shape(name)
             gguf_tokenizer(file)
+            if build:
+                load_decoder(path)
 
     for number in range(count):
         rng = random.Random(f"gguf {number}")
         # The file of all types is the slowest to read and needs the fewest cases.
         index = rng.choice((0, *range(1, len(bases)), *range(1, len(bases))))
         path.write_bytes(damaged_gguf(rng, bases[index], written[index]))
-        yield f"gguf {number}", read
+        yield f"gguf {number}", partial(read, number % 5 == 0)
 
 
-def safetensors_cases(folder: Path, count: int) -> Iterator[tuple[str, Callable[[], None]]]:
+def safetensors_cases(folder: Path, count: int) -> Iterator[tuple[str, Callable[[], object]]]:
     tensors = {f"t.{name}": torch.zeros(2, 3).to(dtype) for name, dtype in DTYPES.items()}
     tensors |= {"empty": torch.zeros(0, 4), "scalar": torch.tensor(1.5), "flat": torch.arange(5.0)}
     whole = safetensors_bytes(tensors, metadata={"format": "pt"})
@@ -117,9 +123,18 @@ def safetensors_cases(folder: Path, count: int) -> Iterator[tuple[str, Callable[
         for name in files:
             assert files[name].shape == files.shape(name)
 
+    folders = [folder / name.replace(",", "") for name in FAMILIES]
+    for name, place in zip(FAMILIES, folders, strict=True):
+        make(name).save_pretrained(place)
+    configs = [json.loads((place / "config.json").read_text()) for place in folders]
+
     for number in range(count):
         rng = random.Random(f"safetensors {number}")
-        if number % 10 == 0:
+        if number % 5 == 1:
+            which = rng.randrange(len(folders))
+            (folders[which] / "config.json").write_bytes(damaged_json(rng, configs[which]))
+            yield f"safetensors {number}", partial(load_decoder, folders[which])
+        elif number % 10 == 0:
             several.write_bytes(damaged_json(rng, index))
             yield f"safetensors {number}", read_several
         else:

@@ -111,6 +111,7 @@ Q4 = Stored("q", (48, 1), int(Kind.Q4_0), bytes(36))
 HOSTILE = {
     "another format": (b"PK\x03\x04" * 9, "no GGUF file"),
     "three bytes": (b"GGU", "ends within the header"),
+    "no version": (header(version=0), "version 0"),
     "the old version": (header(version=1), "version 1"),
     "a later version": (header(version=9), "version 9"),
     "the other byte order": (header(version=3 << 24), "big-endian"),

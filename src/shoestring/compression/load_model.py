@@ -23,6 +23,9 @@ def load_model(name: str) -> tuple[Any, Any]:
     name: a built-in alias, a .gguf file, a folder (fitted, or of the Hugging Face layout), a Hugging Face id.
     Raises: FileNotFoundError if there is no such model; BadModelFile, OSError if it cannot be read.
     """
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
     path = find_model(name)
     model = _load(path)
     tokenizer = _load_tokenizer(path)
@@ -61,9 +64,7 @@ def _load(path: Path) -> nn.Module:
 
 def _by_transformers(path: Path) -> nn.Module:
     from transformers import AutoModelForCausalLM
-    from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()
     source, options = (path, {}) if path.is_dir() else (path.parent, {"gguf_file": path.name})
     try:
         return AutoModelForCausalLM.from_pretrained(source, **options).eval()

@@ -283,7 +283,7 @@ class _Reader:
 
 
 def _check_version(path: Path, magic: bytes, version: int) -> None:
-    if version & 0xFFFF == 0:
+    if version and version & 0xFFFF == 0:
         raise BadModelFile(f"{path} is a big-endian GGUF file; convert it to little-endian")
     if version not in _VERSIONS:
         raise BadModelFile(f"{path} is GGUF version {version}; versions 2 and 3 can be read")
