@@ -393,8 +393,6 @@ class Builder:
         return name
 
 
-def _window(
-    tensor: Tensor, offsets: Sequence[Extent], rank: int, dims: Sequence[int] | None
-) -> Window:
+def _window(tensor: Tensor, offsets: Sequence[Extent], rank: int, dims: Sequence[int] | None) -> Window:
     along = range(len(tensor.shape) - rank, len(tensor.shape)) if dims is None else dims
     return Window(tensor, tuple(map(expression, offsets)), tuple(along))

@@ -7,12 +7,10 @@ import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-Scalar = "Expr | int"
-
 
 @dataclass(frozen=True)
 class Expr:
-    """An integer expression; the arithmetic and ordering operators build larger ones. `==` compares structure.
+    """An integer expression; arithmetic and ordering operators build larger ones, `==` compares structure.
 
     For a test of equality inside a program use `equal`.
     """
@@ -140,6 +138,15 @@ def binary(op: str, left: "Expr | int", right: "Expr | int") -> Expr:
         return b
     if op == "*" and Const(0) in (a, b):
         return Const(0)
+    if op == "*" and isinstance(a, Const):
+        a, b = b, a
+    inner = a if isinstance(a, Binary) and a.op == "*" and isinstance(a.right, Const) else None
+    if inner is not None and isinstance(inner.right, Const) and isinstance(b, Const):
+        factor = inner.right.value
+        if op == "*":
+            return binary("*", inner.left, factor * b.value)
+        if op == "//" and b.value > 0 and factor % b.value == 0:
+            return binary("*", inner.left, factor // b.value)
     return Binary(op, a, b)
 
 

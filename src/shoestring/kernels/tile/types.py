@@ -1,4 +1,4 @@
-"""The element types of the tile machine: integers and floats of 1 to 8 bits, and the wide ones they turn into.
+"""The element types of the tile machine: integers and floats of 1 to 8 bits, and the wide ones.
 
 An element is a code, an unsigned number of `bits` bits; what it stands for is the business of
 `shoestring.numbers`. In memory codes form a compact little-endian stream: element n fills the bits n·b ..
@@ -138,7 +138,7 @@ def data_type(name: str) -> DataType:
 
 
 def all_narrow_types() -> list[DataType]:
-    """Every integer and float type of at most 8 bits, the two with special codes (e4m3fn, e5m2) among them."""
+    """Every integer and float type of at most 8 bits, those with special codes (e4m3fn, e5m2) too."""
     names = [f"u{b}" for b in range(1, 9)] + [f"i{b}" for b in range(2, 9)]
     names += [f"f{b}e{e}m{b - 1 - e}" for b in range(3, 9) for e in range(1, b)]
     return [data_type(name) for name in (*names, "e4m3fn", "e5m2")]
