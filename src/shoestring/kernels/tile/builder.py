@@ -171,11 +171,11 @@ class Builder:
         shape: Sequence[int],
         *,
         layout: RegisterLayout | None = None,
-        init: float | None = None,
+        init: int | float | None = None,
         name: str | None = None,
     ) -> Tensor:
         out = self._register(_type(dtype), shape, layout, name)
-        self._append(ir.AllocateRegister(out, init))
+        self._append(ir.AllocateRegister(out, None if init is None else float(init)))
         return out
 
     def load_global(

@@ -3,6 +3,7 @@
 Operands of // and % are never negative, so that C, CUDA and Python agree on them.
 """
 
+import functools
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -169,15 +170,25 @@ def ceil_div(left: "Expr | int", right: int) -> Expr:
 
 def evaluate(expr: "Expr | int", values: Mapping[str, int]) -> int:
     """The value of an expression. Raises: KeyError naming a variable without a value."""
-    expr = expression(expr)
+    if isinstance(expr, int):
+        return expr
+    try:
+        return _function_of(expr)(values)
+    except KeyError as error:
+        raise KeyError(f"{error.args[0]!r} has no value here") from None
+
+
+@functools.lru_cache(maxsize=4096)
+def _function_of(expr: Expr) -> Callable[[Mapping[str, int]], int]:
     if isinstance(expr, Const):
-        return expr.value
+        value = expr.value
+        return lambda values: value
     if isinstance(expr, Var):
-        if expr.name not in values:
-            raise KeyError(f"{expr.name!r} has no value here")
-        return values[expr.name]
+        name = expr.name
+        return lambda values: values[name]
     assert isinstance(expr, Binary)
-    return OPERATIONS[expr.op](evaluate(expr.left, values), evaluate(expr.right, values))
+    operation, left, right = OPERATIONS[expr.op], _function_of(expr.left), _function_of(expr.right)
+    return lambda values: operation(left(values), right(values))
 
 
 def variables_of(expr: "Expr | int") -> frozenset[str]:

@@ -38,6 +38,7 @@ class _Inference:
         self.program = program
         self.target = target
         self.instructions = list(program.instructions())
+        self.names = [frozenset(t.name for t in (*i.writes, *i.reads)) for i in self.instructions]
         self.known: Known = {}
         self.open: dict[str, Tensor] = {}
         for name, tensor in program.tensors().items():
@@ -56,7 +57,8 @@ class _Inference:
         return replace(tensor, layout=self.known[tensor.name])
 
     def _step(self) -> None:
-        ranked = sorted(self.instructions, key=self._has_no_layout)
+        blank = [names.isdisjoint(self.known) for names in self.names]
+        ranked = [self.instructions[i] for i in sorted(range(len(blank)), key=blank.__getitem__)]
         for kinds, rule in _RULES:
             for instruction in ranked:
                 if isinstance(instruction, kinds) and self._learn(rule(self, instruction)):
@@ -65,9 +67,6 @@ class _Inference:
         raise LayoutError(
             f"{self.program.name}: the layout of {stuck} follows from nothing; give it one where it is made"
         )
-
-    def _has_no_layout(self, instruction: Instruction) -> bool:
-        return not any(t.name in self.known for t in (*instruction.writes, *instruction.reads))
 
     def _learn(self, found: Known) -> bool:
         new = {name: layout for name, layout in found.items() if name in self.open}
@@ -151,6 +150,8 @@ class _Inference:
     def access(self, step: ir.LoadGlobal | ir.StoreGlobal | ir.LoadShared | ir.StoreShared) -> Known:
         """Wide runs for each thread where memory allows it, the threads along what is left."""
         tensor, window = registers_of(step), window_of(step)
+        if tensor.name not in self.open:
+            return {}
         shape, threads = tensor.extents, self.program.threads
         share = max(math.prod(shape) // threads, 1)
         runs = [1] * len(shape)

@@ -4,6 +4,7 @@ Source: Tilus (2025), section 6.
 """
 
 from dataclasses import dataclass, fields
+from functools import cached_property
 
 from shoestring.kernels.tile.expressions import Expr, Var
 from shoestring.kernels.tile.tensor import Pointer, Tensor, Window
@@ -17,7 +18,7 @@ class Statement:
 class Instruction(Statement):
     """One step of a block. Its operands are fields; `reads` and `writes` sort the tensors among them."""
 
-    @property
+    @cached_property
     def operands(self) -> dict[str, Tensor]:
         """The tensors among the fields, by field name."""
         found = {}
@@ -29,11 +30,11 @@ class Instruction(Statement):
                 found[field.name] = value
         return found
 
-    @property
+    @cached_property
     def writes(self) -> tuple[Tensor, ...]:
         return tuple(t for name, t in self.operands.items() if name == "out")
 
-    @property
+    @cached_property
     def reads(self) -> tuple[Tensor, ...]:
         return tuple(t for name, t in self.operands.items() if name != "out")
 

@@ -24,6 +24,7 @@ from shoestring.kernels.tile.layout import RegisterLayout
 from shoestring.kernels.tile.types import DataType, gather_codes, scatter_codes
 from shoestring.numbers.packing import pack_bits, packed_bytes, unpack_bits
 
+_NAN_CODES = {"f16": 0x7E00, "bf16": 0x7FC0, "f32": 0x7FC00000}
 Registers = UInt32[np.ndarray, "threads slots"]
 _UNARY: Mapping[str, Callable[[Any], Any]] = {
     "neg": np.negative,
@@ -108,7 +109,7 @@ class _Launch:
     def garbage(self, dtype: DataType, shape: tuple[int, ...]) -> UInt32[np.ndarray, "*shape"]:
         """What undefined memory holds: NaN where the type has it, else noise."""
         if dtype.is_float and not dtype.is_narrow:
-            return dtype.encode(np.full(shape, np.nan, np.float32))
+            return np.full(shape, _NAN_CODES[dtype.name], np.uint32)
         return self.noise.integers(0, 1 << dtype.bits, shape, np.uint64).astype(np.uint32)
 
 

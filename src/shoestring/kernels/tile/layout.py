@@ -366,14 +366,10 @@ def replicate(copies: int) -> RegisterLayout:
 def auto_local_spatial(threads: int, shape: Sequence[int]) -> RegisterLayout:
     """local(shape / s).spatial(s), threads spread from the last dimension back; those left over hold copies.
 
-    Raises: LayoutError unless the element count and the thread count divide one another.
+    Raises: LayoutError for less than one thread.
     """
-    size = math.prod(shape)
-    if threads < 1 or (size % threads and threads % size):
-        raise LayoutError(
-            f"{threads} threads cannot share a tile of shape {list(shape)} evenly: one of {threads} "
-            f"and {size} must divide the other"
-        )
+    if threads < 1:
+        raise LayoutError(f"{threads} threads cannot hold a tile of shape {list(shape)}")
     left, spread = threads, [1] * len(shape)
     for dim in reversed(range(len(shape))):
         spread[dim] = math.gcd(left, shape[dim])

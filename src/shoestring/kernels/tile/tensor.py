@@ -3,6 +3,7 @@
 import enum
 from dataclasses import dataclass
 
+from shoestring.errors import ProgramError
 from shoestring.kernels.tile.expressions import Const, Expr
 from shoestring.kernels.tile.layout import RegisterLayout
 from shoestring.kernels.tile.memory_layout import SharedLayout
@@ -76,11 +77,20 @@ class Window:
 
     `offsets`: where it begins, one for each dimension of the tensor. `dims`: the dimension of the tensor that
     each dimension of the moved tile runs along; the others stay at their offset.
+
+    Raises: ProgramError for a wrong number of offsets, or dimensions that are not there or named twice.
     """
 
     tensor: Tensor
     offsets: tuple[Expr, ...]
     dims: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        rank = len(self.tensor.shape)
+        if len(self.offsets) != rank:
+            raise ProgramError(f"{len(self.offsets)} offsets into the {rank} dimensions of {self.tensor}")
+        if len(set(self.dims)) != len(self.dims) or any(not 0 <= d < rank for d in self.dims):
+            raise ProgramError(f"dims {self.dims} are not different dimensions of {self.tensor}")
 
     def __str__(self) -> str:
         return f"{self.tensor.name}[{', '.join(map(str, self.offsets))}]"

@@ -92,13 +92,18 @@ class DataType:
         if self.name == "f16":
             with np.errstate(over="ignore"):
                 return values.astype(np.float16).view(np.uint16).astype(np.uint32)
+        if (
+            self.name == "bf16"
+        ):  # the upper half of a float32; adding just under half, plus the last bit, rounds
+            code = np.ascontiguousarray(values).view(np.uint32).reshape(values.shape)
+            rounded = (code + 0x7FFF + (code >> 16 & 1)) >> 16
+            return np.where(np.isnan(values), code >> 16 | 0x40, rounded).astype(np.uint32)
         assert isinstance(self.format, FloatFormat)
         if not self.format.has_nan:
             values = np.where(np.isnan(values), np.float32(0), values)
-        rounded = np.asarray(round_to_format(values, self.format), np.float32)
-        if self.name == "bf16":
-            return np.ascontiguousarray(rounded).view(np.uint32).reshape(values.shape) >> 16
-        return encode(rounded, self.format).astype(np.uint32)
+        return encode(np.asarray(round_to_format(values, self.format), np.float32), self.format).astype(
+            np.uint32
+        )
 
     @functools.cached_property
     def values(self) -> Shaped[np.ndarray, " codes"]:

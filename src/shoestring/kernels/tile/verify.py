@@ -105,8 +105,6 @@ class _Verifier:
         spaces = _SPACES.get(type(step), {})
         for role, tensor in step.operands.items():
             self._operand(step, role, tensor, spaces.get(role, Space.REGISTER))
-        for window in (v for v in vars(step).values() if isinstance(v, Window)):
-            self._window(step, window)
         try:
             check = _CHECKS.get(type(step))
             if check is not None:
@@ -171,17 +169,6 @@ class _Verifier:
                 f"{tensor}: {layout.local_size} slots × {tensor.dtype.bits} bits = {bits} bits are not whole "
                 f"words of {word} bits on {self.target.name}",
             )
-
-    def _window(self, step: Instruction, window: Window) -> None:
-        tensor = window.tensor
-        if len(window.offsets) != len(tensor.shape):
-            self._fail(
-                step, f"{len(window.offsets)} offsets into the {len(tensor.shape)} dimensions of {tensor}"
-            )
-        if len(set(window.dims)) != len(window.dims) or any(
-            not 0 <= d < len(tensor.shape) for d in window.dims
-        ):
-            self._fail(step, f"dims {window.dims} are not different dimensions of {tensor}")
 
     def _bounds(self, step: Instruction, window: Window, shape: tuple[int, ...]) -> None:
         """No access to shared memory may leave it; one to global memory may not miss it altogether."""
