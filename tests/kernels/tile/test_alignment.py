@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.kernels.tile.strategies import layouts
 
@@ -26,6 +26,7 @@ def brute_force_slots(needed, held):
     return tuple(found)
 
 
+@settings(max_examples=15)
 @given(layouts(factors=2, copies=True), st.data())
 def test_slots_equal_brute_force(needed, data):
     dims = data.draw(st.sets(st.sampled_from([0, 1])))
@@ -33,6 +34,7 @@ def test_slots_equal_brute_force(needed, data):
     assert slots_of_operand(needed, held) == brute_force_slots(needed, held)
 
 
+@settings(max_examples=15)
 @given(st.sampled_from([(2, 4), (4, 2), (1, 8)]), st.permutations([0, 1, 2]), st.permutations([0, 1, 2]))
 def test_other_layouts_serve_or_are_refused_as_brute_force_says(split, first, second):
     factors = [local(*split), spatial(2, 2), local(2, 1)]

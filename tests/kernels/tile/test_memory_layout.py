@@ -1,5 +1,7 @@
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from shoestring.errors import LayoutError
 from shoestring.kernels.tile.memory_layout import (
@@ -54,8 +56,21 @@ def test_swizzle_where_it_cannot_help_is_plain():
         (lambda: SharedLayout((4,), (2, 2), (1,)), "2 modes but 1 strides"),
         (lambda: SharedLayout((4,), (2, 2), (1, 1)), "two elements share a place"),
         (lambda: SharedLayout((2,), (2,), (-1,)), "before the start"),
+        (lambda: SharedLayout((4, 3), (4, 3), (2, 2)), "two elements share a place"),
     ],
 )
 def test_bad_layouts(call, message):
     with pytest.raises(LayoutError, match=message):
         call()
+
+
+@given(st.permutations([(2, 1), (3, 2), (4, 6)]), st.lists(st.integers(0, 7), min_size=3, max_size=3))
+def test_layouts_are_accepted_exactly_when_places_differ(modes, more):
+    sizes = tuple(size for size, _ in modes)
+    strides = tuple(stride + extra for (_, stride), extra in zip(modes, more, strict=True))
+    places = {sum(i * s for i, s in zip(index, strides, strict=True)) for index in np.ndindex(*sizes)}
+    if len(places) == 24:
+        assert SharedLayout(sizes, sizes, strides).size == max(places) + 1
+    else:
+        with pytest.raises(LayoutError, match="share a place"):
+            SharedLayout(sizes, sizes, strides)

@@ -57,8 +57,9 @@ class _Inference:
         return replace(tensor, layout=self.known[tensor.name])
 
     def _step(self) -> None:
-        blank = [names.isdisjoint(self.known) for names in self.names]
-        ranked = [self.instructions[i] for i in sorted(range(len(blank)), key=blank.__getitem__)]
+        waiting = [i for i, names in enumerate(self.names) if not names.isdisjoint(self.open)]
+        waiting.sort(key=lambda i: self.names[i].isdisjoint(self.known))
+        ranked = [self.instructions[i] for i in waiting]
         for kinds, rule in _RULES:
             for instruction in ranked:
                 if isinstance(instruction, kinds) and self._learn(rule(self, instruction)):

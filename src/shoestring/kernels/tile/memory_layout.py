@@ -6,6 +6,7 @@ Source: Tilus (2025), section 4.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Int
@@ -56,19 +57,32 @@ class SharedLayout:
         if len(self.mode_shape) != len(self.mode_strides):
             raise LayoutError(f"{len(self.mode_shape)} modes but {len(self.mode_strides)} strides")
         homes_of_modes(self.shape, self.mode_shape)
-        offsets = self.offset_table.reshape(-1)
-        if len(np.unique(offsets)) != len(offsets) or (offsets.size and offsets.min() < 0):
-            raise LayoutError(f"{self}: two elements share a place, or one lies before the start")
+        if not self._is_nested and len(np.unique(self.offset_table)) != math.prod(self.shape):
+            raise LayoutError(f"{self}: two elements share a place")
+        if min(self.mode_strides, default=0) < 0:
+            raise LayoutError(f"{self}: an element lies before the start")
 
     @property
     def size(self) -> int:
         """Elements from the first place to the last one used."""
-        return int(self.offset_table.max()) + 1 if math.prod(self.shape) else 0
+        if self.swizzle is not None:
+            return int(self.offset_table.max()) + 1
+        return 1 + sum((n - 1) * s for n, s in zip(self.mode_shape, self.mode_strides, strict=True))
+
+    @property
+    def _is_nested(self) -> bool:
+        """Whether every mode steps over all that the faster ones reach: then no two elements can meet."""
+        reach = 0
+        for stride, size in sorted(zip(self.mode_strides, self.mode_shape, strict=True)):
+            if stride <= reach and size > 1:
+                return False
+            reach += (size - 1) * stride
+        return True
 
     def offset_of(self, index: Sequence[int]) -> int:
         return int(self.offset_table[tuple(index)])
 
-    @property
+    @cached_property
     def offset_table(self) -> Int[np.ndarray, "*shape"]:
         """Offset of every element."""
         offsets = np.zeros(self.mode_shape, np.int64)

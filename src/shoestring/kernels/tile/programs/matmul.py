@@ -58,52 +58,52 @@ class MatmulConfig:
                 f"{self.block_k}, or fewer repeats along k"
             )
 
-    @property
+    @functools.cached_property
     def fragment_a(self) -> RegisterLayout:
         if self.target.has_tensor_cores:
             return MMA_M16N8K16_A
         return replicate(self.target.group) * local(1, LANE_RUN)
 
-    @property
+    @functools.cached_property
     def fragment_b(self) -> RegisterLayout:
         if self.target.has_tensor_cores:
             return local(1, 2) * MMA_M16N8K16_B
         return local(LANE_RUN, 1).spatial(1, self.target.group)
 
-    @property
+    @functools.cached_property
     def fragment_c(self) -> RegisterLayout:
         if self.target.has_tensor_cores:
             return local(1, 2) * MMA_M16N8K16_C
         return spatial(1, self.target.group)
 
-    @property
+    @functools.cached_property
     def threads(self) -> int:
         return self.warps[0] * self.warps[1] * self.target.group
 
-    @property
+    @functools.cached_property
     def block_m(self) -> int:
         return self.warps[0] * self.repeats[0] * self.fragment_c.shape[0]
 
-    @property
+    @functools.cached_property
     def block_n(self) -> int:
         return self.warps[1] * self.repeats[1] * self.fragment_c.shape[1]
 
-    @property
+    @functools.cached_property
     def block_k(self) -> int:
         return self.repeats[2] * self.fragment_b.shape[0]
 
-    @property
+    @functools.cached_property
     def accumulator(self) -> RegisterLayout:
         m, n, _ = self.repeats
         return local(m, n) * spatial(*self.warps) * self.fragment_c
 
-    @property
+    @functools.cached_property
     def _weight_tiles(self) -> RegisterLayout:
         """Which group of threads holds which packed tile of a block; groups along m hold copies."""
         _, n, k = self.repeats
         return local(k, n) * spatial(*self.warps).reduce([0], keepdims=True)
 
-    @property
+    @functools.cached_property
     def operand_b(self) -> RegisterLayout:
         return self._weight_tiles * self.fragment_b
 
@@ -112,7 +112,7 @@ class MatmulConfig:
         """How W is stored."""
         return PackedTile(self.weights, self.fragment_b, self.target)
 
-    @property
+    @functools.cached_property
     def packed_bytes(self) -> RegisterLayout:
         """Where the bytes of a block's tiles (rows of tiles, columns of tiles, bytes) are held."""
         return self._weight_tiles.unsqueeze([2]) * self.packed.flat.unsqueeze([0, 1])
