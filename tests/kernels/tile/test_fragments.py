@@ -1,4 +1,3 @@
-import numpy as np
 import pytest
 
 from shoestring.errors import LayoutError
@@ -7,7 +6,6 @@ from shoestring.kernels.tile.fragments import (
     MMA_M16N8K16_B,
     MMA_M16N8K16_C,
     can_ldmatrix,
-    lane_atom,
     ldmatrix_part,
 )
 from shoestring.kernels.tile.layout import local, spatial
@@ -36,10 +34,3 @@ def test_ldmatrix_loads_what_its_tile_divides():
         ldmatrix_part(local(8, 8), 16)
     with pytest.raises(ValueError, match="not 4"):
         ldmatrix_part(MMA_M16N8K16_A, 4)
-
-
-def test_a_lane_atom_gives_every_lane_the_activation():
-    atom = lane_atom(8)
-    assert atom.threads == 8
-    assert atom.a.threads_of((0, 0)) == tuple(range(8))
-    assert np.array_equal(atom.b.index_table, atom.c.index_table)

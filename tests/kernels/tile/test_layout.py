@@ -263,7 +263,9 @@ def test_places_outside_the_layout():
         spatial(2).local(3).index_of(2, 0)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("tilus") is None, reason="the tilus package is not installed")
+@pytest.mark.skipif(
+    importlib.util.find_spec("tilus") is None, reason="needs the packages tilus==0.2.0 and cuda-bindings"
+)
 def test_parity_with_the_tilus_package():
     from tilus.ir.layout import ops
 

@@ -68,6 +68,11 @@ CASES = {
         LayoutError,
         r"View.*u8 spatial\(16\)\.local\(4\) has 16 threads × 32 bits, u4 .*local\(16\) has 16 × 64",
     ),
+    "copies of a view": (
+        lambda b: b.view(lanes(b), "f32", [8], layout=replicate(2) * spatial(8)),
+        LayoutError,
+        r"View.*copies under replicate\(2\)\.spatial\(8\) hold different elements under spatial\(16\)",
+    ),
     "words": (
         lambda b: lanes(b, "u3", layout=spatial(16).local(8)),
         ProgramError,

@@ -6,7 +6,7 @@ Source: NVIDIA PTX ISA 8.7, sections "mma.m16n8k16" and "ldmatrix"; Tilus (2025)
 from dataclasses import dataclass
 
 from shoestring.errors import LayoutError
-from shoestring.kernels.tile.layout import RegisterLayout, column_local, local, replicate, spatial
+from shoestring.kernels.tile.layout import RegisterLayout, column_local, local, spatial
 
 MMA_M16N8K16_A = column_local(2, 2).spatial(8, 4).local(1, 2)
 MMA_M16N8K16_B = local(2, 1).column_spatial(4, 8).local(2, 1)
@@ -32,12 +32,6 @@ MMA_M16N8K16 = MatrixAtom("mma.m16n8k16", MMA_M16N8K16_A, MMA_M16N8K16_B, MMA_M1
 
 FMA = MatrixAtom("fma", local(1, 1), local(1, 1), local(1, 1))
 """Every thread multiplies what it holds: vector lanes of a processor, or the plain units of a GPU."""
-
-
-def lane_atom(lanes: int) -> MatrixAtom:
-    """One output column to each of `lanes` lanes; every lane holds the row's activation."""
-    column = spatial(1, lanes)
-    return MatrixAtom(f"fma over {lanes} lanes", local(1, 1) * replicate(lanes), column, column)
 
 
 def ldmatrix_part(layout: RegisterLayout, bits: int) -> RegisterLayout:

@@ -215,6 +215,12 @@ class _Verifier:
                 f"a View keeps threads and bits: {step.source.dtype} {old!r} has {old.threads} threads × "
                 f"{had} bits, {step.out.dtype} {new!r} has {new.threads} × {has}"
             )
+        writer = new.thread_table.reshape(-1)[new.flat_table[:, 0]]
+        if (old.flat_table != old.flat_table[writer]).any():
+            raise LayoutError(
+                f"threads that hold copies under {new!r} hold different elements under {old!r}; "
+                "a View cannot make them equal"
+            )
 
     def cast(self, step: ir.Cast) -> None:
         self._same_shape(step, step.source)

@@ -5,13 +5,12 @@ import pytest
 
 from shoestring.errors import ProgramError
 from shoestring.kernels.tile.group_quantise import dequantise_groups, quantise_groups
-from shoestring.kernels.tile.inference import infer_layouts
 from shoestring.kernels.tile.interpreter import run
+from shoestring.kernels.tile.prepare import prepare
 from shoestring.kernels.tile.programs.gemv import gemv, gemv_tile
 from shoestring.kernels.tile.programs.matmul import MatmulConfig, pipelined_matmul, streaming_matmul
 from shoestring.kernels.tile.target import AVX2, AVX512, CUDA
 from shoestring.kernels.tile.types import data_type
-from shoestring.kernels.tile.verify import verify
 
 SIGNED = [
     "i2",
@@ -45,13 +44,12 @@ def multiply(make, config, m, n, k, *, seed=0):
     a = kind.encode(rng.standard_normal((m, k)).astype(np.float32))
     c = kind.encode(np.full((m, n), np.nan, np.float32)).astype(stored)
     semaphores = np.zeros(config.semaphores(m, n), np.int32)
-    program = infer_layouts(make(config), config.target)
-    verify(program, config.target)
+    prepared = prepare(make(config), config.target)
     arguments = {
         "m": m, "n": n, "k": k, "a": a.astype(stored), "packed": config.pack_weights(codes),
         "scales": scales.astype(stored), "c": c, "semaphores": semaphores,
     }  # fmt: skip
-    run(program, arguments, seed=seed)
+    run(prepared.program, arguments, seed=seed)
     assert not semaphores.any()
     weights = dequantise_groups(codes, scales, config.weights, config.group_size, kind)
     return kind.decode(c), kind.decode(a) @ weights
@@ -103,8 +101,7 @@ def test_gemv_equals_numpy(weights, target):
     n, k = 12, 2 * group
     codes, scales = quantise_groups(rng.standard_normal((k, n)).astype(np.float32), dtype, group, single)
     x, y = rng.standard_normal(k).astype(np.float32), np.full(n, np.nan, np.float32)
-    program = infer_layouts(gemv(tile), target)
-    verify(program, target)
+    program = prepare(gemv(tile), target).program
     packed = np.ascontiguousarray(tile.pack(codes.T.astype(np.uint8)))
     stored = np.ascontiguousarray(single.decode(scales).T)
     run(program, {"n": n, "k": k, "x": x, "packed": packed, "scales": stored, "y": y}, seed=3)
@@ -123,4 +120,4 @@ def test_bad_configurations():
     with pytest.raises(
         ProgramError, match="needs 2048 bytes of shared memory at once, cuda gives a block 1000"
     ):
-        verify(infer_layouts(pipelined_matmul(MatmulConfig(**make, group_size=16)), CUDA), small)
+        prepare(pipelined_matmul(MatmulConfig(**make, group_size=16)), small)
