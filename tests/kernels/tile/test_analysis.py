@@ -44,6 +44,18 @@ def test_runs_are_as_wide_as_the_divisors_allow():
     assert run_of(whole, layout.permute([1, 0])) == 1
 
 
+def test_what_lies_beyond_the_extent_and_other_dimensions_limit_runs():
+    layout = spatial(4).local(1, 8)
+    ragged = Window(global_tensor(4, 12, pitch=16), (Const(0), Const(0)), (0, 1))
+    assert run_of(ragged, layout) == 4  # elements 8 .. 11 are inside, 12 .. 15 masked
+    steps = (Const(100), Const(16), Const(1))
+    cube = Tensor("x", data_type("f32"), tuple(map(Const, (3, 4, 16))), Space.GLOBAL, strides=steps)
+    k = Var("k")
+    assert run_of(Window(cube, (k, Const(0), Const(0)), (1, 2)), layout) == 4
+    assert run_of(Window(cube, (k * 2, Const(0), Const(0)), (1, 2)), layout) == 8
+    assert naive_run_of(Window(cube, (k, Const(0), Const(0)), (1, 2)), layout, {"k": 1}, (3, 4, 16)) == 4
+
+
 def test_vectors_come_in_units_of_whole_bytes():
     tensor = Tensor("r", data_type("u3"), (Const(4), Const(64)), Space.REGISTER, spatial(4, 8).local(1, 8))
     access = LoadGlobal(tensor, Window(global_tensor(4, 64, "u3"), (Const(0), Const(0)), (0, 1)))

@@ -167,6 +167,22 @@ def test_asynchronous_copies_land_after_wait_and_meeting_only(wait, meet):
         assert np.isnan(y).all()
 
 
+def test_a_copy_on_its_way_spoils_what_was_there():
+    x = np.arange(16, dtype=np.float32)
+    b = single_block()
+    source = b.view_global(b.pointer("x", "f32"), [16])
+    shared = b.allocate_shared("f32", [8])
+    for half in range(2):
+        b.copy_async(shared, source, [0], [8 * half], shape=[8])
+        b.commit_group()
+        b.wait_group(half)
+        b.synchronize()
+    y = np.zeros(8, np.float32)
+    b.store_global(b.view_global(b.pointer("y", "f32"), [8]), b.load_shared(shared), [0])
+    execute(b, {"x": x, "y": y})
+    assert np.isnan(y).all()
+
+
 def test_control_flow():
     b = single_block()
     y = np.zeros(8, np.int32)

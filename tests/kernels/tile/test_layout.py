@@ -148,6 +148,8 @@ def test_reshape_cuts_only_where_it_divides():
     assert spatial(2, 6).reshape([4, 3]) == spatial(4, 3)
     with pytest.raises(LayoutError, match="straddles"):
         column_local(4, 3).reshape([3, 4])
+    with pytest.raises(LayoutError, match="straddles"):
+        RegisterLayout((12,), (3, 4), (1,), (0,)).reshape([4, 3])
     with pytest.raises(LayoutError, match="has 12 elements"):
         local(12).reshape([5])
 
