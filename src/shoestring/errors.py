@@ -23,3 +23,11 @@ class MissingData(ShoestringError, FileNotFoundError):
 
 class NoCompiler(ShoestringError, RuntimeError):
     """No working C compiler was found; the plain torch path answers instead."""
+
+
+class LayoutError(ShoestringError, ValueError):
+    """Two layouts do not fit together; the message prints both."""
+
+
+class ProgramError(ShoestringError, ValueError):
+    """A tile program is not legal; the message names the instruction and what would be right."""
