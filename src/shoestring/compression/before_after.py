@@ -1,5 +1,6 @@
 """What a model takes and what it can do, measured alike before and after it was fitted."""
 
+import copy
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -79,7 +80,8 @@ def measure_states(
     measured = []
     for state in states:
         report = None if progress is None else (lambda d, t, n=state.name: progress(f"quality of {n}", d, t))
-        quality = divergence(state.model, original, windows, autocast=autocast, progress=report)
+        judged = _in_arithmetic_of(original, state.model)
+        quality = divergence(judged, original, windows, autocast=autocast, progress=report)
         measured.append(
             Measured(
                 name=state.name,
@@ -91,3 +93,14 @@ def measure_states(
             )
         )
     return measured
+
+
+def _in_arithmetic_of(original: nn.Module, model: nn.Module) -> nn.Module:
+    """The model with its weights as they are but computing in the original's type, as every other state does.
+
+    Under autocast a processor may not even have the mixture: LayerNorm refuses float16 weights for float32.
+    """
+    dtype = next(original.parameters()).dtype
+    if next(model.parameters()).dtype == dtype:
+        return model
+    return copy.deepcopy(model).to(dtype)
