@@ -79,7 +79,7 @@ def measure_states(
                 speeds[state.name].append(run.tokens_per_second)
     report = None if progress is None else (lambda done, total: progress("quality", done, total))
     qualities = divergences(
-        [_judged(state.model, autocast) for state in states],
+        [_in_arithmetic_of(original, state.model) for state in states],
         original,
         windows,
         autocast=autocast,
@@ -98,10 +98,12 @@ def measure_states(
     ]
 
 
-def _judged(model: nn.Module, autocast: torch.dtype | None) -> nn.Module:
-    """The model as it is run for its quality: under autocast, half-precision weights as the same in float32.
+def _in_arithmetic_of(original: nn.Module, model: nn.Module) -> nn.Module:
+    """The model with its weights as they are but computing in the original's type, as every other state does.
 
-    Autocast leaves some layers alone (GPT-2's normalisations), which cannot mix the types.
+    Under autocast a processor may not even have the mixture: LayerNorm refuses float16 weights for float32.
     """
-    halves = any(parameter.dtype == torch.float16 for parameter in model.parameters())
-    return copy.deepcopy(model).float() if halves and autocast is not None else model
+    dtype = next(original.parameters()).dtype
+    if next(model.parameters()).dtype == dtype:
+        return model
+    return copy.deepcopy(model).to(dtype)
