@@ -1,6 +1,7 @@
 """The numbers that make a decoder of the Llama family, and how a `config.json` says them."""
 
 import enum
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -115,7 +116,6 @@ class DecoderConfig:
         local, everywhere = _ropes(fields, kind)
         bias = family.qkv_bias or fields.flag("attention_bias", False)
         gemma = kind == "gemma3_text"
-        ends = fields.get("eos_token_id")
         try:
             return cls(
                 vocab_size=fields.count("vocab_size"),
@@ -140,7 +140,7 @@ class DecoderConfig:
                 norm_offset=1.0 if gemma else 0.0,
                 embedding_scale=hidden**0.5 if gemma else 1.0,
                 query_scale=fields.positive("query_pre_attn_scalar") ** -0.5 if gemma else None,
-                eos_token_id=tuple(ends) if isinstance(ends, list | tuple) else ends,
+                eos_token_id=_ends(fields),
             )
         except ValueError as error:
             raise BadModelFile(f"config: {error}") from error
@@ -172,6 +172,9 @@ FAMILIES: Mapping[str, Family] = {
 """By `model_type`."""
 
 
+_LARGEST = sys.float_info.max
+
+
 class _Fields:
     """The fields of a configuration, checked as they are read."""
 
@@ -183,13 +186,19 @@ class _Fields:
 
     def count(self, name: str, default: int | None = None) -> int:
         value = self._value(name, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**63:
             raise self._bad(name, value, "a whole number of 1 or more")
+        return value
+
+    def whole(self, name: str) -> int:
+        value = self._value(name, None)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise self._bad(name, value, "a whole number")
         return value
 
     def positive(self, name: str, default: float | None = None) -> float:
         value = self._value(name, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _LARGEST:
             raise self._bad(name, value, "a number above 0")
         return float(value)
 
@@ -226,6 +235,16 @@ def _refuse_unsupported(fields: _Fields) -> None:
         raise BadModelFile("config: use_bidirectional_attention is true; only causal attention is supported.")
 
 
+def _ends(fields: _Fields) -> int | tuple[int, ...] | None:
+    """The tokens that end an output: one, several or none."""
+    ends = fields.get("eos_token_id")
+    if ends is None or type(ends) is int:
+        return ends
+    if isinstance(ends, list | tuple) and all(type(token) is int for token in ends):
+        return tuple(ends)
+    raise BadModelFile(f"config: eos_token_id is {ends!r}; it must be a token or a list of tokens.")
+
+
 def _activation(fields: _Fields) -> Activation:
     name = fields.get("hidden_activation") or fields.get("hidden_act") or Activation.SILU.value
     try:
@@ -248,8 +267,7 @@ def _sliding_layers(fields: _Fields, kind: str, layers: int) -> list[bool]:
         period = fields.count("sliding_window_pattern", 6)
         return [bool((layer + 1) % period) for layer in range(layers)]
     if kinds is None:
-        first = fields.get("max_window_layers")
-        first = 28 if first is None else first
+        first = 28 if fields.get("max_window_layers") is None else fields.whole("max_window_layers")
         return [layer >= first for layer in range(layers)]
     known = ("full_attention", "sliding_attention")
     if not isinstance(kinds, list | tuple) or len(kinds) != layers or any(k not in known for k in kinds):

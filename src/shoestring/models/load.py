@@ -61,7 +61,7 @@ def load_decoder(source: str | Path | Checkpoint, dtype: torch.dtype | None = No
         cfg = DecoderConfig.from_dict(checkpoint.config)
         names = _check_tensors(checkpoint, cfg)
     except BadModelFile as error:
-        raise error if str(error).startswith(str(path)) else BadModelFile(f"{path}: {error}") from error
+        raise BadModelFile(f"{path}: {first_line(error)}") from error
     dtype = dtype or _own_dtype(checkpoint)
     weights = _Cast(tensors, names, dtype)
     decoder = Decoder.from_weights(cfg, weights, config=transformers_config(checkpoint, dtype))
@@ -116,7 +116,7 @@ def transformers_config(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
 
 def first_line(error: BaseException) -> str:
     """What an error of another library says, in one line."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 class _Cast(Mapping[str, Tensor]):
