@@ -31,7 +31,6 @@ from shoestring.compression.calibration import capture
 from shoestring.compression.fit import FitSettings, fit, split_windows
 from shoestring.compression.load_model import load_model
 from shoestring.compression.proven_fit import native_bfloat16
-from shoestring.compression.scale_tuning import ScaleTuning
 from shoestring.compression.weight_matrix import weight_matrix
 from shoestring.data.text import default_halves, read_text, token_windows
 from shoestring.models.built_in import built_in_file
@@ -114,8 +113,7 @@ def compare(bench: Bench, mebibytes: int) -> dict[str, Any]:
     def result(name: str, measure: Callable[[], Any]) -> Any:
         return bench.once(f"{mebibytes} {name}", measure)
 
-    ours = Result(**result("fit", lambda: fitted(bench, budget, ScaleTuning())))
-    untuned = Result(**result("fit, no tuning", lambda: fitted(bench, budget, ScaleTuning(0))))
+    ours = Result(**result("fit", lambda: fitted(bench, budget)))
     peers = []
     for name in ("GPTQ", "HQQ"):
         if found := result(name, lambda name=name: best_uniform(bench, name, mebibytes)):
@@ -124,18 +122,17 @@ def compare(bench: Bench, mebibytes: int) -> dict[str, Any]:
     best = min(peer.ppl for peer in peers if peer.nbytes <= budget * 1.1)
     return {
         "budget": budget,
-        "results": [asdict(r) for r in (ours, untuned, *peers)],
+        "results": [asdict(r) for r in (ours, *peers)],
         "ratio": ours.ppl / best,
     }
 
 
-def fitted(bench: Bench, budget: int, tuning: ScaleTuning) -> dict[str, Any]:
+def fitted(bench: Bench, budget: int) -> dict[str, Any]:
     """What `shoestring fit` makes of the model."""
-    settings = FitSettings(tuning=tuning, autocast=native_bfloat16())
+    settings = FitSettings(autocast=native_bfloat16())
     result = fit(bench.model, bench.calibration, budget, settings=settings)
     assert result.met
-    name = "shoestring fit" if tuning.steps else "fit, no tuning"
-    return asdict(Result(name, "", result.file_bytes, bench.ppl(result.model, EVALUATED_WINDOWS)))
+    return asdict(Result("shoestring fit", "", result.file_bytes, bench.ppl(result.model, EVALUATED_WINDOWS)))
 
 
 def best_uniform(bench: Bench, name: str, mebibytes: int) -> dict[str, Any] | None:

@@ -1,5 +1,7 @@
 """Settings that every test shares."""
 
+import signal
+
 import hypothesis
 import pytest
 import torch
@@ -8,6 +10,9 @@ hypothesis.settings.register_profile("shoestring", deadline=None, max_examples=3
 hypothesis.settings.load_profile("shoestring")
 # Tensors are tiny here: a second thread costs more than it brings, above all on a busy machine.
 torch.set_num_threads(1)
+# Started in the background, a test run ignores Ctrl-C, and so would the processes it sends one to.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -221,7 +221,7 @@ def test_sensitivity_is_shown_beside_random_and_inverted(model):
 def test_bad_input(model):
     with pytest.raises(ValueError, match="a budget of 0 bytes holds nothing"):
         fit(model, windows(), 0, settings=SETTINGS)
-    with pytest.raises(ValueError, match="gives 2 windows of 24 tokens, 3 are needed"):
+    with pytest.raises(ValueError, match="gives 2 windows of 24 tokens, 5 are needed"):
         fit(model, windows(2), 10**6, settings=SETTINGS)
     with pytest.raises(ValueError, match="holds no packed weight"):
         tune_scales(model, model, windows(), ScaleTuning(), generator=torch.Generator())
