@@ -114,14 +114,19 @@ class Step:
     def project(self, owner: nn.Module, layer: int, names: tuple[str, ...], x: Tensor) -> tuple[Tensor, ...]:
         """Linear maps that share their input."""
 
-        def plain(x: Tensor) -> tuple[Tensor, ...]:
-            return tuple(getattr(owner, name)(x) for name in names)
-
+        # Not by attribute: at a token a time, looking modules up that way is felt.
+        modules = [owner._modules[name] for name in names]
         if self.hooks is None or not self.hooks.projects:
-            return plain(x)
+            return tuple([module(x) for module in modules])  # type: ignore[misc]
         phase = self.ctx.phase
         assert phase is not None
-        return self.hooks.linear(layer, names, x, phase, plain)
+        return self.hooks.linear(
+            layer,
+            names,
+            x,
+            phase,
+            lambda y: tuple(module(y) for module in modules),  # type: ignore[misc]
+        )
 
     def attend(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None
