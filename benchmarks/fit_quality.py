@@ -27,7 +27,7 @@ from torch import nn
 from shoestring.compression import GPTQ, apply, slots
 from shoestring.compression.apply import stored_bytes
 from shoestring.compression.fit import FitSettings, fit
-from shoestring.compression.load_model import load_model
+from shoestring.compression.load_model import load_model, load_transformers_model
 from shoestring.compression.proven_fit import native_bfloat16
 from shoestring.compression.weight_matrix import weight_matrix
 from shoestring.data.text import default_halves, read_text, token_windows
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--calibration", choices=("rest", "default"), default="rest")
     parser.add_argument("--memory", type=int, nargs="+", default=[64, 48], help="budgets in MiB")
     arguments = parser.parse_args()
-    model, tokenizer = load_model("smollm2-135m")
+    model, tokenizer = load_transformers_model("smollm2-135m")
     windows = token_windows(read_text(arguments.eval_text), tokenizer, WINDOW)
     if arguments.calibration == "rest":
         calibration = windows[EVALUATED_WINDOWS:][:CALIBRATION_WINDOWS]
