@@ -10,7 +10,7 @@ import warnings
 
 import torch
 
-from shoestring.compression.load_model import load_model
+from shoestring.compression.load_model import load_transformers_model
 from shoestring.generation.decode import generate
 from shoestring.generation.runner import decoder_cache
 from shoestring.generation.transformers_cache import TransformersCache
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     warnings.filterwarnings("ignore", category=FutureWarning)
-    model, tokenizer = load_model(options.model)
+    model, tokenizer = load_transformers_model(options.model)
     text = "The history of the steam engine begins with a kettle. " * (options.prompt_tokens // 8 + 2)
     ids = tokenizer.encode(text)[: options.prompt_tokens]
     prompt, new = torch.tensor([ids]), options.new_tokens

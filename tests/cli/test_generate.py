@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 
 import pytest
 import torch
@@ -119,9 +120,25 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, message, folder, capsy
     assert message in output.err
 
 
-def test_a_chat_template_wraps_the_prompt(folder, byte_tokenizer, capsys, tmp_path):
-    import shutil
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.json", b"{", "config.json: no valid JSON"),
+        ("config.json", b"{}", "model_type is None, no name"),
+        ("model.safetensors", b"\xff" * 9, "asks for a header of 18446744073709551615 bytes"),
+        ("tokenizer.json", b"{}", "its tokenizer cannot be read"),
+    ],
+)
+def test_a_damaged_folder_is_one_line_and_exit_code_2(file, content, message, folder, capsys, tmp_path):
+    damaged = tmp_path / "damaged"
+    shutil.copytree(folder, damaged)
+    (damaged / file).write_bytes(content)
+    assert run(["generate", str(damaged), "hi"]) == 2
+    assert message in (error := capsys.readouterr().err)
+    assert error.count("\n") == 1
 
+
+def test_a_chat_template_wraps_the_prompt(folder, byte_tokenizer, capsys, tmp_path):
     shutil.copytree(folder, tmp_path / "chat")
     byte_tokenizer.chat_template = "{% for m in messages %}[{{ m.content }}]{% endfor %}"
     byte_tokenizer.save_pretrained(tmp_path / "chat")

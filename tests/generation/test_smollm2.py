@@ -3,34 +3,49 @@
 import pytest
 import torch
 
-from shoestring.compression.load_model import load_model
+from shoestring.compression.load_model import load_model, load_transformers_model
 from shoestring.generation.decode import generate
 from shoestring.generation.transformers_cache import TransformersCache
+from shoestring.models.decoder import Decoder
 from shoestring.numbers.cache_format import CacheFormat
 
 PROMPT = "The three laws of thermodynamics say that"
 
 
 @pytest.fixture(scope="module")
-def smollm2():
-    return load_model("smollm2-135m")
+def library():
+    return load_transformers_model("smollm2-135m")
+
+
+@pytest.fixture(scope="module")
+def expected(library):
+    """64 tokens as transformers generates them."""
+    model, tokenizer = library
+    ids = tokenizer(PROMPT, return_tensors="pt").input_ids
+    tokens = model.generate(ids, max_new_tokens=64, do_sample=False)[0, ids.shape[1] :].tolist()
+    assert len(set(tokens)) > 20
+    return tokens
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", [None, CacheFormat(4, 32, tail_tokens=512)], ids=["own", "tail"])
-def test_greedy_text_equals_transformers(smollm2, form):
-    model, tokenizer = smollm2
-    ids = tokenizer(PROMPT, return_tensors="pt").input_ids
-    expected = model.generate(ids, max_new_tokens=64, do_sample=False)[0, ids.shape[1] :].tolist()
+def test_greedy_text_equals_transformers(library, expected, form):
+    model, tokenizer = library
     result = generate(model, PROMPT, tokenizer, max_new_tokens=64, cache=form and TransformersCache(form))
     assert result.tokens == expected
     assert result.text == tokenizer.decode(expected, skip_special_tokens=True)
-    assert len(set(expected)) > 20
 
 
 @pytest.mark.slow
-def test_a_cache_in_8_bits_keeps_the_next_token_logits_and_one_in_2_bits_is_worse(smollm2):
-    model, tokenizer = smollm2
+def test_greedy_text_of_the_decoder_equals_transformers(expected):
+    model, tokenizer = load_model("smollm2-135m")
+    assert isinstance(model, Decoder)
+    assert generate(model, PROMPT, tokenizer, max_new_tokens=64).tokens == expected
+
+
+@pytest.mark.slow
+def test_a_cache_in_8_bits_keeps_the_next_token_logits_and_one_in_2_bits_is_worse(library):
+    model, tokenizer = library
     ids = torch.tensor([tokenizer.encode(PROMPT * 20)])
     errors = {}
     with torch.inference_mode():

@@ -92,7 +92,7 @@ def gguf_cases(path: Path, count: int) -> Iterator[tuple[str, Callable[[], objec
         # The file of all types is the slowest to read and needs the fewest cases.
         index = rng.choice((0, *range(1, len(bases)), *range(1, len(bases))))
         path.write_bytes(damaged_gguf(rng, bases[index], written[index]))
-        yield f"gguf {number}", partial(read, number % 5 == 0)
+        yield f"gguf {number}", partial(read, number % 20 == 0)
 
 
 def safetensors_cases(folder: Path, count: int) -> Iterator[tuple[str, Callable[[], object]]]:

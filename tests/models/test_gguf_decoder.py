@@ -168,6 +168,10 @@ def renamed(old, new):
 HOSTILE = {
     "another architecture": (LLAMA.with_pair("general.architecture", STRING, "gpt2"), "known are llama"),
     "no architecture": (LLAMA.without("general.architecture"), "general.architecture is None"),
+    "architectures": (
+        LLAMA.with_pair("general.architecture", 9, (U32, [1, 2])),
+        "instead of a text",
+    ),
     "a number as architecture": (LLAMA.with_pair("general.architecture", U32, 3), "is 3 instead of a text"),
     "no layers": (LLAMA.without("llama.block_count"), "block_count is None"),
     "a giant count of layers": (
@@ -179,6 +183,7 @@ HOSTILE = {
         LLAMA.with_pair("llama.attention.head_count_kv", 9, (U32, [1, 2])),
         "instead of a count",
     ),
+    "an array of experts": (LLAMA.with_pair("llama.expert_count", 9, (U32, [1, 2])), "mixture of experts"),
     "experts": (LLAMA.with_pair("llama.expert_count", U32, 8), "mixture of experts"),
     "no end of a norm": (
         LLAMA.with_pair("llama.attention.layer_norm_rms_epsilon", F32, float("nan")),

@@ -77,6 +77,7 @@ HOSTILE = {
     ),
     "another kind": (LLAMA.with_pair("tokenizer.ggml.model", STRING, "t5"), "known are gpt2 and llama"),
     "another rule": (LLAMA.with_pair("tokenizer.ggml.pre", STRING, "jina"), "'jina'; known are"),
+    "rules": (LLAMA.with_pair("tokenizer.ggml.pre", ARRAY, (U32, [1, 2])), "instead of a text"),
     "no merges": (LLAMA.without("tokenizer.ggml.merges"), "merges is no list of texts"),
     "a merge to nothing": (
         LLAMA.with_pair("tokenizer.ggml.merges", ARRAY, (STRING, ["h z"])),

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from shoestring.errors import BadModelFile
-from shoestring.models.checkpoint import open_checkpoint
+from shoestring.models.checkpoint import is_known_gguf, open_checkpoint
 from shoestring.models.gguf_file import GGUFFile
 from shoestring.models.load import check_tokenizer, find_model, load_decoder, load_tokenizer
 from shoestring.models.safetensors_file import SafetensorsFile
@@ -17,7 +17,7 @@ from shoestring.yardstick.memory import LiveMemory
 from shoestring.yardstick.process_memory import resident_memory
 
 from .families import MAKERS, ids_of, make
-from .gguf_bytes import ARRAY, STRING, tiny_decoder
+from .gguf_bytes import ARRAY, STRING, U32, tiny_decoder
 
 
 @pytest.fixture(params=list(MAKERS))
@@ -158,6 +158,14 @@ def test_a_tokenizer_of_another_model(byte_tokenizer, tmp_path):
     with record_fallbacks() as said:
         check_tokenizer(byte_tokenizer, 256, tmp_path)
     assert "no embedding for '<end>'" in said[0]
+
+
+def test_a_file_that_names_no_architecture_is_not_ours(tmp_path):
+    path = tmp_path / "model.gguf"
+    for value in ((STRING, ["llama", "llama"]), (U32, [1, 2])):
+        content = tiny_decoder("llama").with_pair("general.architecture", ARRAY, value)
+        path.write_bytes(bytes(content.write().data))
+        assert not is_known_gguf(GGUFFile(path))
 
 
 def test_a_damaged_tokenizer(folder, byte_tokenizer):

@@ -23,15 +23,22 @@ def load_model(name: str) -> tuple[Any, Any]:
     name: a built-in alias, a .gguf file, a folder (fitted, or of the Hugging Face layout), a Hugging Face id.
     Raises: FileNotFoundError if there is no such model; BadModelFile, OSError if it cannot be read.
     """
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
     path = find_model(name)
     model = _load(path)
     tokenizer = _load_tokenizer(path)
     if (rows := _embedding_rows(model)) is not None:
         check_tokenizer(tokenizer, rows, path)
     return model, tokenizer
+
+
+def load_transformers_model(name: str) -> tuple[Any, Any]:
+    """As `load_model`, but always the model of transformers: what ours is compared with.
+
+    Raises: as `load_model` does.
+    """
+    path = find_model(name)
+    model = _by_transformers(path)
+    return model if path.is_dir() else _as_plain(model), _load_tokenizer(path)
 
 
 def disk_bytes(name: str) -> int:
@@ -47,6 +54,7 @@ def disk_bytes(name: str) -> int:
 
 
 def _load(path: Path) -> nn.Module:
+    _hide_loading_bars()
     if (path / RECIPE).is_file():
         model = load(path)
         known = getattr(model.config, "model_type", None) in FAMILIES
@@ -65,6 +73,7 @@ def _load(path: Path) -> nn.Module:
 def _by_transformers(path: Path) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
+    _hide_loading_bars()
     source, options = (path, {}) if path.is_dir() else (path.parent, {"gguf_file": path.name})
     try:
         return AutoModelForCausalLM.from_pretrained(source, **options).eval()
@@ -76,6 +85,12 @@ def _embedding_rows(model: Any) -> int | None:
     if isinstance(model, Decoder):
         return model.cfg.vocab_size
     return getattr(model.get_input_embeddings(), "num_embeddings", None)
+
+
+def _hide_loading_bars() -> None:
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
 
 
 def _load_tokenizer(path: Path) -> Any:
