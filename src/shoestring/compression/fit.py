@@ -40,14 +40,16 @@ TRUSTED_RATIO = 1.25
 class FitSettings:
     """How much work a fit is.
 
-    window: tokens that are seen together. gradient_windows: windows whose gradients make the sensitivity.
+    window: tokens that are seen together. calibration_windows: taken from a text at most, spread over it.
+    gradient_windows: windows whose gradients make the sensitivity.
     verification_windows: windows of the calibration text, kept from profile and tuning, on which choices are
     compared. tuning: of the scales. rounds: how often predictions may be corrected and the budget divided
     anew. seed: of everything that is drawn. autocast: the type of matrix products while measuring.
     """
 
     window: int = 512
-    gradient_windows: int = 24
+    calibration_windows: int = 52
+    gradient_windows: int = 16
     verification_windows: int = 4
     tuning: ScaleTuning = field(default_factory=ScaleTuning)
     rounds: int = 1
@@ -265,7 +267,7 @@ class _Division:
             falls = marginal_losses(
                 best.model,
                 self.original,
-                self.verification,
+                self.verification[: max(1, len(self.verification) // 2)],
                 autocast=self.settings.autocast,
                 progress=lambda done, total: self.say("measuring blocks", done, total),
             )

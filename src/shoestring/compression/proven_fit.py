@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import nn
 
 from shoestring.compression.before_after import State, measure_states
@@ -42,7 +43,7 @@ from shoestring.notices import record_fallbacks
 from shoestring.yardstick.environment import Environment
 
 CURVE_POINTS = 16
-PROOF_WINDOWS = 40
+PROOF_WINDOWS = 24
 """Held-out windows at most."""
 
 
@@ -80,7 +81,7 @@ def proven_fit(
     began = time.monotonic()
     asked, settings = settings, within_context(settings, source.model)
     window = settings.window
-    calibration = token_windows(text.calibration, source.tokenizer, window, name="the calibration text")
+    calibration = calibration_windows(text, source.tokenizer, settings)
     held_out = token_windows(
         text.held_out, source.tokenizer, window, limit=PROOF_WINDOWS, name="the held-out text"
     )
@@ -136,6 +137,18 @@ def proven_fit(
     return fitted, proof
 
 
+def calibration_windows(
+    text: TextHalves, tokenizer: Tokenizer, settings: FitSettings
+) -> Int[torch.Tensor, "windows window"]:
+    """Windows of the calibration half, evenly spread over it where it has more than are asked for.
+
+    Raises: ValueError if the text is too short for one.
+    """
+    windows = token_windows(text.calibration, tokenizer, settings.window, name="the calibration text")
+    count = min(len(windows), settings.calibration_windows)
+    return windows[torch.linspace(0, len(windows) - 1, count).round().long()]
+
+
 def planned_fit(
     source: Source,
     text: TextHalves,
@@ -152,9 +165,7 @@ def planned_fit(
     """
     _check_budget(source, budget_bytes, context)
     settings = within_context(settings, source.model)
-    calibration = token_windows(
-        text.calibration, source.tokenizer, settings.window, name="the calibration text"
-    )
+    calibration = calibration_windows(text, source.tokenizer, settings)
     division = divide_only(
         source.model,
         calibration,
@@ -248,7 +259,7 @@ def _controls(
         result = ranking_controls(
             model,
             fitted.profile,
-            verification,
+            verification[: max(1, len(verification) // 2)],
             narrow=lambda option: _is_format(option, 3),
             wide=lambda option: _is_format(option, 4),
             seed=settings.seed,
