@@ -91,6 +91,11 @@ def listen(listener: Listener) -> Iterator[None]:
         _listeners.remove(listener)
 
 
+def cost_is_wanted() -> bool:
+    """Whether a cost stated here would be heard: if not, nobody need work it out."""
+    return bool(_listeners) and not _inside_stated.get()
+
+
 def cost_is_stated() -> bool:
     """Whether the code that asks runs inside a block whose cost somebody has stated."""
     return _inside_stated.get()

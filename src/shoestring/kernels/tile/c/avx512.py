@@ -1,0 +1,31 @@
+"""Instruction selection for AVX-512: tables of 16 and 32 floats in registers, funnel shifts."""
+
+from shoestring.kernels.tile.c.isa import Isa, arithmetic_decoder, table_of
+from shoestring.kernels.tile.types import DataType
+
+
+class Avx512(Isa):
+    """AVX-512 F, BW, DQ and VL; `vbmi2`: with the funnel shift of VBMI2."""
+
+    header = "avx512.h"
+    lanes = 16
+
+    def __init__(self, *, vbmi2: bool) -> None:
+        self.vbmi2 = vbmi2
+        self.name = "avx512" if vbmi2 else "avx512f"
+        basic = {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
+        self.features = frozenset(basic | ({"avx512_vbmi2"} if vbmi2 else set()))
+
+    def funnel(self, low: str, high: str, shift: int) -> str:
+        if self.vbmi2:
+            return f"_mm512_shrdi_epi32({low}, {high}, {shift})"
+        return f"vi_or(vi_shr({low}, {shift}), vi_shl({high}, {32 - shift}))"
+
+    def decoder(self, dtype: DataType) -> list[str]:
+        if dtype.bits <= 4:  # only the low four bits of an index count: the table is repeated up to 16
+            look_up = "_mm512_permutexvar_ps(code, _mm512_loadu_ps(values))"
+            return [table_of(dtype, "values", 16), f"return {look_up};"]
+        if dtype.bits == 5:
+            halves = "_mm512_loadu_ps(values), code, _mm512_loadu_ps(values + 16)"
+            return [table_of(dtype, "values"), f"return _mm512_permutex2var_ps({halves});"]
+        return arithmetic_decoder(dtype)

@@ -1,0 +1,90 @@
+"""Compiled tile programs, called like functions."""
+
+import ctypes
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from shoestring.errors import NoCompiler, ProgramError
+from shoestring.kernels.costs import cost_is_wanted, count_cost
+from shoestring.kernels.native import load_library
+from shoestring.kernels.tile import interpreter
+from shoestring.kernels.tile.c.arguments import Buffer, address, as_numpy, bind, nbytes, workspace
+from shoestring.kernels.tile.c.choice import choose_isa
+from shoestring.kernels.tile.c.renderer import PREFETCH_TURNS, Rendered, render, workspaces
+from shoestring.kernels.tile.c.work import flops_of
+from shoestring.kernels.tile.ir import Program
+from shoestring.kernels.tile.prepare import prepare
+from shoestring.kernels.tile.target import Target
+from shoestring.notices import notice_fallback
+
+FLAGS = ("-ffp-contract=off", "-fno-strict-aliasing")
+"""Multiply-adds where the program says Dot and nowhere else, so that every instruction set rounds alike;
+registers are looked at as floats and as words."""
+
+
+@dataclass(frozen=True)
+class CompiledProgram:
+    """Call it with a program's parameters by name; buffers are changed in place.
+
+    `rendered`: the C text. `library`: None where there is no compiler; then the interpreter runs, slowly.
+    """
+
+    program: Program
+    isa: str
+    rendered: Rendered
+    library: ctypes.CDLL | None
+
+    def __call__(self, **arguments: "int | Buffer") -> None:
+        """Run all blocks on `torch.get_num_threads()` threads.
+
+        Raises: ProgramError for arguments that do not fit, or what went wrong inside.
+        """
+        scalars, buffers = bind(self.program, arguments)
+        if not cost_is_wanted():
+            self._run(scalars, buffers)
+            return
+        moved = sum(map(nbytes, buffers.values()))
+        with count_cost(self.program.name, flops=flops_of(self.program, scalars), bytes=moved):
+            self._run(scalars, buffers)
+
+    def _run(self, scalars: Mapping[str, int], buffers: Mapping[str, Buffer]) -> None:
+        if self.library is None:
+            kinds = {p.name: p.dtype for p in self.program.pointers}
+            arrays = {name: as_numpy(buffer, kinds[name]) for name, buffer in buffers.items()}
+            interpreter.run(self.program, {**scalars, **arrays})
+            return
+        spaces = [workspace(tensor, scalars) for tensor in workspaces(self.program)]
+        values: list[ctypes.c_int64 | ctypes.c_void_p | int] = [
+            ctypes.c_int64(scalars[p.name])
+            if p.name in scalars
+            else ctypes.c_void_p(address(buffers[p.name]))
+            for p in self.program.params
+        ]
+        values += [ctypes.c_void_p(address(space)) for space in spaces]
+        code = self.library[self.program.name](*values, torch.get_num_threads())
+        if code:
+            raise ProgramError(self.rendered.failures[code - 1])
+
+
+def compile_program(
+    program: Program, target: Target, isa: str | None = None, *, prefetch: int = PREFETCH_TURNS
+) -> CompiledProgram:
+    """Prepare `program` for `target`, render it in C and compile it.
+
+    `isa`: the name of an instruction set; by default the best one here with vectors of `target.group` lanes.
+    Without a compiler the interpreter stands in, and a notice says so.
+
+    Raises: LayoutError or ProgramError naming the instruction that is not legal or has no C form, or for an
+    instruction set that is unknown or not here.
+    """
+    chosen = choose_isa(target, isa)
+    prepared = prepare(program, target)
+    rendered = render(prepared, chosen, prefetch=prefetch)
+    try:
+        library = load_library(rendered.text, extra_flags=FLAGS + chosen.flags)
+    except NoCompiler as error:
+        notice_fallback(f"tile program {program.name}", f"the interpreter instead of compiled C ({error})")
+        library = None
+    return CompiledProgram(prepared.program, chosen.name, rendered, library)

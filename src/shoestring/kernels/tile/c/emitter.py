@@ -1,0 +1,243 @@
+"""Collects the C text of a program, and knows where the value of every register slot is found."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+from shoestring.errors import ProgramError
+from shoestring.kernels.tile import ir
+from shoestring.kernels.tile.alignment import slots_of_operand
+from shoestring.kernels.tile.c.isa import Isa
+from shoestring.kernels.tile.c.registers import Held, hold
+from shoestring.kernels.tile.c.scalars import c_names, c_of
+from shoestring.kernels.tile.expressions import Expr
+from shoestring.kernels.tile.ir import Body, Instruction, Program, Space, Tensor
+from shoestring.kernels.tile.prepare import PreparedProgram
+from shoestring.kernels.tile.types import DataType
+
+Slot = Callable[[int, int], str]
+"""C text of the value in (group, slot)."""
+
+
+@dataclass
+class Uses:
+    """The instructions that write and read a tensor, each with the number of the body it stands in."""
+
+    writers: list[tuple[Instruction, int]] = field(default_factory=list)
+    readers: list[tuple[Instruction, int]] = field(default_factory=list)
+
+
+class Emitter:
+    """The text of one program, and what has been decided about it.
+
+    `lazy`: tensors that are computed where they are used, slot by slot. `prefetch`: loop turns that a load
+    from memory is announced ahead.
+    """
+
+    def __init__(self, prepared: PreparedProgram, isa: Isa, prefetch: int) -> None:
+        self.prepared = prepared
+        self.program: Program = prepared.program
+        self.isa = isa
+        self.prefetch = prefetch
+        self.lanes = prepared.target.group
+        self.lines: list[str] = []
+        self.depth = 1
+        self.loops: list[str] = []
+        self.decoders: dict[str, DataType] = {}
+        self.encoders: dict[str, DataType] = {}
+        self.failures: list[str] = []
+        self.lazy: dict[str, Slot] = {}
+        self.uses: Mapping[str, Uses] = _uses_of(self.program)
+        tensors = self.program.tensors()
+        names = [p.name for p in self.program.params] + _variables_of(self.program.body) + list(tensors)
+        self.names = c_names(dict.fromkeys(names))
+        self.held: dict[str, Held] = {
+            name: hold(self.names[name], tensor, self.lanes)
+            for name, tensor in tensors.items()
+            if tensor.space is Space.REGISTER
+        }
+        self._fresh = 0
+
+    # Text
+
+    def line(self, text: str) -> None:
+        self.lines.append("    " * self.depth + text)
+
+    @contextmanager
+    def block(self, head: str) -> Iterator[None]:
+        self.line(f"{head} {{" if head else "{")
+        self.depth += 1
+        yield
+        self.depth -= 1
+        self.line("}")
+
+    def scalar(self, expr: Expr) -> str:
+        return c_of(expr, self.names)
+
+    def fresh(self, stem: str) -> str:
+        self._fresh += 1
+        return f"t_{stem}{self._fresh}"
+
+    def failure(self, step: Instruction, reason: str) -> int:
+        """The code that the kernel returns where `reason` holds."""
+        self.failures.append(f"{self.program.name}: {step}: {reason}")
+        return len(self.failures)
+
+    def refuse(self, step: object, reason: str) -> ProgramError:
+        return ProgramError(f"{self.program.name}: {step}: {reason}")
+
+    # What may wait
+
+    def written_once(self, *tensors: Tensor) -> bool:
+        return all(len(self.uses[t.name].writers) == 1 for t in tensors)
+
+    def may_wait(self, step: Instruction, out: Tensor) -> bool:
+        """Whether `out` can be computed where it is used: in one place of the same body, once for each slot,
+        from operands that nothing changes meanwhile."""
+        uses = self.uses[out.name]
+        if len(uses.readers) != 1 or not self.written_once(out, *step.reads):
+            return False
+        (_, here), (reader, there) = uses.writers[0], uses.readers[0]
+        return here == there and _takes_each_slot_once(reader, out)
+
+    def wait(self, out: Tensor, slot: Slot) -> None:
+        """Leave `out` to be computed where it is used."""
+        self.lazy[out.name] = slot
+
+    def rename(self, out: Tensor, source: Tensor) -> None:
+        """From here on `out` is the registers of `source`."""
+        self.held[out.name] = replace(self.held[out.name], name=self.held[source.name].name)
+
+    # Values
+
+    def register(self, tensor: Tensor) -> Held:
+        return self.held[tensor.name]
+
+    def value(self, tensor: Tensor, group: int, slot: int, *, uniform: bool = False) -> str:
+        """What a slot stands for: i32 as an integer, all other types as float; a scalar if `uniform`."""
+        held = self.held[tensor.name]
+        if tensor.name in self.lazy:
+            text = self.lazy[tensor.name](group, slot)
+        elif held.uniform:
+            text = self._uniform_value(held, group, slot)
+        else:
+            text = self._vector_value(held, group, slot)
+        if uniform and not held.uniform:
+            raise AssertionError(f"{held} is read as if all lanes were equal")
+        if held.uniform and not uniform:
+            return f"{'vi' if held.dtype.name == 'i32' else 'vf'}_set1({text})"
+        return text
+
+    def field(self, held: Held, group: int, slot: int) -> str:
+        """The code in a slot at the low end of a word of noise."""
+        word, start = divmod(slot * held.bits, 32)
+        low = held.register(group, word)
+        if start == 0:
+            return low
+        if start + held.bits <= 32:
+            return f"vi_shr({low}, {start})"
+        return self.isa.funnel(low, held.register(group, word + 1), start)
+
+    def _vector_value(self, held: Held, group: int, slot: int) -> str:
+        if held.bits == 32:
+            return held.register(group, slot)
+        if held.dtype.name == "f16":
+            return f"vf_from_half({self.field(held, group, slot)})"
+        if held.dtype.name == "bf16":
+            word = held.register(group, slot // 2)
+            upper = f"vi_and({word}, vi_set1(0xffff0000))" if slot % 2 else f"vi_shl({word}, 16)"
+            return f"vi_as_float({upper})"
+        self.decoders[held.dtype.name] = held.dtype
+        return f"decode_{held.dtype.name}({self.field(held, group, slot)})"
+
+    def _uniform_value(self, held: Held, group: int, slot: int) -> str:
+        if held.bits == 32:
+            return held.register(group, slot)
+        code = f"get_field({held.name} + {group * held.count}, 1, {slot}, {held.bits})"
+        if held.dtype.name == "f16":
+            return f"half_to_float({code})"
+        if held.dtype.name == "bf16":
+            return f"bits_float({code} << 16)"
+        self.decoders[held.dtype.name] = held.dtype
+        return f"values_{held.dtype.name}[{code}]"
+
+    def operand(self, needed: Tensor, tensor: Tensor) -> Slot:
+        """The value that each slot of `needed` finds in `tensor`, scalar where `needed` is uniform."""
+        slots = slots_of_operand(needed.registers, tensor.registers)
+        uniform = self.held[needed.name].uniform
+        return lambda group, slot: self.value(tensor, group, slots[slot], uniform=uniform)
+
+    def put(self, out: Tensor, slot: Slot) -> None:
+        """Write a value to every slot of a tensor of 16 or 32 bits.
+
+        A step in place reads the slots of a register before it writes that register, and no later ones.
+        """
+        held = self.held[out.name]
+        for group in range(held.groups):
+            texts = [slot(group, number) for number in range(held.slots)]
+            if held.bits == 16:
+                self._put_halves(held, group, texts)
+                continue
+            for number, text in enumerate(texts):
+                self.line(f"{held.register(group, number)} = {text};")
+
+    def _put_halves(self, held: Held, group: int, texts: list[str]) -> None:
+        codes = [self._half_code(held, text) for text in texts]
+        for word in range(held.count):
+            text = codes[2 * word]
+            if 2 * word + 1 < len(codes):
+                upper = codes[2 * word + 1]
+                text = f"{text} | {upper} << 16" if held.uniform else f"vi_or({text}, vi_shl({upper}, 16))"
+            self.line(f"{held.register(group, word)} = {text};")
+
+    def _half_code(self, held: Held, text: str) -> str:
+        brain = held.dtype.name == "bf16"
+        if held.uniform:
+            return f"{'float_to_brain' if brain else 'float_to_half'}({text})"
+        return f"vi_brain({text})" if brain else f"vi_half({text})"
+
+
+def _takes_each_slot_once(reader: Instruction, tensor: Tensor) -> bool:
+    if isinstance(reader, ir.Cast):
+        return reader.out.dtype.name in ("f32", "i32")
+    if isinstance(reader, ir.Dot):
+        return reader.b is tensor or reader.b == tensor
+    if isinstance(reader, ir.Elementwise):
+        both = reader.a.name == reader.b.name
+        return not both and reader.out.dtype.bits == 32 and tensor.extents == reader.out.extents
+    return isinstance(reader, ir.Reduce | ir.Unary | ir.ElementwiseScalar) and tensor.dtype.bits == 32
+
+
+def _uses_of(program: Program) -> Mapping[str, Uses]:
+    uses: dict[str, Uses] = defaultdict(Uses)
+    bodies = 0
+
+    def walk(body: Body) -> None:
+        nonlocal bodies
+        number, bodies = bodies, bodies + 1
+        for statement in body:
+            if isinstance(statement, Instruction):
+                for tensor in statement.writes:
+                    uses[tensor.name].writers.append((statement, number))
+                for tensor in statement.reads:
+                    uses[tensor.name].readers.append((statement, number))
+            for part in ir.bodies_of(statement):
+                walk(part)
+
+    walk(program.body)
+    return uses
+
+
+def _variables_of(body: Body) -> list[str]:
+    found: list[str] = []
+    for statement in body:
+        if isinstance(statement, ir.SetScalar):
+            found.append(statement.variable.name)
+        if isinstance(statement, ir.BlockIndices):
+            found.extend(v.name for v in statement.variables)
+        if isinstance(statement, ir.For):
+            found.append(statement.variable.name)
+        for part in ir.bodies_of(statement):
+            found.extend(_variables_of(part))
+    return found
