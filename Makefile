@@ -19,7 +19,7 @@ $(VENV)/.dev: $(VENV)/.base
 	touch $@
 
 demo: $(VENV)/.base  ## fit SmolLM2-135M into 64 MiB, then let it write
-	$(BIN)/shoestring fit smollm2-135m --memory 64MiB --out build/demo --tuning-steps 16 --resume
+	$(BIN)/shoestring fit smollm2-135m --memory 64MiB --out build/demo --tuning-steps 0 --resume
 	$(BIN)/shoestring generate build/demo "A budget is" --max-new-tokens 48
 
 lint: $(VENV)/.dev

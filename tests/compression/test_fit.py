@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -201,6 +202,18 @@ def test_tuning_scales_lowers_the_divergence_on_other_text_and_adds_no_byte(mode
     after = packed_weights(fitted.model)
     assert all(torch.equal(a, w.codes) for a, w in zip(codes, after, strict=True))
     assert fitted.model.get_input_embeddings().packed is fitted.model.get_output_embeddings().packed
+
+
+def test_tuning_that_does_not_help_is_undone(model):
+    low, high = smallest_and_largest(model)
+    wild = replace(SETTINGS, tuning=ScaleTuning(2, learning_rate=5.0))
+    untuned, kept = (
+        fit(model, windows(), (low + high) // 2, settings=settings, menu=MENU)
+        for settings in (SETTINGS, wild)
+    )
+    assert kept.tuned == untuned.tuned
+    for name, tensor in untuned.model.state_dict().items():
+        assert torch.equal(tensor, kept.model.state_dict()[name]), name
 
 
 def test_sensitivity_is_shown_beside_random_and_inverted(model):

@@ -72,7 +72,8 @@ class Fitted:
 
     choice: what was chosen for each weight, losses as predicted at first. file_bytes: of the weights' file.
     cache: the KV cache that goes with it, None without a context. attempts: the divisions that were tried.
-    tuned: measured divergence after tuning. profile: what was known, for other budgets.
+    tuned: measured divergence after tuning, which is undone where it did not help. profile: what was known,
+    for other budgets.
     met: False if the budget was below the smallest reachable size, at which the model then is.
     caches: all the caches that were compared.
     """
@@ -123,6 +124,7 @@ def fit(
     work, learning = _prepare(original, windows, budget_bytes, context, settings, menu, reserve_bytes, say)
     fitted = work.best()
     if settings.tuning.steps:
+        before = {name: tensor.clone() for name, tensor in fitted.model.state_dict().items()}
         tune_scales(
             fitted.model,
             original,
@@ -132,7 +134,11 @@ def fit(
             autocast=settings.autocast,
             progress=lambda done, total, _: say("tuning scales", done, total),
         )
-        fitted.tuned = work.measure(fitted.model)
+        tuned = work.measure(fitted.model)
+        if tuned < fitted.tuned:
+            fitted.tuned = tuned
+        else:  # few steps only shake what was rounded well
+            fitted.model.load_state_dict(before)
     fitted.budget_bytes, fitted.file_bytes = budget_bytes, file_bytes(fitted.model)
     fits = fitted.total_bytes <= budget_bytes - reserve_bytes
     if fitted.met and not fits:
