@@ -137,7 +137,10 @@ def speed_rows(size: int, seed: int) -> tuple[list[Row], list[str]]:
         if not _installed(peer):
             notes.append(f"{claim.metric}: not measured, {peer} is not installed (pip install {peer})")
             continue
-        times = time_interleaved({"ours": ours, peer: build(x, fmt)}, rounds=3, warmup=1, seed=seed)
+        # A call of ours lasts milliseconds, one of theirs seconds: samples long enough that what theirs
+        # leaves behind (cold caches, sleeping threads) is not counted against ours.
+        works = {"ours": ours, peer: build(x, fmt)}
+        times = time_interleaved(works, rounds=5, warmup=1, min_sample_seconds=0.1, seed=seed)
         rows.append(
             claim.row(
                 baseline=times.median(peer),
