@@ -1,0 +1,25 @@
+/* How a team of threads calls the product of a linear layer, whatever its weights look like.
+
+   y = x Wᵀ (+ bias where the layer has one), for `tokens` rows of x. Every thread of the team calls `run` with
+   its number; it writes its own outputs only (a share of the columns of y, the same for every row) and returns
+   without waiting for the others: barriers belong to the caller. `run` allocates nothing; `scratch_bytes` says
+   how many bytes each thread must be given, 64-byte aligned, for these tokens.
+   x is (tokens, inputs), y is (tokens, outputs), both float32, contiguous, 64-byte aligned. */
+
+#ifndef SHOESTRING_LINEAR_KERNEL_H
+#define SHOESTRING_LINEAR_KERNEL_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+typedef struct linear_kernel {
+    void (*run)(const struct linear_kernel *self, const float *x, float *y, int64_t tokens, int thread,
+                int n_threads, void *scratch);
+    int64_t (*scratch_bytes)(const struct linear_kernel *self, int64_t tokens);
+    int64_t inputs, outputs;
+    const float *bias; /* (outputs) or NULL */
+    const void *weights[6]; /* what `run` reads; its own comment says which is which */
+    int64_t sizes[6];       /* likewise */
+} linear_kernel;
+
+#endif
