@@ -59,7 +59,9 @@ def test_a_change_in_a_header_is_seen(tmp_path):
     (tmp_path / "size.h").write_text("#define SIZE 3\n")
     (tmp_path / "both.h").write_text('#include "size.h"\n')
     source = tmp_path / "kernel.c"
-    source.write_text('#include <stdint.h>\n#include "size.h"\n#include "both.h"\nint size(void) { return SIZE; }')
+    source.write_text(
+        '#include <stdint.h>\n#include "size.h"\n#include "both.h"\nint size(void) { return SIZE; }'
+    )
     assert native.load_library(source).size() == 3
     (tmp_path / "size.h").write_text("#define SIZE 5\n")
     assert native.load_library(source).size() == 5

@@ -4,6 +4,7 @@ from shoestring.compression.activation_ranges import KullbackLeibler, MeanSquare
 from shoestring.compression.apply import Slot, apply, plan, rewrite_slot, slots, stored_bytes
 from shoestring.compression.calibration import Calibration, capture, capture_groups
 from shoestring.compression.conv_bn_fusion import fuse_conv_bn
+from shoestring.compression.dual_binarize import DualBinarize
 from shoestring.compression.emulation import emulate, emulate_static
 from shoestring.compression.gguf_export import export_gguf, export_gguf_q8
 from shoestring.compression.group_quantize import GPTQ, PackedRecipe, RoundToNearest
@@ -17,6 +18,7 @@ __all__ = [
     "GPTQ",
     "ActivationAwareLowRank",
     "Calibration",
+    "DualBinarize",
     "KVQuantize",
     "KullbackLeibler",
     "LowRank",

@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 from shoestring.errors import BadModelFile
+from shoestring.layers.dual_binary_linear import DualBinaryLinear
 from shoestring.layers.low_rank_linear import LowRankLinear
 from shoestring.layers.packed_linear import PackedEmbedding, PackedLinear, PackedWeight
+from shoestring.numbers.dual_binary import DualBinary
 from shoestring.numbers.grouped_affine import GroupedAffine, ZeroPoint
 
 Document = dict[str, dict[str, Any]]
@@ -30,6 +32,10 @@ def describe_modules(model: nn.Module) -> Document:
             shape = {"in_features": module.in_features, "out_features": module.out_features}
             bias = module.bias is not None
             document[name] = {"kind": "LowRankLinear", **shape, "rank": module.rank, "bias": bias}
+        elif isinstance(module, DualBinaryLinear):
+            shape = {"in_features": module.in_features, "out_features": module.out_features}
+            bias, group_size = module.bias is not None, module.form.group_size
+            document[name] = {"kind": "DualBinaryLinear", **shape, "group_size": group_size, "bias": bias}
         elif isinstance(module, PackedLinear | PackedEmbedding):
             document[name] = _describe_packed(module)
             if module.borrows:
@@ -69,20 +75,25 @@ def stored_tensors(document: Document) -> dict[str, tuple[tuple[int, ...], str]]
     tensors = {}
     names = {torch.uint8: "U8", torch.float16: "F16"}
     for name, entry in document.items():
-        if entry.get("kind") not in ("PackedLinear", "PackedEmbedding") or "tied_to" in entry:
+        kind = entry.get("kind")
+        if kind not in ("PackedLinear", "PackedEmbedding", "DualBinaryLinear") or "tied_to" in entry:
             continue
         try:
-            parts = _form(entry).tensors(entry["rows"], entry["cols"])
+            if kind == "DualBinaryLinear":
+                form = DualBinary(entry["group_size"])
+                parts, prefix = form.tensors(entry["out_features"], entry["in_features"]), name
+            else:
+                parts, prefix = _form(entry).tensors(entry["rows"], entry["cols"]), f"{name}.packed"
         except (KeyError, TypeError, ValueError) as error:
             raise BadModelFile(f"the saved format of {name!r} is not valid: {error!r}.") from error
         for part, (shape, dtype) in parts.items():
-            tensors[f"{name}.packed.{part}"] = (shape, names[dtype])
+            tensors[f"{prefix}.{part}"] = (shape, names[dtype])
     return tensors
 
 
 def is_rewritten(module: nn.Module) -> bool:
     """Whether the module is one that recipes put in place of another."""
-    return isinstance(module, PackedLinear | PackedEmbedding | LowRankLinear)
+    return isinstance(module, PackedLinear | PackedEmbedding | LowRankLinear | DualBinaryLinear)
 
 
 def _describe_packed(module: PackedLinear | PackedEmbedding) -> dict[str, Any]:
@@ -121,6 +132,10 @@ def _make(
     if kind == "LowRankLinear":
         shape = entry["in_features"], entry["out_features"], entry["rank"]
         return LowRankLinear(*shape, bias=entry["bias"], dtype=dtype, device=device)
+    if kind == "DualBinaryLinear":
+        sizes = entry["in_features"], entry["out_features"]
+        form = DualBinary(entry["group_size"])
+        return DualBinaryLinear(form, *sizes, bias=entry["bias"], dtype=dtype, device=device)
     if kind not in ("PackedLinear", "PackedEmbedding"):
         raise ValueError(f"kind {kind!r} is unknown to this version")
     if "tied_to" in entry:

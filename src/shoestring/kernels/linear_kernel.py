@@ -8,7 +8,7 @@ _SLOTS = 6
 
 
 class LinearKernelStruct(ctypes.Structure):
-    """struct linear_kernel. `run` and `scratch_bytes` are set in C, by the function that describes a kernel."""
+    """struct linear_kernel. `run` and `scratch_bytes` are set in C, by what describes a kernel."""
 
     _fields_ = (
         ("run", ctypes.c_void_p),

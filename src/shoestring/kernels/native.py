@@ -27,8 +27,8 @@ def load_library(source: str | Path, *, extra_flags: tuple[str, ...] = ()) -> ct
     """Compile a C file (or a source text) and load it; the second call, in any process, only loads.
 
     Headers that a file includes by name (`#include "name.h"`) are taken from its folder, once each, and are
-    part of what the cache goes by. `SHOESTRING_CC` names the compiler (default: `$CC`, then `cc`, `gcc`, `clang`); `SHOESTRING_CC=none`
-    turns compilation off.
+    part of what the cache goes by. `SHOESTRING_CC` names the compiler (default: `$CC`, then `cc`, `gcc`,
+    `clang`); `SHOESTRING_CC=none` turns compilation off.
 
     Raises: NoCompiler when there is none or it rejects the source (the message carries its first error).
     """

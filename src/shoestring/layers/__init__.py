@@ -2,6 +2,7 @@
 
 from shoestring.layers.attention import AttendOut, attend, merge
 from shoestring.layers.attention_masks import Causal, Explicit, Full, KVView, Mask, Tree
+from shoestring.layers.dual_binary_linear import DualBinaryLinear, LatentDualBinaryLinear
 from shoestring.layers.low_rank_linear import LowRankLinear
 from shoestring.layers.norm import RMSNorm
 from shoestring.layers.packed_linear import PackedEmbedding, PackedLinear, PackedWeight
@@ -11,9 +12,11 @@ from shoestring.layers.scaled_embedding import ScaledEmbedding
 __all__ = [
     "AttendOut",
     "Causal",
+    "DualBinaryLinear",
     "Explicit",
     "Full",
     "KVView",
+    "LatentDualBinaryLinear",
     "LinearScaling",
     "Llama3Scaling",
     "LowRankLinear",

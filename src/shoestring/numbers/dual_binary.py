@@ -31,7 +31,7 @@ _LARGEST = 65504.0
 
 @dataclass(frozen=True)
 class DualBinary:
-    """The format: two bits a weight, and two float16 for each `group_size` consecutive inputs of an output."""
+    """The format: two bits a weight, and two float16 for every `group_size` inputs of an output."""
 
     group_size: int = 64
 
@@ -46,6 +46,11 @@ class DualBinary:
     def nbytes(self, rows: int, cols: int) -> int:
         """Exact bytes of both planes and all levels."""
         return 2 * rows * packed_bytes(cols, 1) + 4 * rows * self.groups(cols)
+
+    def tensors(self, rows: int, cols: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Shape and type of each stored tensor: both planes and the levels."""
+        plane = (rows, packed_bytes(cols, 1)), torch.uint8
+        return {"first": plane, "second": plane, "levels": ((rows, self.groups(cols), 2), torch.float16)}
 
     def why_not(self, name: str, cols: int) -> str | None:
         """Why rows of `cols` weights cannot be stored so; None if they can."""
