@@ -60,6 +60,6 @@ def test_a_file_may_include_others_of_its_folder_and_changes_with_them(tmp_path)
     (tmp_path / "two.h").write_text('#include "one.h"\nstatic int two(void) { return one() + one(); }\n')
     source = tmp_path / "three.c"
     source.write_text('#include "one.h"\n#include "two.h"\nint three(void) { return one() + two(); }\n')
-    assert load_library(source).three() == 3
+    assert native.load_library(source).three() == 3
     (tmp_path / "one.h").write_text("static int one(void) { return 10; }\n")
-    assert load_library(source).three() == 30
+    assert native.load_library(source).three() == 30
