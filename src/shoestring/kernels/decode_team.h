@@ -7,7 +7,7 @@
 #include <sched.h>
 #include <stdatomic.h>
 
-enum { PATIENCE = 1 << 12 };
+enum { PATIENCE = 1 << 10 };
 
 typedef struct {
     _Alignas(64) atomic_int arrived;
