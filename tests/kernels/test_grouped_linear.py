@@ -87,7 +87,7 @@ def test_whole_numbers_are_exact_on_every_processor(bits, zero_point):
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_lesser_processors_give_the_same_up_to_the_last_rounding(flags, bits):
     form = GroupedAffine(bits, 32, ZeroPoint.REAL)
-    stored, weight = stored_matrix(form, 33, 4, seed=bits)
+    stored, _ = stored_matrix(form, 33, 4, seed=bits)
     packed = GroupedWeights.pack(form, stored, 128)
     x = torch.randn(6, 128, generator=torch.Generator().manual_seed(0))
     for activations in Activations:
@@ -119,7 +119,7 @@ def test_one_bit_codes():
 @pytest.mark.parametrize("activations", Activations)
 def test_neither_threads_nor_company_change_a_bit(activations):
     form = GroupedAffine(3, 32, ZeroPoint.REAL)
-    stored, weight = stored_matrix(form, 100, 4, seed=1)
+    stored, _ = stored_matrix(form, 100, 4, seed=1)
     kernel = GroupedWeights.pack(form, stored, 128).kernel(activations)
     x = torch.randn(7, 128, generator=torch.Generator().manual_seed(0))
     together = kernel(x)
