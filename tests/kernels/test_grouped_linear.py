@@ -155,3 +155,13 @@ def test_bytes_stay_the_same():
         form = GroupedAffine(bits, 32, ZeroPoint.REAL)
         stored, weight = stored_matrix(form, 64, 3, seed=0)
         assert GroupedWeights.pack(form, stored, weight.shape[1]).nbytes == form.nbytes(*weight.shape)
+
+
+@given(form=forms, groups=st.integers(1, 4), seed=st.integers(0, 99))
+def test_rows_are_those_of_the_stored_form_bit_for_bit(form, groups, seed):
+    stored, weight = stored_matrix(form, 37, groups, seed)
+    packed = GroupedWeights.pack(form, stored, weight.shape[1])
+    ids = torch.tensor([36, 0, 15, 16, 0])
+    assert torch.equal(packed.rows(ids), weight[ids])
+    with pytest.raises(IndexError, match="37"):
+        packed.rows(torch.tensor([37]))

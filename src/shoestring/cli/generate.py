@@ -78,7 +78,7 @@ def _start(name: str, text: str, chat: bool, settings: dict[str, Any]) -> "Strea
 
     # Elsewhere than on a terminal an error is to be the only line.
     with working(f"loading {name}") if errors().is_terminal else nullcontext():
-        model, tokenizer = load_model(name)
+        model, tokenizer = load_model(name, packed=True)
     prompt: str | list[int] = _chat_ids(tokenizer, name, text) if chat else text
     return stream(model, prompt, tokenizer, **settings)
 

@@ -91,7 +91,7 @@ class DenseCache(SlotCache):
         )
 
     def claim(self, n: int) -> None:
-        """Count `n` more slots and positions as filled: the caller writes them, keys rotated, to `storage`."""
+        """Count `n` more slots and positions as filled: the caller writes them, keys rotated, there."""
         for layer in self.layers:
             layer.table.claim(n)
         self.next_pos, self._last_pos = self.next_pos + n, None

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from shoestring.kernels.dense_linear import FLAGS
@@ -86,6 +86,24 @@ class GroupedWeights:
         parts = (*self.planes, self.scales, self.shifts, self.multipliers)
         return sum(part.nbytes for part in parts if part is not None)
 
+    def rows(self, ids: Int[Tensor, " n"]) -> Float[Tensor, "n inputs"]:
+        """Some rows of the matrix, float32, the same bits as the stored form decodes to.
+
+        Raises: IndexError for a row that is not there; NoCompiler.
+        """
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.outputs:
+            raise IndexError(f"rows {ids.tolist()} are not in a matrix of {self.outputs} rows.")
+        ids, out = ids.long().contiguous(), torch.empty(len(ids), self.inputs)
+        _packer().grouped_rows(
+            ctypes.addressof(self._matrix), self.bits, ids.data_ptr(), len(ids), out.data_ptr()
+        )
+        return out
+
+    @functools.cached_property
+    def _matrix(self) -> "_Matrix":
+        tensors = (*self.planes, self.scales, self.shifts, self.multipliers)
+        return _Matrix(*(None if part is None else part.data_ptr() for part in tensors), *_sizes(self)[:5])
+
     def kernel(self, activations: Activations, bias: Tensor | None = None) -> LinearKernel:
         """The product with this matrix as a kernel for a team of threads.
 
@@ -99,15 +117,6 @@ def grouped_kernel(
 ) -> LinearKernel:
     """`GroupedWeights.kernel` with a library of choice: the source built for this or a lesser processor."""
     kind = "int8" if activations is Activations.INT8 else "float"
-    block = block_inputs(weights.group_size)
-    sizes = (
-        block,
-        _quartets(weights.group_size),
-        weights.group_size // block,
-        weights.inputs // block,
-        list(ZeroPoint).index(weights.zero_point),
-        int(weights.multipliers is not None),
-    )
     tensors = (*weights.planes, weights.scales, weights.shifts, weights.multipliers)
     return LinearKernel(
         getattr(library, f"grouped_{kind}_{weights.bits}"),
@@ -115,11 +124,34 @@ def grouped_kernel(
         weights.inputs,
         weights.outputs,
         tensors,
-        sizes,
+        _sizes(weights),
         bias,
     )
 
 
+class _Matrix(ctypes.Structure):
+    """`grouped_matrix` of grouped_pack.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("wide", "pair", "single", "scales", "shifts", "multipliers")),
+        *((name, ctypes.c_int64) for name in ("block", "quartets", "blocks_per_group", "blocks", "shift")),
+    )
+
+
+def _sizes(weights: GroupedWeights) -> tuple[int, ...]:
+    """What `grouped_linear.c` calls `sizes`."""
+    block = block_inputs(weights.group_size)
+    return (
+        block,
+        _quartets(weights.group_size),
+        weights.group_size // block,
+        weights.inputs // block,
+        list(ZeroPoint).index(weights.zero_point),
+        int(weights.multipliers is not None),
+    )
+
+
+@functools.lru_cache(maxsize=1024)
 def block_inputs(group_size: int) -> int:
     """How many inputs are scaled together: the part of a group that wastes least as whole runs of 16, and of
     those that waste the same, the largest up to 32, else the smallest."""
@@ -164,7 +196,8 @@ def _packed_planes(
     )
     failed = _packer().pack_codes(
         codes.data_ptr(), codes.shape[1], bits, rows, cols, block, quartets,
-        *(None if plane is None else plane.data_ptr() for plane in (wide, pair, single)), torch.get_num_threads(),
+        *(None if plane is None else plane.data_ptr() for plane in (wide, pair, single)),
+        torch.get_num_threads(),
     )  # fmt: skip
     if failed:
         raise MemoryError(f"no memory to pack rows of {cols} codes")
@@ -195,4 +228,6 @@ def _packer() -> ctypes.CDLL:
         pointer, size, number, size, size, size, size, pointer, pointer, pointer, number,
     ]  # fmt: skip
     library.pack_codes.restype = number
+    library.grouped_rows.argtypes = [pointer, size, pointer, size, pointer]
+    library.grouped_rows.restype = None
     return library

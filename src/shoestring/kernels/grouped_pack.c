@@ -1,4 +1,5 @@
-/* Stored rows of codes, dense bit streams, to the planes of `grouped_codes.h`. */
+/* Stored rows of codes, dense bit streams, to the planes of `grouped_codes.h`; and single rows back to floats,
+   rounded as the stored form is decoded: product, then sum (built without contraction). */
 
 #include <stdlib.h>
 
@@ -76,4 +77,42 @@ int pack_codes(const uint8_t *stored, int64_t stride, int bits, int64_t rows, in
         free(row_codes);
     }
     return failed;
+}
+
+typedef struct {
+    const uint8_t *planes[3];
+    const void *scales, *shifts;
+    const float *multipliers;
+    int64_t block, quartets, blocks_per_group, blocks, shift; /* as in grouped_linear.c */
+} grouped_matrix;
+
+/* The code at `byte` of quad j of a quartet. */
+static int code_at(const grouped_matrix *m, int bits, int64_t quartet, int j, int byte) {
+    if (bits == 8) return m->planes[0][quartet * 8 * PLANE_BYTES + 64 * j + byte];
+    int code = 0;
+    if (bits & 4) code |= (m->planes[0][quartet * 4 * PLANE_BYTES + 64 * (j / 2) + byte] >> 4 * (j % 2) & 15) << (bits & 3);
+    if (bits & 2) code |= (m->planes[1][quartet * 2 * PLANE_BYTES + byte] >> 2 * j & 3) << (bits & 1);
+    if (bits & 1) code |= m->planes[2][quartet * PLANE_BYTES + byte % 32] >> (j + 4 * (byte / 32)) & 1;
+    return code;
+}
+
+/* out: (count, inputs), the rows `ids` of the matrix. */
+void grouped_rows(const grouped_matrix *m, int64_t bits, const int64_t *ids, int64_t count, float *out) {
+    int64_t groups = m->blocks / m->blocks_per_group;
+    for (int64_t n = 0; n < count; n++) {
+        int64_t tile = ids[n] / LANES, lane = ids[n] % LANES;
+        for (int64_t b = 0; b < m->blocks; b++) {
+            int64_t at = (tile * groups + b / m->blocks_per_group) * LANES + lane;
+            float scale = m->multipliers ? ((const uint8_t *)m->scales)[at] + 1.0f : half_to_float(((const uint16_t *)m->scales)[at]);
+            if (m->multipliers) scale *= m->multipliers[tile * LANES + lane];
+            float zero = m->shift == 0 ? (float)(1 << (bits - 1)) : 0.0f, offset = 0.0f;
+            if (m->shift == 1) zero = ((const uint8_t *)m->shifts)[at];
+            if (m->shift == 2) offset = half_to_float(((const uint16_t *)m->shifts)[at]);
+            for (int64_t i = 0; i < m->block; i++) {
+                int64_t quartet = (tile * m->blocks + b) * m->quartets + i / QUARTET;
+                int code = code_at(m, (int)bits, quartet, (int)(i % QUARTET / 4), (int)(4 * lane + i % 4));
+                *out++ = scale * ((float)code - zero) + offset;
+            }
+        }
+    }
 }
