@@ -3,9 +3,9 @@
     python benchmarks/decode_tokens.py [--quick] [--context 512] [--tokens 16] [--rounds 11]
 
 All run SmolLM2-135M on the same threads. llama.cpp and "Q4_1" read the same file: matrices in Q4_1, embedding
-and head in Q8_0. The others of ours are rounded from its weights: the matrices to so many bits with a scale and
-an offset per 32, embedding and head to 8. A sample feeds `tokens` tokens behind the same 512, then takes them
-back. "Reading" adds up the bytes of the Q4_1 weights: no decoder that reads all its weights can be faster.
+and head in Q8_0. The others of ours are rounded from its weights: the matrices to so many bits with a scale
+and an offset per 32, embedding and head to 8. A sample feeds `tokens` tokens behind the same 512, then takes
+them back. "Reading" adds up the bytes of the Q4_1 weights: no decoder that reads all of them can be faster.
 Spinning threads lose far more than others where a processor is shared: run it on a quiet machine.
 The table goes to benchmarks/results/decode_tokens.json. Needs the `peers` extra for llama.cpp.
 """

@@ -123,6 +123,19 @@ def test_tokens_can_be_taken_back():
         assert torch.equal(runner.feed(torch.tensor([[3]])), first)
 
 
+def test_all_logits_of_a_few_tokens():
+    decoder = decoder_of()
+    together, alone = make_runner(decoder), make_runner(decoder)
+    with torch.inference_mode():
+        together.feed(PROMPT)
+        alone.feed(PROMPT)
+        found = together.feed_all(torch.tensor([[7, 8, 9, 1, 2, 3, 4, 5]]))
+        expected = torch.cat([alone.feed(torch.tensor([[i]])) for i in (7, 8, 9, 1, 2, 3, 4, 5)])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    with pytest.raises(ValueError, match="9 tokens on this cache"):
+        together.feed_all(torch.zeros(1, 9, dtype=torch.long))
+
+
 def test_what_asks_for_another_path_gets_it_in_silence():
     decoder = decoder_of()
     quantised = decoder_cache(decoder, CacheFormat(8, 16))

@@ -56,11 +56,27 @@ class CompiledRunner(DecoderRunner):
         # Of plain weights a long run of tokens is a product of matrices, which torch does best.
         if start is None or n == 0 or (n > MOST_TOKENS and not self._packed):
             return super().feed(ids)
-        self.cache.claim(n)
+        return self._step(ids, start, 1)
+
+    def feed_all(self, ids: Int[Tensor, "1 n"]) -> Float[Tensor, "n vocab"]:
+        """Append up to `MOST_TOKENS` tokens; the logits after each of them, as drafts are verified.
+
+        Raises: ValueError for more tokens, or a cache that tokens were evicted from or reordered in.
+        """
+        start = self.cache.plain_slots()
+        if start is None or not 1 <= ids.shape[1] <= MOST_TOKENS:
+            raise ValueError(
+                f"{ids.shape[1]} tokens on this cache: feed_all takes 1 to {MOST_TOKENS}, and a cache that "
+                "holds every token in its place."
+            )
+        return self._step(ids, start, ids.shape[1])
+
+    def _step(self, ids: Tensor, start: int, logit_rows: int) -> Tensor:
+        self.cache.claim(ids.shape[1])
         self._follow_storage()
         self.cache.count_reads()
         # What is given must outlive the next call.
-        return self.compiled(ids[0], start).clone()
+        return self.compiled(ids[0], start, logit_rows).clone()
 
     def _follow_storage(self) -> None:
         storage = self.cache.storage()

@@ -33,7 +33,12 @@ _AHEAD_BYTES = 2048
 
 
 class Activations(enum.Enum):
-    """In what x takes part: rounded to int8 with a scale per block of inputs, or as it is."""
+    """In what x takes part: rounded to int8 with a scale per block of inputs, or as it is.
+
+    On WikiText-2 (validation, 2048 tokens in windows of 256, benchmarks/activation_bits.py) int8 inputs with
+    a float16 cache cost SmolLM2-135M in Q4_1 0.8 % of perplexity (24.88 to 25.08) and 0.0035 nats of
+    divergence, and a model fitted into 64 MiB (2 to 8 bits) 0.4 % (30.84 to 30.96) and 0.0036 nats.
+    """
 
     INT8 = 8
     FLOAT32 = 32
