@@ -310,8 +310,8 @@ int64_t grouped_int8_scratch(const linear_kernel *self, int64_t tokens) {
     }
 #define WIDTH(bits)                                                                                                  \
     static void unpack_tile_##bits(const linear_kernel *self, const grouping *g, const code_planes *planes,          \
-                                   int64_t tile, const many_room *room) {                                            \
-        unpack_tile(self, g, planes, tile, room, bits);                                                              \
+                                   int64_t tile, int which, const many_room *room) {                                 \
+        unpack_tile(self, g, planes, tile, which, room, bits);                                                       \
     }                                                                                                                \
     KERNEL(int8, 0, bits, MANY_ROWS(bits))                                                                           \
     KERNEL(float, 1, bits, )
