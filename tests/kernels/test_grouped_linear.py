@@ -48,7 +48,7 @@ def near(found, x, weight, expected, units):
     form=forms,
     rows=st.integers(1, 40),
     groups=st.integers(1, 5),
-    tokens=st.integers(1, 9),
+    tokens=st.one_of(st.integers(1, 9), st.integers(32, 60)),
     seed=st.integers(0, 99),
 )
 def test_products_equal_the_definition(form, rows, groups, tokens, seed):
@@ -73,14 +73,16 @@ def test_whole_numbers_are_exact_on_every_processor(bits, zero_point):
     zeros = torch.randint(form.levels, (35, 3), generator=generator).float()
     stored = form.store(codes, form.represent(torch.ones(35, 3), zeros))
     weight = form.dequantise(stored, 144)
-    x = torch.randint(-127, 128, (5, 144), generator=generator).float()
+    x = torch.randint(-127, 128, (41, 144), generator=generator).float()
     x[:, ::16] = 127.0  # the scale of every block is then 1
     packed = GroupedWeights.pack(form, stored, 144)
     expected = (x.long() @ weight.long().T).float()
     for flags in ((), *LESSER.values()):
         library = grouped_linear._library(flags)
         for activations in Activations:
-            assert torch.equal(grouped_kernel(packed, activations, None, library)(x), expected), flags
+            kernel = grouped_kernel(packed, activations, None, library)
+            assert torch.equal(kernel(x[:5]), expected[:5]), flags
+            assert torch.equal(kernel(x), expected), flags  # many rows go another way
 
 
 @pytest.mark.parametrize("flags", LESSER.values(), ids=LESSER)
@@ -124,9 +126,13 @@ def test_neither_threads_nor_company_change_a_bit(activations):
     x = torch.randn(7, 128, generator=torch.Generator().manual_seed(0))
     together = kernel(x)
     assert torch.equal(torch.cat([kernel(row[None]) for row in x]), together)
+    many = torch.randn(250, 128, generator=torch.Generator().manual_seed(0))
+    alone = kernel(many)
+    assert torch.equal(kernel(many[100:150]), alone[100:150])
     torch.set_num_threads(2)
     try:
         assert torch.equal(kernel(x), together)
+        assert torch.equal(kernel(many), alone)
     finally:
         torch.set_num_threads(1)
 
@@ -140,6 +146,10 @@ def test_what_is_not_finite_reaches_the_outputs_and_zeros_stay_zeros():
     y = kernel(x)
     assert (y[0] == 0).all()
     assert y[1:].isnan().all()
+    many = kernel(x.repeat(15, 1))
+    assert (many[::3] == 0).all()
+    assert many[1::3].isnan().all()
+    assert many[2::3].isnan().all()
 
 
 @given(group_size=st.integers(1, 600))

@@ -40,7 +40,7 @@ static int64_t row_bytes(const linear_kernel *self, int item) {
     return aligned(item * g.places) + 3 * aligned(4 * g.blocks);
 }
 
-int64_t grouped_int8_scratch(const linear_kernel *self, int64_t tokens) { return tokens * row_bytes(self, 1); }
+int64_t grouped_int8_scratch(const linear_kernel *self, int64_t tokens);
 int64_t grouped_float_scratch(const linear_kernel *self, int64_t tokens) { return tokens * row_bytes(self, 4); }
 
 static prepared_row lay_out(const linear_kernel *self, char *room, int item) {
@@ -280,19 +280,39 @@ INLINE void run(const linear_kernel *self, const float *x, float *y, int64_t tok
     }
 }
 
+#include "grouped_many.h"
+
+int64_t grouped_int8_scratch(const linear_kernel *self, int64_t tokens) {
+    grouping g = grouping_of(self);
+    many_room room;
+    return tokens < LEAST_MANY ? tokens * row_bytes(self, 1) : lay_out_many(&g, NULL, &room);
+}
+
 #define TILE(kind, bits, rows)                                                                                       \
     static void tile_##kind##_##bits##_##rows(const linear_kernel *self, const grouping *g, const code_planes *p,    \
                                               int64_t tile, const prepared_row *x, float *y) {                       \
         if (g->quartets == 2) tile_##kind(self, g, p, tile, x, y, bits, rows, 2);                                    \
         else tile_##kind(self, g, p, tile, x, y, bits, rows, 0);                                                     \
     }
-#define KERNEL(kind, is_float, bits)                                                                                 \
+#define KERNEL(kind, is_float, bits, many)                                                                           \
     TILE(kind, bits, 4)                                                                                              \
     TILE(kind, bits, 1)                                                                                              \
     void grouped_##kind##_##bits(const linear_kernel *self, const float *x, float *y, int64_t tokens, int thread,    \
                                  int n_threads, void *scratch) {                                                     \
+        many                                                                                                         \
         run(self, x, y, tokens, thread, n_threads, scratch, is_float, tile_##kind##_##bits##_4,                      \
             tile_##kind##_##bits##_1);                                                                               \
     }
-#define WIDTH(bits) KERNEL(int8, 0, bits) KERNEL(float, 1, bits)
+#define MANY_ROWS(bits)                                                                                              \
+    if (tokens >= LEAST_MANY) {                                                                                      \
+        run_many(self, x, y, tokens, thread, n_threads, scratch, unpack_tile_##bits, bits == 8);                     \
+        return;                                                                                                      \
+    }
+#define WIDTH(bits)                                                                                                  \
+    static void unpack_tile_##bits(const linear_kernel *self, const grouping *g, const code_planes *planes,          \
+                                   int64_t tile, int which, const many_room *room) {                                 \
+        unpack_tile(self, g, planes, tile, which, room, bits);                                                       \
+    }                                                                                                                \
+    KERNEL(int8, 0, bits, MANY_ROWS(bits))                                                                           \
+    KERNEL(float, 1, bits, )
 WIDTH(1) WIDTH(2) WIDTH(3) WIDTH(4) WIDTH(5) WIDTH(6) WIDTH(7) WIDTH(8)
