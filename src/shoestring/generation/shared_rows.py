@@ -1,0 +1,46 @@
+"""Layers of a decoder that share an input choose its rows once: (q, k, v), and (gate, up)."""
+
+from torch import Tensor
+
+from shoestring.kernels.row_gather import RowGroup, row_gather
+from shoestring.layers.row_sparse_linear import RowSparseLinear
+from shoestring.models.decoder import Decoder
+from shoestring.models.hooks import Phase, Project
+
+PARTS = {"q_proj": "self_attn", "k_proj": "self_attn", "v_proj": "self_attn", "gate_proj": "mlp", "up_proj": "mlp"}
+
+
+class SharedRows:
+    """A `linear` hook: one call of the kernel for all row-sparse layers of one input.
+
+    Results are those of the layers called one by one, bit for bit. Layers split anew after their first call need
+    a new hook.
+    """
+
+    def __init__(self, model: Decoder) -> None:
+        self._model = model
+        self._groups: dict[tuple[int, tuple[str, ...]], tuple[list[RowSparseLinear], RowGroup] | None] = {}
+
+    def linear(
+        self, layer: int, names: tuple[str, ...], x: Tensor, phase: Phase, proceed: Project
+    ) -> tuple[Tensor, ...]:
+        """As `LinearHook`."""
+        if phase is Phase.DECODE and len(names) > 1:
+            found = self._group(layer, names)
+            if found is not None and all(module.is_sparse_call(x) for module in found[0]):
+                modules, group = found
+                for module in modules:
+                    module.check_inference()
+                    module.sparse_tokens += x.numel() // module.in_features
+                return row_gather(x, group)
+        return proceed(x)
+
+    def _group(self, layer: int, names: tuple[str, ...]) -> tuple[list[RowSparseLinear], RowGroup] | None:
+        key = layer, names
+        if key not in self._groups:
+            block = self._model.model.layers[layer]
+            modules = [block.get_submodule(f"{PARTS[name]}.{name}") for name in names]
+            own = [module for module in modules if isinstance(module, RowSparseLinear)]
+            whole = len(own) == len(modules)
+            self._groups[key] = (own, RowGroup(tuple(m.weights for m in own))) if whole else None
+        return self._groups[key]
