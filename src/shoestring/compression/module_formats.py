@@ -12,6 +12,7 @@ from torch import nn
 from shoestring.errors import BadModelFile
 from shoestring.layers.low_rank_linear import LowRankLinear
 from shoestring.layers.packed_linear import PackedEmbedding, PackedLinear, PackedWeight
+from shoestring.layers.row_sparse_linear import RowSparseLinear
 from shoestring.numbers.grouped_affine import GroupedAffine, ZeroPoint
 
 Document = dict[str, dict[str, Any]]
@@ -30,6 +31,8 @@ def describe_modules(model: nn.Module) -> Document:
             shape = {"in_features": module.in_features, "out_features": module.out_features}
             bias = module.bias is not None
             document[name] = {"kind": "LowRankLinear", **shape, "rank": module.rank, "bias": bias}
+        elif isinstance(module, RowSparseLinear):
+            document[name] = _describe_row_sparse(module)
         elif isinstance(module, PackedLinear | PackedEmbedding):
             document[name] = _describe_packed(module)
             if module.borrows:
@@ -66,9 +69,11 @@ def stored_tensors(document: Document) -> dict[str, tuple[tuple[int, ...], str]]
 
     Raises: BadModelFile if an entry is not valid.
     """
-    tensors = {}
+    tensors: dict[str, tuple[tuple[int, ...], str]] = {}
     names = {torch.uint8: "U8", torch.float16: "F16"}
     for name, entry in document.items():
+        if entry.get("kind") == "RowSparseLinear":
+            tensors |= _row_sparse_tensors(name, entry)
         if entry.get("kind") not in ("PackedLinear", "PackedEmbedding") or "tied_to" in entry:
             continue
         try:
@@ -82,7 +87,7 @@ def stored_tensors(document: Document) -> dict[str, tuple[tuple[int, ...], str]]
 
 def is_rewritten(module: nn.Module) -> bool:
     """Whether the module is one that recipes put in place of another."""
-    return isinstance(module, PackedLinear | PackedEmbedding | LowRankLinear)
+    return isinstance(module, PackedLinear | PackedEmbedding | LowRankLinear | RowSparseLinear)
 
 
 def _describe_packed(module: PackedLinear | PackedEmbedding) -> dict[str, Any]:
@@ -105,6 +110,43 @@ def _describe_packed(module: PackedLinear | PackedEmbedding) -> dict[str, Any]:
     return entry
 
 
+_STORES = {
+    "float64": (torch.float64, "F64"),
+    "float32": (torch.float32, "F32"),
+    "bfloat16": (torch.bfloat16, "BF16"),
+    "float16": (torch.float16, "F16"),
+}
+"""The types of row-sparse matrices, by their names in a document: torch's, and that of safetensors."""
+
+
+def _describe_row_sparse(module: RowSparseLinear) -> dict[str, Any]:
+    return {
+        "kind": "RowSparseLinear",
+        "in_features": module.in_features,
+        "out_features": module.out_features,
+        "rank": module.rank,
+        "bias": module.bias is not None,
+        "store": str(module.rows.dtype).removeprefix("torch."),
+    }
+
+
+def _row_sparse_tensors(name: str, entry: dict[str, Any]) -> dict[str, tuple[tuple[int, ...], str]]:
+    try:
+        inputs, outputs, rank = entry["in_features"], entry["out_features"], entry["rank"]
+        store = _STORES[entry["store"]][1]
+    except (KeyError, TypeError) as error:
+        raise BadModelFile(f"the saved format of {name!r} is not valid: {error!r}.") from error
+    tensors: dict[str, tuple[tuple[int, ...], str]] = {
+        f"{name}.rows": ((inputs, outputs), store),
+        f"{name}.threshold": ((), "F32"),
+    }
+    if rank:
+        tensors[f"{name}.scales"] = ((inputs,), "F32")
+        tensors[f"{name}.down"] = ((inputs, rank), store)
+        tensors[f"{name}.up"] = ((rank, outputs), store)
+    return tensors
+
+
 def _form(entry: dict[str, Any]) -> GroupedAffine:
     zero_point = ZeroPoint(entry["zero_point"])
     return GroupedAffine(entry["bits"], entry["group_size"], zero_point, entry["scale_bits"])
@@ -121,6 +163,10 @@ def _make(
     if kind == "LowRankLinear":
         shape = entry["in_features"], entry["out_features"], entry["rank"]
         return LowRankLinear(*shape, bias=entry["bias"], dtype=dtype, device=device)
+    if kind == "RowSparseLinear":
+        shape = entry["in_features"], entry["out_features"], entry["rank"]
+        store = _STORES[entry["store"]][0]
+        return RowSparseLinear(*shape, bias=entry["bias"], store=store, dtype=dtype, device=device)
     if kind not in ("PackedLinear", "PackedEmbedding"):
         raise ValueError(f"kind {kind!r} is unknown to this version")
     if "tied_to" in entry:

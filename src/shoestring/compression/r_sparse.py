@@ -45,7 +45,7 @@ class Budget:
 
     @classmethod
     def of(cls, outputs: int, inputs: int, sparsity: float, alpha: float) -> "Budget":
-        """channels · outputs + rank · (inputs + outputs) is (1 − sparsity) of the weights, but for rounding."""
+        """channels · outputs + rank · (inputs + outputs) ≈ (1 − sparsity) · outputs · inputs."""
         share = 1.0 - sparsity
         channels = max(int(inputs * share * alpha), 1)
         if alpha == 1.0:
@@ -72,9 +72,10 @@ class Split:
 class RSparse(ModuleRecipe):
     """Read only a part of each weight for a token of decoding; prompts stay dense.
 
-    sparsity: share of the reads of a weight that are saved, in [0, 1). alpha: share of what is still read that
-    goes to whole columns, the rest to the low-rank path: 1 is plain magnitude sparsity, 0 low rank alone. store:
-    the type of the matrices; bytes stored grow with the low-rank path, what falls is what decoding reads.
+    sparsity: share of the reads of a weight that are saved, in [0, 1). alpha: share of what is still read
+    that goes to whole columns, the rest to the low-rank path: 1 is plain magnitude sparsity, 0 low rank
+    alone. store: the type of the matrices; bytes stored grow with the low-rank path, what falls is what
+    decoding reads.
 
     Calibration is a `ScoreCalibration` (`capture_scores`). Raises: ValueError for numbers outside their range.
     """
@@ -118,8 +119,14 @@ class RSparse(ModuleRecipe):
         self.split(name, layer, calibration).put(layer)
         return layer
 
-    def split(self, name: str, layer: RowSparseLinear, calibration: Calibration | None) -> Split:
-        """What this recipe makes of a layer, from the cached factors of its weight.
+    def split(
+        self,
+        name: str,
+        layer: RowSparseLinear,
+        calibration: Calibration | None,
+        factors: tuple[Tensor, Tensor] | None = None,
+    ) -> Split:
+        """What this recipe makes of a layer. factors: the `singular_factors` of its weight, where at hand.
 
         Raises: ValueError without scores of this layer.
         """
@@ -131,7 +138,7 @@ class RSparse(ModuleRecipe):
         if rank == 0:
             dense = kept >= 1.0
             return Split(EVERY_INPUT if dense else calibration.threshold(name, kept, weighted=False))
-        down, up = singular_factors(layer.weight, layer.rows.dtype)
+        down, up = factors or singular_factors(layer.weight, layer.rows.dtype)
         scales = column_norms(layer.weight)
         threshold = NO_INPUT if kept == 0 else calibration.threshold(name, kept, weighted=True)
         return Split(threshold, scales, down[:, :rank], up[:rank])

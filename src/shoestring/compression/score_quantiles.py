@@ -92,7 +92,7 @@ class ScoreCalibration(Calibration):
         return name in self.inputs
 
     def threshold(self, name: str, kept: float, weighted: bool) -> float:
-        """The score above which lies a share `kept` of the inputs. Raises: ValueError for an unknown layer."""
+        """The score above which lies a share `kept` of the inputs. Raises: ValueError for another layer."""
         if name not in self.inputs:
             raise ValueError(f"no inputs of {name!r} were captured; capture scores that include it.")
         q = min(max(1.0 - kept, 0.0), 1.0)

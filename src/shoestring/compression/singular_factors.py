@@ -18,9 +18,8 @@ def singular_factors(
 ) -> tuple[Float[Tensor, "cols rank"], Float[Tensor, "rank rows"]]:
     """(down, up) with (down[:, :r] up[:r])ᵀ the matrix of rank r nearest to the weight, for every r.
 
-    down = V diag(s), up = Uᵀ, worked out in float64 and rounded once to `dtype`. As many ranks are given as take
-    fewer numbers than the matrix, or one. A second call with the same weight reads a file.
-    """
+    down = V diag(s), up = Uᵀ, worked out in float64 and rounded once to `dtype`. As many ranks are given as
+    take fewer numbers than the matrix, or one. A second call with the same weight reads a file."""
     path = cache_folder("singular_factors") / f"{_key(weight, dtype)}.safetensors"
     if path.exists():
         try:
@@ -39,6 +38,6 @@ def singular_factors(
 
 def _key(weight: Tensor, dtype: torch.dtype) -> str:
     bits = weight.detach().cpu().contiguous().view(torch.uint8).numpy()
-    digest = hashlib.sha256(bits)
+    digest = hashlib.sha256(bits.data)
     digest.update(f"{tuple(weight.shape)} {weight.dtype} {dtype} {_VERSION}".encode())
     return digest.hexdigest()[:32]

@@ -18,9 +18,9 @@ class TailLoss:
     """Mean negative log-likelihood, nats a token, of the tokens that the last `tail` of each window predict.
 
     The first part of a window is a prompt and goes through dense; the tail is fed as decoded tokens are: by
-    masking, all at once, which gives what token by token gives. On a `Decoder` the prompt is run once, when this
-    is made, and its keys and values serve every call; the layers must be dense in a prompt, as row-sparse ones
-    and hooks that look at the phase are.
+    masking, all at once, which gives what token by token gives. On a `Decoder` the prompt is run once, when
+    this is made, and its keys and values serve every call; the layers must be dense in a prompt, as
+    row-sparse ones and hooks that look at the phase are.
 
     windows: token ids (windows, window). batch: windows run at once.
     Raises: ValueError for a tail that leaves no prompt or predicts nothing.
@@ -30,7 +30,7 @@ class TailLoss:
         self, model: nn.Module, windows: Int[Tensor, "windows window"], tail: int, batch: int = 4
     ) -> None:
         if not 2 <= tail < windows.shape[1]:
-            raise ValueError(f"tail={tail} must be 2 or more, and shorter than windows of {windows.shape[1]}.")
+            raise ValueError(f"tail={tail} must be 2 or more, and less than a window of {windows.shape[1]}.")
         self.model, self.tail = model, tail
         self._parts = windows.split(batch)
         self._prompts = [self._prompt(ids) for ids in self._parts] if isinstance(model, Decoder) else None

@@ -7,15 +7,16 @@ from shoestring.layers.row_sparse_linear import RowSparseLinear
 from shoestring.models.decoder import Decoder
 from shoestring.models.hooks import Phase, Project
 
-PARTS = {"q_proj": "self_attn", "k_proj": "self_attn", "v_proj": "self_attn", "gate_proj": "mlp", "up_proj": "mlp"}
+PARTS = {
+    "q_proj": "self_attn", "k_proj": "self_attn", "v_proj": "self_attn", "gate_proj": "mlp", "up_proj": "mlp",
+}  # fmt: skip
 
 
 class SharedRows:
     """A `linear` hook: one call of the kernel for all row-sparse layers of one input.
 
-    Results are those of the layers called one by one, bit for bit. Layers split anew after their first call need
-    a new hook.
-    """
+    Results are those of the layers called one by one, bit for bit. Layers split anew after their first call
+    need a new hook."""
 
     def __init__(self, model: Decoder) -> None:
         self._model = model

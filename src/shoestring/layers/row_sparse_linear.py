@@ -28,9 +28,9 @@ _FLOAT32 = ("threshold", "scales")
 class RowSparseLinear(nn.Module):
     """x (…, tokens, in_features) -> y (…, tokens, out_features); a call with one token a sequence is sparse.
 
-    rank: of the low-rank path; 0 for none, then there are no scales either. A new layer is dense: `split` says
-    what it leaves out. Decoding more than `MOST_TOKENS` sequences at once is dense too, with a notice. Inside
-    `sparse_tail` the last tokens of a prompt are treated as if they were decoded one by one.
+    rank: of the low-rank path; 0 for none, then there are no scales either. A new layer is dense: `split`
+    says what it leaves out. Decoding more than `MOST_TOKENS` sequences at once is dense too, with a notice.
+    Inside `sparse_tail` the last tokens of a prompt are treated as if they were decoded one by one.
 
     The weight is held once, transposed. kept_rows, sparse_tokens: what sparse calls have read so far.
     """
@@ -69,7 +69,8 @@ class RowSparseLinear(nn.Module):
         self.register_buffer("kept_rows", torch.zeros(1, dtype=torch.int64, device=device), persistent=False)
         new = torch.zeros(out_features, dtype=dtype, device=device)
         self.bias = nn.Parameter(new, requires_grad=False) if bias else None
-        self.sparse_tokens, self._tail = 0, None
+        self.sparse_tokens = 0
+        self._tail: float | None = None
         self._known: tuple[Tensor, RowGroup] | None = None
         self.register_load_state_dict_post_hook(lambda module, _: module._forget())
 
@@ -234,7 +235,8 @@ def reset_counters(model: nn.Module) -> None:
 
 
 def rows_read(model: nn.Module) -> dict[str, float]:
-    """The share of rows read by each layer, over the sparse tokens since the last reset; NaN if there were none."""
+    """The share of rows read by each layer, over the sparse tokens since the last reset; NaN if there were
+    none."""
     found = {}
     for name, layer in row_sparse_layers(model).items():
         total = layer.sparse_tokens * layer.in_features
