@@ -109,7 +109,8 @@ class RSparse(ModuleRecipe):
 
     def rewrite(self, name: str, module: nn.Module, calibration: Calibration | None) -> nn.Module:
         """Raises: TypeError for anything but a linear layer; NotImplementedError for a packed one; ValueError
-        without scores of this layer."""
+        without scores of this layer.
+        """
         check_target(name, module)
         if reason := self.why_not(name, module):
             raise ValueError(reason)

@@ -19,7 +19,8 @@ def singular_factors(
     """(down, up) with (down[:, :r] up[:r])ᵀ the matrix of rank r nearest to the weight, for every r.
 
     down = V diag(s), up = Uᵀ, worked out in float64 and rounded once to `dtype`. As many ranks are given as
-    take fewer numbers than the matrix, or one. A second call with the same weight reads a file."""
+    take fewer numbers than the matrix, or one. A second call with the same weight reads a file.
+    """
     path = cache_folder("singular_factors") / f"{_key(weight, dtype)}.safetensors"
     if path.exists():
         try:

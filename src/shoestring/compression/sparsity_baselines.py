@@ -32,7 +32,8 @@ class ReluFication:
 
     T is 0 for a plain ReLU, moved to the quantile that gives the sparsity asked for (a shifted ReLU). Source:
     Mirzadeh et al. 2024, "ReLU Strikes Back: Exploiting Activation Sparsity in Large Language Models",
-    sections 4 and 5.3."""
+    sections 4 and 5.3.
+    """
 
     def __init__(self, calibration: ScoreCalibration, sparsity: float) -> None:
         self.thresholds = {name: table.quantile(sparsity) for name, table in calibration.inputs.items()}

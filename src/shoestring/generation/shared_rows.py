@@ -16,7 +16,8 @@ class SharedRows:
     """A `linear` hook: one call of the kernel for all row-sparse layers of one input.
 
     Results are those of the layers called one by one, bit for bit. Layers split anew after their first call
-    need a new hook."""
+    need a new hook.
+    """
 
     def __init__(self, model: Decoder) -> None:
         self._model = model

@@ -236,7 +236,8 @@ def reset_counters(model: nn.Module) -> None:
 
 def rows_read(model: nn.Module) -> dict[str, float]:
     """The share of rows read by each layer, over the sparse tokens since the last reset; NaN if there were
-    none."""
+    none.
+    """
     found = {}
     for name, layer in row_sparse_layers(model).items():
         total = layer.sparse_tokens * layer.in_features
