@@ -1,7 +1,6 @@
 """The product that reads only the rows that count: compiled, masked, and called by a team of threads."""
 
 import ctypes
-import functools
 import platform
 
 import pytest
@@ -101,12 +100,12 @@ def test_a_team_of_threads_gets_the_same_bits(shape, rank, team, dtype):
     x, weights, _ = make(*shape, rank=rank, dtype=dtype, tokens=3, scaled=True, bias=True)
     y = torch.full((3, shape[1]), float("nan"))
     kernel = weights.kernel
-    needed = SCRATCH(kernel.scratch_bytes)(ctypes.addressof(kernel), 3)
+    needed = SCRATCH(kernel.fields.scratch_bytes)(kernel.address, 3)
     guard = 64
     for thread in range(team):
         scratch = torch.full((needed + guard,), 77, dtype=torch.uint8)
-        RUN(kernel.run)(
-            ctypes.addressof(kernel), x.data_ptr(), y.data_ptr(), 3, thread, team, scratch.data_ptr()
+        RUN(kernel.fields.run)(
+            kernel.address, x.data_ptr(), y.data_ptr(), 3, thread, team, scratch.data_ptr()
         )
         assert bool((scratch[needed:] == 77).all()), "written behind the scratch that was asked for"
     assert torch.equal(y, row_gather(x, RowGroup((weights,)))[0])
@@ -119,7 +118,10 @@ def test_narrower_vectors_give_the_same(flags, dtype, monkeypatch):
     if platform.machine() not in ("x86_64", "AMD64"):
         pytest.skip("these are flags of x86")
     build = module.load_library
-    narrow = functools.partial(build, extra_flags=flags)
+
+    def narrow(source, extra_flags):
+        return build(source, extra_flags=extra_flags + flags)
+
     cases = [make(65, outputs, rank=7, dtype=dtype, bias=True) for outputs in (3, 200, 417)]
     expected = [naive_row_gather(x, weights) for x, weights, _ in cases]
     monkeypatch.setattr(module, "load_library", narrow)

@@ -77,7 +77,8 @@ class RSparse(ModuleRecipe):
     alone. store: the type of the matrices; bytes stored grow with the low-rank path, what falls is what
     decoding reads.
 
-    Calibration is a `ScoreCalibration` (`capture_scores`). Raises: ValueError for numbers outside their range.
+    Calibration is a `ScoreCalibration` (`capture_scores`).
+    Raises: ValueError for numbers outside their range.
     """
 
     needs: ClassVar[Needs] = Needs.CALIBRATION

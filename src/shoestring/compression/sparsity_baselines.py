@@ -10,33 +10,28 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shoestring.compression.score_quantiles import ScoreCalibration, ValueTable
+from shoestring.compression.score_quantiles import ValueTable
 from shoestring.layers.row_sparse_linear import RowSparseLinear
 from shoestring.models.decoder import Decoder
 from shoestring.models.decoder_config import Activation
 from shoestring.models.hooks import Context, Phase, Project
 
-PLACES = {
-    "q_proj": "self_attn", "k_proj": "self_attn", "v_proj": "self_attn", "o_proj": "self_attn",
-    "gate_proj": "mlp", "up_proj": "mlp", "down_proj": "mlp",
-}  # fmt: skip
-
-
-def layer_name(layer: int, name: str) -> str:
-    """The module's name in a `Decoder`."""
-    return f"model.layers.{layer}.{PLACES[name]}.{name}"
-
 
 class ReluFication:
-    """ReLU in front of every linear layer, without the training that makes up for it: x_j counts if x_j > T.
+    """A ReLU in front of every linear layer, without the training that makes up for it: x_j counts if x_j > 0.
 
-    T is 0 for a plain ReLU, moved to the quantile that gives the sparsity asked for (a shifted ReLU). Source:
-    Mirzadeh et al. 2024, "ReLU Strikes Back: Exploiting Activation Sparsity in Large Language Models",
-    sections 4 and 5.3.
+    How much that leaves out is not chosen; `sparsity` says what it was.
+    Source: Mirzadeh et al. 2024, "ReLU Strikes Back: Exploiting Activation Sparsity in Large Language Models",
+    section 4.
     """
 
-    def __init__(self, calibration: ScoreCalibration, sparsity: float) -> None:
-        self.thresholds = {name: table.quantile(sparsity) for name, table in calibration.inputs.items()}
+    def __init__(self) -> None:
+        self._left_out, self._all = 0, 0
+
+    @property
+    def sparsity(self) -> float:
+        """The share of the weights that was not read so far."""
+        return self._left_out / max(self._all, 1)
 
     def linear(
         self, layer: int, names: tuple[str, ...], x: Tensor, phase: Phase, proceed: Project
@@ -44,7 +39,11 @@ class ReluFication:
         """As `LinearHook`."""
         if phase is not Phase.DECODE:
             return proceed(x)
-        return proceed(x * (x > self.thresholds[layer_name(layer, names[0])]))
+        outputs = proceed(x.relu())
+        width = sum(y.shape[-1] for y in outputs)
+        self._left_out += int((x <= 0).sum()) * width
+        self._all += x.numel() * width
+        return outputs
 
 
 class RandomChannels:

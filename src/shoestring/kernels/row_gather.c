@@ -187,14 +187,14 @@ static row_list all_of(float *z, int32_t *numbers, int64_t rank) {
 }
 
 // Lists of inputs, z and its numbers.
-static int64_t row_gather_scratch_bytes(const linear_kernel *self, int64_t tokens) {
+int64_t row_gather_scratch_bytes(const linear_kernel *self, int64_t tokens) {
     (void)tokens;
     return 8 * (self->inputs + self->sizes[RANK]) + LINE;
 }
 
 // For a team that brings its own barriers. Every thread chooses the rows, and computes z, for itself.
-static void row_gather_run(const linear_kernel *self, const float *x, float *y, int64_t tokens, int thread,
-                           int threads, void *scratch) {
+void row_gather_run(const linear_kernel *self, const float *x, float *y, int64_t tokens, int thread, int threads,
+                    void *scratch) {
     const int64_t rank = self->sizes[RANK], inputs = self->inputs;
     int64_t first, last;
     share(self->outputs, thread, threads, &first, &last);
@@ -212,11 +212,6 @@ static void row_gather_run(const linear_kernel *self, const float *x, float *y, 
         if (thread == 0 && self->weights[COUNTER]) *(int64_t *)self->weights[COUNTER] += list.count;
         write_outputs(self, &list, rank ? &hidden : 0, y, first, last);
     }
-}
-
-void row_gather_functions(linear_kernel *self) {
-    self->run = row_gather_run;
-    self->scratch_bytes = row_gather_scratch_bytes;
 }
 
 static int same_choice(const linear_kernel *a, const linear_kernel *b) {

@@ -20,13 +20,15 @@ from torch.nn import functional as F
 
 from shoestring.errors import NoCompiler
 from shoestring.kernels.costs import Cost, states_cost
-from shoestring.kernels.linear_kernel import LinearKernel, with_header
+from shoestring.kernels.linear_kernel import LinearKernel
 from shoestring.kernels.native import load_library
 from shoestring.notices import notice_fallback
 
 MOST_TOKENS = 8
 """Tokens at a time for which gathering rows is the fast way: with more, nearly every row is somebody's."""
 
+FLAGS = ("-ffp-contract=fast",)
+"""Products are fused with sums."""
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 
@@ -93,25 +95,20 @@ class RowWeights:
 
     @functools.cached_property
     def kernel(self) -> LinearKernel:
-        """The struct for the compiled product, also for a decode step that calls it from its own threads.
+        """The compiled product, also for a decode step that calls it from its own threads.
 
-        It points to tensors of this object, so it lives no longer. Raises: NoCompiler; TypeError for a type
-        or device that the kernel is not for.
+        Raises: NoCompiler; TypeError for a type or device that it is not for.
         """
         if self.rows.device.type != "cpu" or self.rows.dtype not in _TYPES:
             raise TypeError(f"the kernel is for float32 and bfloat16 on the CPU, not {self._place}.")
-        library, kernel = _library(), LinearKernel()
-        parts = (self.rows, _float(self.scales), self.down, self.up, self.kept_rows)
-        held = [None if part is None else part.detach().contiguous() for part in parts]
-        bias = _float(self.bias)
-        library.row_gather_functions(ctypes.byref(kernel))
-        kernel.inputs, kernel.outputs, kernel.bias = self.inputs, self.outputs, _pointer(bias)
-        for place, part in enumerate(held):
-            kernel.weights[place] = _pointer(part)
-        kernel.sizes[0], kernel.sizes[1] = self.rank, _TYPES[self.rows.dtype]
-        kernel.sizes[2] = struct.unpack("<I", struct.pack("<f", self.threshold))[0]
-        self.__dict__["_held"] = (held, bias)
-        return kernel
+        library, counter = _library(), self.kept_rows
+        parts = [self.rows, _float(self.scales), self.down, self.up]
+        tensors = [None if part is None else part.detach().contiguous() for part in parts]
+        bits = struct.unpack("<I", struct.pack("<f", self.threshold))[0]
+        return LinearKernel(
+            library.row_gather_run, library.row_gather_scratch_bytes, self.inputs, self.outputs,
+            [*tensors, counter], [self.rank, _TYPES[self.rows.dtype], bits], self.bias,
+        )  # fmt: skip
 
     @property
     def _place(self) -> str:
@@ -164,8 +161,7 @@ class RowGroup:
     @functools.cached_property
     def structs(self) -> Any:
         """What the compiled loop takes: an array of pointers."""
-        pointers = (ctypes.pointer(weights.kernel) for weights in self.layers)
-        return (ctypes.POINTER(LinearKernel) * len(self.layers))(*pointers)
+        return (ctypes.c_void_p * len(self.layers))(*(w.kernel.address for w in self.layers))
 
     @functools.cached_property
     def widths(self) -> list[int]:
@@ -221,18 +217,10 @@ def _float(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.detach().float().contiguous()
 
 
-def _pointer(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
-
-
 @functools.cache
 def _library() -> ctypes.CDLL:
-    library = load_library(with_header(Path(__file__).with_suffix(".c")))
+    library = load_library(Path(__file__).with_suffix(".c"), extra_flags=FLAGS)
     pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-    library.row_gather_functions.argtypes = [pointer]
-    library.row_gather_functions.restype = None
-    library.row_gather.argtypes = [
-        ctypes.POINTER(ctypes.POINTER(LinearKernel)), number, pointer, pointer, size, number,
-    ]  # fmt: skip
+    library.row_gather.argtypes = [pointer, number, pointer, pointer, size, number]
     library.row_gather.restype = number
     return library

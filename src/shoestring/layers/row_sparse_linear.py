@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from shoestring.kernels.linear_kernel import LinearKernel
 from shoestring.kernels.row_gather import MOST_TOKENS, RowGroup, RowWeights, naive_row_gather, row_gather
 from shoestring.notices import notice_fallback
 
@@ -253,3 +254,12 @@ def bytes_read(model: nn.Module) -> int:
         fixed = weights.bytes_of(0)
         total += tokens * fixed + int(layer.kept_rows) * (weights.bytes_of(1) - fixed)
     return total
+
+
+def row_sparse_kernel(module: nn.Module) -> LinearKernel | None:
+    """For `CompiledDecoder(decoder, kernel_of=…)`: the kernel of a row-sparse layer; None for another module.
+
+    Every token that it is given is treated as one of decoding, so prompts are to be run elsewhere.
+    Raises: NoCompiler; TypeError for matrices of a type that the kernel is not for.
+    """
+    return module.weights.kernel if isinstance(module, RowSparseLinear) else None
