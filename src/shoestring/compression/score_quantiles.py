@@ -67,7 +67,7 @@ def _quantile(counts: Int[Tensor, " bins"], edges: Float[Tensor, " edges"], q: f
     total = counts.double().cumsum(0)
     if total[-1] == 0:
         raise ValueError("no values were counted; capture scores on some text first.")
-    wanted = q * total[-1]
+    wanted = (q * total[-1]).clamp(min=1e-9)  # of nothing: where the first value lies
     place = min(int(torch.searchsorted(total, wanted)), len(counts) - 1)
     before = total[place] - counts[place]
     within = (wanted - before) / max(int(counts[place]), 1)

@@ -17,33 +17,53 @@ from shoestring.models.decoder_config import Activation
 from shoestring.models.hooks import Context, Phase, Project
 
 
-class ReluFication:
-    """A ReLU in front of every linear layer, without the training that makes up for it: x_j counts if x_j > 0.
+class ReluActivation:
+    """ReLU in the place of the gate's activation, without the training that makes up for it.
 
-    How much that leaves out is not chosen; `sparsity` says what it was.
-    Source: Mirzadeh et al. 2024, "ReLU Strikes Back: Exploiting Activation Sparsity in Large Language Models",
-    section 4.
+    Neurons with gate x ≤ 0 are left out of up and down; how many that are is not chosen, `sparsity` tells.
+    Source: Mirzadeh et al. 2024, "ReLU Strikes Back: Exploiting Activation Sparsity in Large Language
+    Models", section 4 (stage 1).
     """
 
-    def __init__(self) -> None:
-        self._left_out, self._all = 0, 0
+    def __init__(self, model: Decoder) -> None:
+        self._skippable = skippable_share(model)
+        self._hidden: Tensor | None = None
+        self._off, self._all = 0, 0
 
     @property
     def sparsity(self) -> float:
-        """The share of the weights that was not read so far."""
-        return self._left_out / max(self._all, 1)
+        """The share of the weights of the blocks that was not read so far."""
+        return self._skippable * self._off / max(self._all, 1)
+
+    def linear(
+        self, layer: int, names: tuple[str, ...], x: Tensor, phase: Phase, proceed: Project
+    ) -> tuple[Tensor, ...]:
+        """As `LinearHook`; the input of down is worked out anew from gate and up."""
+        if phase is not Phase.DECODE:
+            return proceed(x)
+        if names == ("down_proj",) and self._hidden is not None:
+            hidden, self._hidden = self._hidden, None
+            return proceed(hidden)
+        outputs = proceed(x)
+        if names == ("gate_proj", "up_proj"):
+            gate, up = outputs
+            self._hidden = gate.relu() * up
+            self._off += int((gate <= 0).sum())
+            self._all += gate.numel()
+        return outputs
+
+
+class ReluInputs:
+    """A ReLU in front of every linear layer, again without training: inputs x_j ≤ 0 are left out.
+
+    Source: Mirzadeh et al. 2024, section 4 (stage 2), which puts one behind the norms.
+    """
 
     def linear(
         self, layer: int, names: tuple[str, ...], x: Tensor, phase: Phase, proceed: Project
     ) -> tuple[Tensor, ...]:
         """As `LinearHook`."""
-        if phase is not Phase.DECODE:
-            return proceed(x)
-        outputs = proceed(x.relu())
-        width = sum(y.shape[-1] for y in outputs)
-        self._left_out += int((x <= 0).sum()) * width
-        self._all += x.numel() * width
-        return outputs
+        return proceed(x if phase is not Phase.DECODE else x.relu())
 
 
 class RandomChannels:
