@@ -1,4 +1,4 @@
-"""Quantiles from counted bits against sorted values; what a threshold keeps of text that it was not set on."""
+"""Quantiles from counted bits against sorted values; what a threshold keeps of the text it was set on."""
 
 import pytest
 import torch

@@ -62,7 +62,7 @@ def test_compiled_equals_the_masked_product(shape, active, rank, dtype, scaled, 
     )
     assert weights.kept(x).sum() == kept
     with record_fallbacks() as said:
-        (y,) = row_gather(x, RowGroup((weights,)))
+        (y,) = row_gather([x], RowGroup([weights]))
     assert said == []
     expected = naive_row_gather(x.double(), weights, weights.kept(x))
     scale = 1 + expected.abs().max().item()
@@ -83,7 +83,7 @@ def test_threads_do_not_change_a_bit(shape, rank, dtype):
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         try:
-            results.append(row_gather(x, RowGroup((weights,)))[0])
+            results.append(row_gather([x], RowGroup([weights]))[0])
         finally:
             torch.set_num_threads(1)
     assert torch.equal(results[0], results[1])
@@ -108,7 +108,7 @@ def test_a_team_of_threads_gets_the_same_bits(shape, rank, team, dtype):
             kernel.address, x.data_ptr(), y.data_ptr(), 3, thread, team, scratch.data_ptr()
         )
         assert bool((scratch[needed:] == 77).all()), "written behind the scratch that was asked for"
-    assert torch.equal(y, row_gather(x, RowGroup((weights,)))[0])
+    assert torch.equal(y, row_gather([x], RowGroup([weights]))[0])
 
 
 @pytest.mark.parametrize("flags", [("-mno-avx512f",), ("-mno-avx512f", "-mno-avx2", "-mno-avx", "-mno-fma")])
@@ -127,7 +127,7 @@ def test_narrower_vectors_give_the_same(flags, dtype, monkeypatch):
     monkeypatch.setattr(module, "load_library", narrow)
     module._library.cache_clear()
     try:
-        found = [row_gather(x, RowGroup((weights,)))[0] for x, weights, _ in cases]
+        found = [row_gather([x], RowGroup([weights]))[0] for x, weights, _ in cases]
     finally:
         module._library.cache_clear()
     for y, wanted in zip(found, expected, strict=True):
@@ -144,15 +144,28 @@ def test_layers_of_one_input_share_what_they_can():
         RowWeights(torch.randn(50, 5), first.threshold * 1.5, torch.rand(50)),
         first,
     ]
-    for y, weights in zip(row_gather(x, RowGroup((first, *others))), (first, *others), strict=True):
+    for y, weights in zip(row_gather([x] * 6, RowGroup((first, *others))), (first, *others), strict=True):
         torch.testing.assert_close(y, naive_row_gather(x, weights), rtol=1e-4, atol=1e-4)
+
+
+def test_layers_of_other_inputs_run_in_the_same_call():
+    """A list is shared by neighbours of one x, and not by those whose x only looks alike."""
+    made = [make(50, 20, rank=3), make(64, 33), make(50, 20, rank=3), make(7, 9)]
+    xs = [made[0][0], made[1][0], -2 * made[0][0], made[3][0]]
+    layers = [weights for _, weights, _ in made]
+    for x, y, weights in zip(xs, row_gather(xs, RowGroup(layers)), layers, strict=True):
+        torch.testing.assert_close(y, naive_row_gather(x, weights), rtol=1e-4, atol=1e-4)
+    pair = RowGroup([layers[0], layers[0]])
+    one, other = row_gather([xs[0], 3 * xs[0]], pair)
+    assert torch.equal(one, row_gather([xs[0]], RowGroup(layers[:1]))[0])
+    torch.testing.assert_close(other, naive_row_gather(3 * xs[0], layers[0]), rtol=1e-4, atol=1e-4)
 
 
 def test_rows_are_counted():
     x, weights, kept = make(64, 9, active=0.25, tokens=4)
     counter = torch.zeros(1, dtype=torch.int64)
     counting = RowWeights(weights.rows, weights.threshold, kept_rows=counter)
-    row_gather(x, RowGroup((counting, counting)))
+    row_gather([x, x], RowGroup((counting, counting)))
     assert counter.item() == 2 * kept
 
 
@@ -161,7 +174,7 @@ def test_the_cost_is_what_is_read():
     kept = int(weights.kept(x).sum())
     heard = []
     with listen(lambda name, cost: heard.append((name, cost))):
-        row_gather(x, RowGroup((weights,)))
+        row_gather([x], RowGroup([weights]))
     ((name, cost),) = heard
     numbers = kept * 96 + (64 - kept) * 5 + 5 * 96
     assert (name, cost.flops) == ("row_gather", 2 * numbers)
@@ -171,14 +184,14 @@ def test_the_cost_is_what_is_read():
 def test_what_is_no_number_shows():
     x, weights, _ = make(16, 40, active=0.5)
     x[0, 3] = float("nan")
-    assert row_gather(x, RowGroup((weights,)))[0].isnan().all()
+    assert row_gather([x], RowGroup([weights]))[0].isnan().all()
     assert naive_row_gather(x, weights).isnan().all()
 
 
 def test_without_a_compiler_torch_masks_and_says_so(monkeypatch):
     x, weights, kept = make(30, 20, rank=3)
     counter = torch.zeros(1, dtype=torch.int64)
-    fast = row_gather(x, RowGroup((weights,)))[0]
+    fast = row_gather([x], RowGroup([weights]))[0]
     monkeypatch.setenv("SHOESTRING_CC", "none")
     module._library.cache_clear()
     try:
@@ -186,7 +199,7 @@ def test_without_a_compiler_torch_masks_and_says_so(monkeypatch):
             again = RowWeights(
                 weights.rows, weights.threshold, down=weights.down, up=weights.up, kept_rows=counter
             )
-            (slow,) = row_gather(x, RowGroup((again,)))
+            (slow,) = row_gather([x], RowGroup([again]))
     finally:
         module._library.cache_clear()
     torch.testing.assert_close(slow, fast, rtol=1e-4, atol=1e-5)
@@ -198,7 +211,7 @@ def test_another_type_is_masked_and_says_so():
     x, weights, _ = make(30, 20)
     halves = RowWeights(weights.rows.half(), weights.threshold)
     with record_fallbacks() as said:
-        (y,) = row_gather(x, RowGroup((halves,)))
+        (y,) = row_gather([x], RowGroup([halves]))
     assert torch.equal(y, naive_row_gather(x, halves))
     assert "not torch.float16 on cpu" in said[0]
     with pytest.raises(TypeError, match=r"not torch.float16 on cpu"):
@@ -213,9 +226,12 @@ def test_what_does_not_fit():
         RowWeights(rows, 0.0, down=torch.ones(6, 2))
     with pytest.raises(ValueError, match=r"down is torch.float64, the rows torch.float32"):
         RowWeights(rows, 0.0, down=torch.ones(6, 2).double(), up=torch.ones(2, 4))
-    with pytest.raises(ValueError, match="make no group"):
+    with pytest.raises(ValueError, match="a group of no layers"):
         RowGroup(())
-    with pytest.raises(ValueError, match=r"layers with \[6, 4\] inputs"):
-        RowGroup((RowWeights(rows, 0.0), RowWeights(rows.T.contiguous(), 0.0)))
+    group = RowGroup([RowWeights(rows, 0.0)])
     with pytest.raises(ValueError, match="x has 5 inputs, the weights 6"):
-        row_gather(torch.ones(1, 5), RowGroup((RowWeights(rows, 0.0),)))
+        row_gather([torch.ones(1, 5)], group)
+    with pytest.raises(ValueError, match="2 inputs for 1 layers"):
+        row_gather([torch.ones(1, 6)] * 2, group)
+    with pytest.raises(ValueError, match=r"inputs of \[1, 3\] tokens in one call"):
+        row_gather([torch.ones(1, 6), torch.ones(3, 6)], RowGroup([RowWeights(rows, 0.0)] * 2))

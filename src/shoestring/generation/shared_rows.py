@@ -34,7 +34,7 @@ class SharedRows:
                 for module in modules:
                     module.check_inference()
                     module.sparse_tokens += x.numel() // module.in_features
-                return row_gather(x, group)
+                return row_gather([x] * len(modules), group)
         return proceed(x)
 
     def _group(self, layer: int, names: tuple[str, ...]) -> tuple[list[RowSparseLinear], RowGroup] | None:

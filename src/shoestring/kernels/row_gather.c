@@ -219,13 +219,15 @@ static int same_choice(const linear_kernel *a, const linear_kernel *b) {
            (uint32_t)a->sizes[THRESHOLD] == (uint32_t)b->sizes[THRESHOLD];
 }
 
-// Several layers with one input: y[l] is (tokens, outputs of layer l). Layers in a row that choose alike share
-// their lists. Threads share z as well. Returns 0, or 1 when memory ran out.
-int row_gather(const linear_kernel *const *layers, int count, const float *x, float *const *y, int64_t tokens,
+// Several layers: x[l] is (tokens, inputs of layer l), y[l] (tokens, its outputs). Layers in a row that choose
+// alike of one x share their lists. Threads share z as well. Returns 0, or 1 when memory ran out.
+int row_gather(const linear_kernel *const *layers, int count, const float *const *x, float *const *y, int64_t tokens,
                int threads) {
-    const int64_t inputs = layers[0]->inputs;
-    int64_t rank = 0;
-    for (int l = 0; l < count; l++) rank = layers[l]->sizes[RANK] > rank ? layers[l]->sizes[RANK] : rank;
+    int64_t rank = 0, inputs = 0;
+    for (int l = 0; l < count; l++) {
+        if (layers[l]->sizes[RANK] > rank) rank = layers[l]->sizes[RANK];
+        if (layers[l]->inputs > inputs) inputs = layers[l]->inputs;
+    }
     float *shared = malloc(sizeof(float) * (size_t)(4 * inputs + 2 * rank + 1));
     if (!shared) return 1;
     row_list kept = list_in(shared, inputs), rest = list_in(shared + 2 * inputs, inputs);
@@ -245,13 +247,13 @@ int row_gather(const linear_kernel *const *layers, int count, const float *x, fl
                 const int64_t own_rank = self->sizes[RANK];
                 int64_t first, last;
                 row_list hidden;
-                const int anew = l == 0 || !same_choice(self, layers[l - 1]);
+                const int anew = l == 0 || x[l] != x[l - 1] || !same_choice(self, layers[l - 1]);
                 const int rest_anew = own_rank && (anew || !layers[l - 1]->sizes[RANK]);
                 if (anew || rest_anew || own_rank) {
 #pragma omp barrier
                     if (thread == 0) {
-                        if (anew) choose(self, x + t * inputs, &kept, 0);
-                        if (rest_anew) choose(self, x + t * inputs, &rest, 1);
+                        if (anew) choose(self, x[l] + t * self->inputs, &kept, 0);
+                        if (rest_anew) choose(self, x[l] + t * self->inputs, &rest, 1);
                     }
 #pragma omp barrier
                 }

@@ -9,6 +9,7 @@ Source: Zhang et al. 2025, "R-Sparse: Rank-Aware Activation Sparsity for Efficie
 import ctypes
 import functools
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,23 +130,16 @@ def naive_row_gather(
     return y if weights.bias is None else y + weights.bias.to(x.dtype)
 
 
-@dataclass(frozen=True, eq=False)
 class RowGroup:
-    """Layers that share their input; neighbours with one threshold and scales share the list of kept inputs.
+    """Layers that run in one call.
 
-    Raises: ValueError for an empty group, or layers of different inputs.
+    Neighbours that share an input, a threshold and scales share the list of kept inputs. Raises: ValueError for an empty group.
     """
 
-    layers: tuple[RowWeights, ...]
-
-    def __post_init__(self) -> None:
-        if len({weights.inputs for weights in self.layers}) != 1:
-            sizes = [weights.inputs for weights in self.layers]
-            raise ValueError(f"layers with {sizes} inputs make no group; give layers that share their input.")
-
-    @property
-    def inputs(self) -> int:
-        return self.layers[0].inputs
+    def __init__(self, layers: Sequence[RowWeights]) -> None:
+        if not layers:
+            raise ValueError("a group of no layers; give one or more.")
+        self.layers = tuple(layers)
 
     @functools.cached_property
     def fallback(self) -> str | None:
@@ -164,46 +158,59 @@ class RowGroup:
         return (ctypes.c_void_p * len(self.layers))(*(w.kernel.address for w in self.layers))
 
     @functools.cached_property
-    def widths(self) -> list[int]:
-        """Outputs of each layer."""
-        return [weights.outputs for weights in self.layers]
+    def sizes(self) -> list[tuple[int, int]]:
+        """(inputs, outputs) of each layer."""
+        return [(weights.inputs, weights.outputs) for weights in self.layers]
 
 
-def _cost(x: Tensor, group: RowGroup) -> Cost:
+def _cost(xs: Sequence[Tensor], group: RowGroup) -> Cost:
     """A multiply-add for each weight that is read; rows that several tokens keep are read for each."""
-    tokens = x.reshape(-1, x.shape[-1])
     flops = moved = 0
-    for weights in group.layers:
-        for kept in weights.kept(tokens).sum(-1).tolist():
+    for x, weights in zip(xs, group.layers, strict=True):
+        for kept in weights.kept(x.reshape(-1, x.shape[-1])).sum(-1).tolist():
             rest = (weights.inputs - kept + weights.outputs) * weights.rank
             flops += 2 * (kept * weights.outputs + rest)
             moved += weights.bytes_of(kept) + weights.outputs * x.element_size()
-    return Cost(flops, moved + x.nbytes)
+    return Cost(flops, moved + sum({id(x): x.nbytes for x in xs}.values()))
 
 
 @states_cost(_cost)
-def row_gather(x: Float[Tensor, "*batch inputs"], group: RowGroup) -> tuple[Tensor, ...]:
-    """The product of each layer, (*batch, its outputs), in the type of x; sums are float32.
+def row_gather(xs: Sequence[Tensor], group: RowGroup) -> tuple[Tensor, ...]:
+    """The product of each layer with its x: (*batch, inputs) -> (*batch, outputs), in the type of x.
 
-    For inference: no gradient flows. Meant for up to `MOST_TOKENS` tokens. On the CPU a compiled loop does
-    it, token by token; without a compiler, or for another device or type, the inputs are masked in torch,
-    with a notice. Results do not depend on the number of threads.
+    xs: one for each layer, of as many tokens; layers that share an input are given the same tensor. Sums are
+    float32. For inference: no gradient flows. Meant for up to `MOST_TOKENS` tokens. On the CPU a compiled
+    loop does it, token by token; without a compiler, or for another device or type, the inputs are masked in
+    torch, with a notice. Results do not depend on the number of threads.
 
-    Raises: ValueError for an x that does not fit.
+    Raises: ValueError for another number of xs, or ones that do not fit.
     """
-    if x.shape[-1] != group.inputs:
-        raise ValueError(f"x has {x.shape[-1]} inputs, the weights {group.inputs}.")
-    if group.fallback is not None or x.device.type != "cpu":
-        reason = group.fallback or f"the compiled loop, which is not for {x.device}"
+    tokens = _check(xs, group)
+    other = [x.device for x in xs if x.device.type != "cpu"]
+    if group.fallback is not None or other:
+        reason = group.fallback or f"the compiled loop, which is not for {other[0]}"
         notice_fallback("row_gather", f"masks in torch, which reads all rows, instead of {reason}")
-        return tuple(_naive_counted(x, weights) for weights in group.layers)
-    tokens = x.detach().reshape(-1, x.shape[-1]).float().contiguous()
-    out = [torch.empty(len(tokens), width) for width in group.widths]
-    places = (ctypes.c_void_p * len(out))(*[y.data_ptr() for y in out])
-    library, threads = _library(), torch.get_num_threads()
-    if library.row_gather(group.structs, len(out), tokens.data_ptr(), places, len(tokens), threads):
-        raise MemoryError(f"no memory for lists of {x.shape[-1]} inputs")
-    return tuple([y.reshape(*x.shape[:-1], y.shape[-1]).to(x.dtype) for y in out])
+        return tuple(_naive_counted(x, weights) for x, weights in zip(xs, group.layers, strict=True))
+    plain = {id(x): x.detach().float().contiguous() for x in xs}
+    out = [torch.empty(tokens, outputs) for _, outputs in group.sizes]
+    inputs = (ctypes.c_void_p * len(out))(*[plain[id(x)].data_ptr() for x in xs])
+    outputs = (ctypes.c_void_p * len(out))(*[y.data_ptr() for y in out])
+    if _library().row_gather(group.structs, len(out), inputs, outputs, tokens, torch.get_num_threads()):
+        raise MemoryError("no memory for lists of kept inputs")
+    return tuple([y.reshape(*x.shape[:-1], -1).to(x.dtype) for x, y in zip(xs, out, strict=True)])
+
+
+def _check(xs: Sequence[Tensor], group: RowGroup) -> int:
+    """The number of tokens."""
+    if len(xs) != len(group.sizes):
+        raise ValueError(f"{len(xs)} inputs for {len(group.sizes)} layers; give one for each.")
+    for x, (inputs, _) in zip(xs, group.sizes, strict=True):
+        if x.shape[-1] != inputs:
+            raise ValueError(f"x has {x.shape[-1]} inputs, the weights {inputs}.")
+    counts = {x.numel() // x.shape[-1] for x in xs}
+    if len(counts) != 1:
+        raise ValueError(f"inputs of {sorted(counts)} tokens in one call; give each layer as many.")
+    return counts.pop()
 
 
 def _naive_counted(x: Tensor, weights: RowWeights) -> Tensor:

@@ -159,7 +159,7 @@ class RowSparseLinear(nn.Module):
         self.check_inference()
         if self.is_sparse_call(x):
             self.sparse_tokens += x.numel() // self.in_features
-            return row_gather(x, self.group)[0]
+            return row_gather([x], self.group)[0]
         tail = 0 if self._tail is None else round(self._tail * x.shape[-2])
         if tail == 0:
             return self._dense(x)
