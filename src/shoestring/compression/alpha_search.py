@@ -41,6 +41,14 @@ class AlphaSpace:
     def names(self) -> list[str]:
         return list(self.layers)
 
+    def prepare(self, progress: Progress | None = None) -> None:
+        """Have the factors of all layers: read from the cache folder, or worked out and put there."""
+        for done, (name, layer) in enumerate(self.layers.items()):
+            if name not in self._factors:
+                self._factors[name] = singular_factors(layer.weight, layer.rows.dtype)
+            if progress is not None:
+                progress(name, done + 1, len(self.layers))
+
     def split(self, name: str, alpha: float) -> Split:
         """What one layer becomes at a share."""
         layer = self.layers[name]

@@ -8,8 +8,15 @@ from shoestring.models.decoder import Decoder
 from shoestring.models.hooks import Phase, Project
 
 PARTS = {
-    "q_proj": "self_attn", "k_proj": "self_attn", "v_proj": "self_attn", "gate_proj": "mlp", "up_proj": "mlp",
-}  # fmt: skip
+    "self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"),
+    "mlp": ("gate_proj", "up_proj", "down_proj"),
+}
+
+
+def layer_name(layer: int, name: str) -> str:
+    """The name in a `Decoder` of a linear layer that hooks know by its last part."""
+    part = next(part for part, names in PARTS.items() if name in names)
+    return f"model.layers.{layer}.{part}.{name}"
 
 
 class SharedRows:
@@ -40,8 +47,7 @@ class SharedRows:
     def _group(self, layer: int, names: tuple[str, ...]) -> tuple[list[RowSparseLinear], RowGroup] | None:
         key = layer, names
         if key not in self._groups:
-            block = self._model.model.layers[layer]
-            modules = [block.get_submodule(f"{PARTS[name]}.{name}") for name in names]
+            modules = [self._model.get_submodule(layer_name(layer, name)) for name in names]
             own = [module for module in modules if isinstance(module, RowSparseLinear)]
             whole = len(own) == len(modules)
             self._groups[key] = (own, RowGroup(tuple(m.weights for m in own))) if whole else None

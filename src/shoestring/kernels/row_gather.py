@@ -133,7 +133,8 @@ def naive_row_gather(
 class RowGroup:
     """Layers that run in one call.
 
-    Neighbours that share an input, a threshold and scales share the list of kept inputs. Raises: ValueError for an empty group.
+    Neighbours that share an input, a threshold and scales share the list of kept inputs.
+    Raises: ValueError for an empty group.
     """
 
     def __init__(self, layers: Sequence[RowWeights]) -> None:
