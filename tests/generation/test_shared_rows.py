@@ -48,6 +48,15 @@ def test_shared_lists_give_the_same_bits(sparse):
     assert calls.count("row_gather") == 10 * layers * 4  # (q, k, v), o, (gate, up), down
 
 
+def test_layers_split_anew_are_followed(sparse):
+    ids, hook = ids_of(1, 24), SharedRows(sparse)
+    before = decode(sparse, ids, 20, hooks=[hook])
+    sparse.model.layers[1].mlp.up_proj.split(0.9)
+    after = decode(sparse, ids, 20, hooks=[hook])
+    assert torch.equal(after, decode(sparse, ids, 20))
+    assert not torch.equal(after, before)
+
+
 def test_a_prompt_is_left_to_the_layers(sparse):
     ids = ids_of(2, 12)
     with torch.inference_mode():

@@ -22,33 +22,39 @@ def layer_name(layer: int, name: str) -> str:
 class SharedRows:
     """A `linear` hook: one call of the kernel for all row-sparse layers of one input.
 
-    Results are those of the layers called one by one, bit for bit. Layers split anew after their first call
-    need a new hook.
+    Results are those of the layers called one by one, bit for bit.
     """
 
     def __init__(self, model: Decoder) -> None:
         self._model = model
-        self._groups: dict[tuple[int, tuple[str, ...]], tuple[list[RowSparseLinear], RowGroup] | None] = {}
+        self._modules: dict[tuple[int, tuple[str, ...]], list[RowSparseLinear]] = {}
+        self._groups: dict[tuple[int, tuple[str, ...]], RowGroup] = {}
 
     def linear(
         self, layer: int, names: tuple[str, ...], x: Tensor, phase: Phase, proceed: Project
     ) -> tuple[Tensor, ...]:
         """As `LinearHook`."""
-        if phase is Phase.DECODE and len(names) > 1:
-            found = self._group(layer, names)
-            if found is not None and all(module.is_sparse_call(x) for module in found[0]):
-                modules, group = found
-                for module in modules:
-                    module.check_inference()
-                    module.sparse_tokens += x.numel() // module.in_features
-                return row_gather([x] * len(modules), group)
-        return proceed(x)
+        if phase is not Phase.DECODE or len(names) == 1:
+            return proceed(x)
+        modules = self._row_sparse(layer, names)
+        if len(modules) < len(names) or not all(module.is_sparse_call(x) for module in modules):
+            return proceed(x)
+        for module in modules:
+            module.check_inference()
+            module.sparse_tokens += x.numel() // module.in_features
+        return row_gather([x] * len(modules), self._group((layer, names), modules))
 
-    def _group(self, layer: int, names: tuple[str, ...]) -> tuple[list[RowSparseLinear], RowGroup] | None:
+    def _row_sparse(self, layer: int, names: tuple[str, ...]) -> list[RowSparseLinear]:
         key = layer, names
-        if key not in self._groups:
-            modules = [self._model.get_submodule(layer_name(layer, name)) for name in names]
-            own = [module for module in modules if isinstance(module, RowSparseLinear)]
-            whole = len(own) == len(modules)
-            self._groups[key] = (own, RowGroup(tuple(m.weights for m in own))) if whole else None
-        return self._groups[key]
+        if key not in self._modules:
+            found = [self._model.get_submodule(layer_name(layer, name)) for name in names]
+            self._modules[key] = [module for module in found if isinstance(module, RowSparseLinear)]
+        return self._modules[key]
+
+    def _group(self, key: tuple[int, tuple[str, ...]], modules: list[RowSparseLinear]) -> RowGroup:
+        """Made anew where a layer was split anew."""
+        weights = [module.weights for module in modules]
+        group = self._groups.get(key)
+        if group is None or any(a is not b for a, b in zip(group.layers, weights, strict=True)):
+            group = self._groups[key] = RowGroup(weights)
+        return group

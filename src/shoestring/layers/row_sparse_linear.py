@@ -259,7 +259,8 @@ def bytes_read(model: nn.Module) -> int:
 def row_sparse_kernel(module: nn.Module) -> LinearKernel | None:
     """For `CompiledDecoder(decoder, kernel_of=…)`: the kernel of a row-sparse layer; None for another module.
 
-    Every token that it is given is treated as one of decoding, so prompts are to be run elsewhere.
+    Every token that it is given is treated as one of decoding, so prompts are to be run elsewhere. What the
+    decoder says of its bytes and costs counts all rows: `bytes_read` tells those that were read.
     Raises: NoCompiler; TypeError for matrices of a type that the kernel is not for.
     """
     return module.weights.kernel if isinstance(module, RowSparseLinear) else None
