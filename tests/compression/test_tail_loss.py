@@ -18,7 +18,7 @@ from shoestring.compression.sparsity_baselines import (
     skippable_share,
 )
 from shoestring.compression.tail_loss import TailLoss
-from shoestring.generation.runner import DecoderRunner
+from shoestring.generation.decoder_runner import DecoderRunner
 from shoestring.layers.row_sparse_linear import row_sparse_layers
 from shoestring.models.decoder import Decoder
 from shoestring.models.hooks import Phase

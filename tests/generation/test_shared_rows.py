@@ -6,11 +6,19 @@ from tests.models.families import ids_of, make
 from tests.models.test_compiled_decoder import room_of
 
 from shoestring.compression import apply, block_linears, capture_scores, r_sparse_recipes
+from shoestring.generation.compiled_runner import CompiledRunner
+from shoestring.generation.decoder_runner import DecoderRunner, decoder_cache
 from shoestring.generation.dense_cache import DenseCache
-from shoestring.generation.runner import DecoderRunner, decoder_cache
+from shoestring.generation.runner import make_runner
 from shoestring.generation.shared_rows import SharedRows, layer_name
 from shoestring.kernels.costs import listen
-from shoestring.layers.row_sparse_linear import reset_counters, row_sparse_kernel, rows_read
+from shoestring.layers import sparse_tail
+from shoestring.layers.row_sparse_linear import (
+    reset_counters,
+    row_sparse_kernel,
+    row_sparse_layers,
+    rows_read,
+)
 from shoestring.models.compiled_decoder import CompiledDecoder
 from shoestring.models.decoder import Decoder
 
@@ -91,7 +99,28 @@ def test_the_compiled_step_decodes_the_same(sparse):
         found = torch.cat([compiled(ids[0, i : i + 1], i).clone() for i in range(30)])
     # `decode` runs its first token sparsely too: it is a call with one token.
     torch.testing.assert_close(found[1:], expected, rtol=1e-3, atol=1e-3)
-    assert all(int(m.kept_rows) > 0 for m in sparse.modules() if hasattr(m, "kept_rows"))
+    assert {m.counts[1].item() for m in row_sparse_layers(sparse).values()} == {30}
+    assert min(rows_read(sparse).values()) > 0
+
+
+def test_generation_takes_the_compiled_step_and_leaves_the_prompt_dense(sparse):
+    ids = ids_of(1, 20)
+    runner = make_runner(sparse)
+    assert isinstance(runner, CompiledRunner)
+    with torch.inference_mode():
+        prompt = runner.feed(ids[:, :6])
+        torch.testing.assert_close(prompt, sparse(ids[:, :6]).logits[:, -1], rtol=1e-4, atol=1e-4)
+        reset_counters(sparse)
+        found = torch.cat([runner.feed(ids[:, i : i + 1]) for i in range(6, 20)])
+    assert {layer.counts[1].item() for layer in row_sparse_layers(sparse).values()} == {14}
+    torch.testing.assert_close(found, decode(sparse, ids, 6), rtol=1e-3, atol=1e-3)
+
+
+def test_inside_a_sparse_tail_and_in_training_there_is_no_compiled_step(sparse):
+    with sparse_tail(sparse, 0.5):
+        assert type(make_runner(sparse)) is DecoderRunner
+    with pytest.raises(RuntimeError, match="inference only"):
+        make_runner(sparse.train())
 
 
 def test_names():

@@ -163,10 +163,10 @@ def test_layers_of_other_inputs_run_in_the_same_call():
 
 def test_rows_are_counted():
     x, weights, kept = make(64, 9, active=0.25, tokens=4)
-    counter = torch.zeros(1, dtype=torch.int64)
-    counting = RowWeights(weights.rows, weights.threshold, kept_rows=counter)
+    counter = torch.zeros(2, dtype=torch.int64)
+    counting = RowWeights(weights.rows, weights.threshold, counts=counter)
     row_gather([x, x], RowGroup((counting, counting)))
-    assert counter.item() == 2 * kept
+    assert counter.tolist() == [2 * kept, 2 * 4]
 
 
 def test_the_cost_is_what_is_read():
@@ -190,20 +190,20 @@ def test_what_is_no_number_shows():
 
 def test_without_a_compiler_torch_masks_and_says_so(monkeypatch):
     x, weights, kept = make(30, 20, rank=3)
-    counter = torch.zeros(1, dtype=torch.int64)
+    counter = torch.zeros(2, dtype=torch.int64)
     fast = row_gather([x], RowGroup([weights]))[0]
     monkeypatch.setenv("SHOESTRING_CC", "none")
     module._library.cache_clear()
     try:
         with record_fallbacks() as said:
             again = RowWeights(
-                weights.rows, weights.threshold, down=weights.down, up=weights.up, kept_rows=counter
+                weights.rows, weights.threshold, down=weights.down, up=weights.up, counts=counter
             )
             (slow,) = row_gather([x], RowGroup([again]))
     finally:
         module._library.cache_clear()
     torch.testing.assert_close(slow, fast, rtol=1e-4, atol=1e-5)
-    assert counter.item() == kept
+    assert counter.tolist() == [kept, 1]
     assert "reads all rows" in said[0]
 
 

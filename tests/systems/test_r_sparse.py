@@ -82,7 +82,7 @@ def test_bytes_are_those_of_the_rows_that_were_read():
     ids = texts.held_out.flatten()[: PROMPT + 4]
     rows, _ = speed_rows(model, ids, SpeedSettings(tokens=4, rounds=3, linear_rounds=3))
     layers = row_sparse_layers(model)
-    kept = sum(int(layer.kept_rows) * layer.out_features for layer in layers.values())
+    kept = sum(int(layer.counts[0]) * layer.out_features for layer in layers.values())
     whole = sum(layer.in_features * layer.out_features for layer in layers.values())
     found = {row.metric: row for row in rows}
     assert found[READ.metric].method == 4 * kept / 4  # float32, mean over 4 tokens

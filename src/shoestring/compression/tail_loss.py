@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shoestring.generation.runner import decoder_cache
+from shoestring.generation.decoder_runner import decoder_cache
 from shoestring.layers.row_sparse_linear import row_sparse_layers, sparse_tail
 from shoestring.models.decoder import Decoder
 from shoestring.models.hooks import Context, Phase

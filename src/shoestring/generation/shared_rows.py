@@ -41,7 +41,6 @@ class SharedRows:
             return proceed(x)
         for module in modules:
             module.check_inference()
-            module.sparse_tokens += x.numel() // module.in_features
         return row_gather([x] * len(modules), self._group((layer, names), modules))
 
     def _row_sparse(self, layer: int, names: tuple[str, ...]) -> list[RowSparseLinear]:

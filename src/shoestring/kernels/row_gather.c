@@ -7,7 +7,7 @@
 // the sum of an output runs over the same rows in the same order whatever the number of threads.
 //
 // A linear_kernel's `weights` are: rows (inputs, outputs), score scales (inputs) or NULL, down (inputs, rank) or
-// NULL, up (rank, outputs) or NULL, a counter of kept rows (int64) or NULL. Its `sizes` are: rank, element type
+// NULL, up (rank, outputs) or NULL, two int64 that count kept rows and tokens or NULL. Its `sizes` are: rank, element type
 // (0 float32, 1 bfloat16), the bits of the float32 threshold.
 
 #include <math.h>
@@ -35,7 +35,7 @@
 typedef float vector __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
 typedef uint32_t words __attribute__((vector_size(VECTOR_BYTES), aligned(2), may_alias));
 
-enum { ROWS, SCALES, DOWN, UP, COUNTER };
+enum { ROWS, SCALES, DOWN, UP, COUNTS };
 enum { RANK, TYPE, THRESHOLD };
 enum { FLOAT32, BFLOAT16 };
 
@@ -180,6 +180,11 @@ static void write_outputs(const linear_kernel *self, const row_list *kept, const
     for (int64_t o = first; self->bias && o < last; o++) y[o] += self->bias[o];
 }
 
+static void count_rows(const linear_kernel *self, int64_t kept) {
+    int64_t *counts = (int64_t *)self->weights[COUNTS];
+    if (counts) counts[0] += kept, counts[1] += 1;
+}
+
 static row_list all_of(float *z, int32_t *numbers, int64_t rank) {
     for (int64_t k = 0; k < rank; k++) numbers[k] = (int32_t)k;
     row_list list = {rank, numbers, z};
@@ -209,7 +214,7 @@ void row_gather_run(const linear_kernel *self, const float *x, float *y, int64_t
             hidden = all_of(z, numbers, rank);
         }
         choose(self, x, &list, 0);
-        if (thread == 0 && self->weights[COUNTER]) *(int64_t *)self->weights[COUNTER] += list.count;
+        if (thread == 0) count_rows(self, list.count);
         write_outputs(self, &list, rank ? &hidden : 0, y, first, last);
     }
 }
@@ -257,7 +262,7 @@ int row_gather(const linear_kernel *const *layers, int count, const float *const
                     }
 #pragma omp barrier
                 }
-                if (thread == 0 && self->weights[COUNTER]) *(int64_t *)self->weights[COUNTER] += kept.count;
+                if (thread == 0) count_rows(self, kept.count);
                 if (own_rank) {
                     share(own_rank, thread, team, &first, &last);
                     sum_rows(self->weights[DOWN], (int)self->sizes[TYPE], own_rank, &rest, z, first, last, 0);

@@ -39,7 +39,7 @@ class RowWeights:
 
     rows: Wᵀ. threshold: inputs with a score strictly above it are kept. scales: the score is |x| times these,
     by default |x|. down, up: z = x_rest · down, y += z · up, for the inputs that are not kept; without them
-    those count as zero. bias: added to y. kept_rows: a counter, (1,), of the rows read so far.
+    those count as zero. bias: added to y. counts: rows kept and tokens so far, added to in place.
 
     Raises: ValueError for shapes or types that do not belong together.
     """
@@ -50,7 +50,7 @@ class RowWeights:
     down: Float[Tensor, "_inputs _rank"] | None = None
     up: Float[Tensor, "_rank _outputs"] | None = None
     bias: Float[Tensor, " _outputs"] | None = None
-    kept_rows: Int64[Tensor, "1"] | None = None
+    counts: Int64[Tensor, "2"] | None = None
 
     def __post_init__(self) -> None:
         inputs, outputs = self.rows.shape
@@ -102,13 +102,13 @@ class RowWeights:
         """
         if self.rows.device.type != "cpu" or self.rows.dtype not in _TYPES:
             raise TypeError(f"the kernel is for float32 and bfloat16 on the CPU, not {self._place}.")
-        library, counter = _library(), self.kept_rows
+        library = _library()
         parts = [self.rows, _float(self.scales), self.down, self.up]
         tensors = [None if part is None else part.detach().contiguous() for part in parts]
         bits = struct.unpack("<I", struct.pack("<f", self.threshold))[0]
         return LinearKernel(
             library.row_gather_run, library.row_gather_scratch_bytes, self.inputs, self.outputs,
-            [*tensors, counter], [self.rank, _TYPES[self.rows.dtype], bits], self.bias,
+            [*tensors, self.counts], [self.rank, _TYPES[self.rows.dtype], bits], self.bias,
         )  # fmt: skip
 
     @property
@@ -214,10 +214,15 @@ def _check(xs: Sequence[Tensor], group: RowGroup) -> int:
     return counts.pop()
 
 
+def counts_of(kept: Bool[Tensor, "*batch inputs"]) -> Int64[Tensor, "2"]:
+    """Rows kept, and tokens."""
+    return torch.stack([kept.sum(), kept.new_tensor(kept.numel() // kept.shape[-1], dtype=torch.int64)])
+
+
 def _naive_counted(x: Tensor, weights: RowWeights) -> Tensor:
     kept = weights.kept(x)
-    if weights.kept_rows is not None:
-        weights.kept_rows.add_(kept.sum().to(weights.kept_rows.device))
+    if weights.counts is not None:
+        weights.counts.add_(counts_of(kept).to(weights.counts.device))
     return naive_row_gather(x, weights, kept)
 
 

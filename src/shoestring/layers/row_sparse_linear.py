@@ -17,7 +17,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shoestring.kernels.linear_kernel import LinearKernel
-from shoestring.kernels.row_gather import MOST_TOKENS, RowGroup, RowWeights, naive_row_gather, row_gather
+from shoestring.kernels.row_gather import (
+    MOST_TOKENS,
+    RowGroup,
+    RowWeights,
+    counts_of,
+    naive_row_gather,
+    row_gather,
+)
 from shoestring.notices import notice_fallback
 
 EVERY_INPUT, NO_INPUT = -1.0, math.inf
@@ -33,7 +40,7 @@ class RowSparseLinear(nn.Module):
     says what it leaves out. Decoding more than `MOST_TOKENS` sequences at once is dense too, with a notice.
     Inside `sparse_tail` the last tokens of a prompt are treated as if they were decoded one by one.
 
-    The weight is held once, transposed. kept_rows, sparse_tokens: what sparse calls have read so far.
+    The weight is held once, transposed. counts: rows kept by sparse calls so far, and their tokens.
     """
 
     rows: Tensor
@@ -41,7 +48,7 @@ class RowSparseLinear(nn.Module):
     scales: Tensor | None
     down: Tensor | None
     up: Tensor | None
-    kept_rows: Tensor
+    counts: Tensor
 
     def __init__(
         self,
@@ -67,10 +74,9 @@ class RowSparseLinear(nn.Module):
             thin["up"] = torch.zeros(rank, out_features, **made)
         for name, tensor in thin.items():
             self.register_buffer(name, tensor)
-        self.register_buffer("kept_rows", torch.zeros(1, dtype=torch.int64, device=device), persistent=False)
+        self.register_buffer("counts", torch.zeros(2, dtype=torch.int64, device=device), persistent=False)
         new = torch.zeros(out_features, dtype=dtype, device=device)
         self.bias = nn.Parameter(new, requires_grad=False) if bias else None
-        self.sparse_tokens = 0
         self._tail: float | None = None
         self._known: tuple[Tensor, RowGroup] | None = None
         self.register_load_state_dict_post_hook(lambda module, _: module._forget())
@@ -87,7 +93,7 @@ class RowSparseLinear(nn.Module):
         layer = cls(inputs, outputs, device="meta")
         layer.rows = weight.detach().T.to(store or weight.dtype).contiguous()
         layer.threshold = torch.full((), EVERY_INPUT, device=weight.device)
-        layer.kept_rows = torch.zeros(1, dtype=torch.int64, device=weight.device)
+        layer.counts = torch.zeros(2, dtype=torch.int64, device=weight.device)
         if bias is not None:
             layer.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
         return layer
@@ -130,7 +136,7 @@ class RowSparseLinear(nn.Module):
     def group(self) -> RowGroup:
         """This layer as a group of one."""
         if self._known is None or self._known[0] is not self.rows:
-            parts = self.scales, self.down, self.up, self.bias, self.kept_rows
+            parts = self.scales, self.down, self.up, self.bias, self.counts
             self._known = self.rows, RowGroup((RowWeights(self.rows, self.threshold.item(), *parts),))
         return self._known[1]
 
@@ -158,7 +164,6 @@ class RowSparseLinear(nn.Module):
         """Raises: RuntimeError in training mode."""
         self.check_inference()
         if self.is_sparse_call(x):
-            self.sparse_tokens += x.numel() // self.in_features
             return row_gather([x], self.group)[0]
         tail = 0 if self._tail is None else round(self._tail * x.shape[-2])
         if tail == 0:
@@ -181,8 +186,7 @@ class RowSparseLinear(nn.Module):
 
     def _masked(self, x: Tensor) -> Tensor:
         kept = self.weights.kept(x)
-        self.kept_rows += kept.sum()
-        self.sparse_tokens += x.numel() // self.in_features
+        self.counts += counts_of(kept)
         return naive_row_gather(x, self.weights, kept)
 
     def _forget(self) -> None:
@@ -231,8 +235,7 @@ def sparse_tail(model: nn.Module, share: float) -> Iterator[None]:
 def reset_counters(model: nn.Module) -> None:
     """Begin counting the rows that are read anew."""
     for layer in row_sparse_layers(model).values():
-        layer.kept_rows.zero_()
-        layer.sparse_tokens = 0
+        layer.counts.zero_()
 
 
 def rows_read(model: nn.Module) -> dict[str, float]:
@@ -241,8 +244,8 @@ def rows_read(model: nn.Module) -> dict[str, float]:
     """
     found = {}
     for name, layer in row_sparse_layers(model).items():
-        total = layer.sparse_tokens * layer.in_features
-        found[name] = int(layer.kept_rows) / total if total else math.nan
+        kept, tokens = layer.counts.tolist()
+        found[name] = kept / (tokens * layer.in_features) if tokens else math.nan
     return found
 
 
@@ -250,17 +253,22 @@ def bytes_read(model: nn.Module) -> int:
     """Bytes of weights read for the sparse tokens since the last reset."""
     total = 0
     for layer in row_sparse_layers(model).values():
-        weights, tokens = layer.weights, layer.sparse_tokens
-        fixed = weights.bytes_of(0)
-        total += tokens * fixed + int(layer.kept_rows) * (weights.bytes_of(1) - fixed)
+        kept, tokens = layer.counts.tolist()
+        fixed = layer.weights.bytes_of(0)
+        total += tokens * fixed + kept * (layer.weights.bytes_of(1) - fixed)
     return total
 
 
 def row_sparse_kernel(module: nn.Module) -> LinearKernel | None:
-    """For `CompiledDecoder(decoder, kernel_of=…)`: the kernel of a row-sparse layer; None for another module.
+    """For `CompiledDecoder(decoder, kernel_of=…)`: the kernel of a row-sparse layer; None for another module,
+    and inside `sparse_tail`.
 
     Every token that it is given is treated as one of decoding, so prompts are to be run elsewhere. What the
     decoder says of its bytes and costs counts all rows: `bytes_read` tells those that were read.
-    Raises: NoCompiler; TypeError for matrices of a type that the kernel is not for.
+    Raises: NoCompiler; TypeError for matrices of a type that the kernel is not for; RuntimeError in training
+    mode.
     """
-    return module.weights.kernel if isinstance(module, RowSparseLinear) else None
+    if not isinstance(module, RowSparseLinear) or module._tail is not None:
+        return None
+    module.check_inference()
+    return module.weights.kernel

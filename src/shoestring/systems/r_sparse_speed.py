@@ -151,8 +151,6 @@ def _decode_rows(
         timed = time_interleaved(works, rounds=settings.rounds, warmup=1, min_sample_seconds=0)
         reset_counters(model)
         works["rows"]()
-    for layer in layers.values():
-        layer.sparse_tokens = settings.tokens  # the kernel counts rows, its caller tokens
     read = bytes_read(model) / settings.tokens
     whole = sum(_all_rows(layer).bytes_of(layer.in_features) for layer in layers.values())
     head_bytes = head_kernel.nbytes
