@@ -151,7 +151,7 @@ class CompiledDecoder:
 
 
 def usual_kernel(module: nn.Module, activations: Activations) -> LinearKernel | None:
-    """The kernel of an `nn.Linear` on the CPU as it is, a `PackedLinear` or a `RowSparseLinear`; else None."""
+    """The kernel of a plain `nn.Linear` on the CPU, a `PackedLinear` or a `RowSparseLinear`; else None."""
     if type(module) is PackedLinear:
         return packed_kernel(module, activations)
     if type(module) is RowSparseLinear and module.rows.dtype in (torch.float32, torch.bfloat16):
