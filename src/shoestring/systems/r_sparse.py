@@ -42,7 +42,7 @@ card = Card(
 
 SEARCH = {
     Effort.SMOKE: Evolution(population=3, generations=1, elite=2),
-    Effort.QUICK: Evolution(population=8, generations=4, elite=3),
+    Effort.QUICK: Evolution(population=8, generations=4, elite=4),
     Effort.FULL: Evolution(),
 }
 """By effort; the quick one is a part of the full one."""
@@ -52,9 +52,9 @@ def measure(effort: Effort, seed: int) -> Comparison:
     """Perplexity with tokens decoded sparsely, rivals beside it, and the time of a token."""
     model, texts, origin = _tiny(seed) if effort is Effort.SMOKE else _smollm2(effort)
     with record_fallbacks() as fallbacks:
-        run = QualityRun(model, texts, SEARCH[effort], seed)
-        rows = run.rows()
         smoke = effort is Effort.SMOKE
+        run = QualityRun(model, texts, SEARCH[effort], seed, every_rival=effort is not Effort.QUICK)
+        rows = run.rows()
         settings = SpeedSettings(tokens=4, rounds=3, linear_rounds=3) if smoke else SpeedSettings()
         ids = texts.held_out.flatten()[: PROMPT + settings.tokens]
         timed, notes = speed_rows(model, ids, settings)

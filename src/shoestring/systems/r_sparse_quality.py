@@ -65,7 +65,7 @@ class Rivals:
 
     relu: Losses
     relu_saved: float
-    relu_inputs: Losses
+    relu_inputs: Losses | None
     chance: dict[float, Losses]
     cats: dict[float, Losses]
 
@@ -95,8 +95,12 @@ class KeptShare:
 class QualityRun:
     """The experiment on one model, which ends as a row-sparse one with the searched shares."""
 
-    def __init__(self, model: Decoder, texts: Texts, settings: Evolution, seed: int) -> None:
+    def __init__(
+        self, model: Decoder, texts: Texts, settings: Evolution, seed: int, *, every_rival: bool = True
+    ) -> None:
+        """every_rival: also the one that no claim is about, ReLU on all inputs."""
         self.model, self.texts, self.settings, self.seed = model, texts, settings, seed
+        self.every_rival = every_rival
         self.notes: list[str] = []
         names = block_linears(model)
         batches = list(texts.calibration.split(1))
@@ -139,7 +143,7 @@ class QualityRun:
         return Rivals(
             relu=relu_losses,
             relu_saved=relu.sparsity,
-            relu_inputs=self.loss.windows((ReluInputs(),)),
+            relu_inputs=self.loss.windows((ReluInputs(),)) if self.every_rival else None,
             chance={TARGET: self.loss.windows((RandomChannels(TARGET, self.seed),))},
             cats={share: self.loss.windows((Cats(self.model, gates, share),)) for share in CATS},
         )
@@ -195,9 +199,10 @@ class QualityRun:
             named("perplexity, 50 %, shares by the rule", by_rule),
             named("perplexity, 50 %, low rank alone", low_rank),
             named("perplexity, ReLU activation", self.rivals.relu),
-            named("perplexity, ReLU on all inputs", self.rivals.relu_inputs),
             named("perplexity, 50 %, inputs kept by chance", self.rivals.chance[TARGET]),
         ]
+        if self.rivals.relu_inputs is not None:
+            rows.append(named("perplexity, ReLU on all inputs", self.rivals.relu_inputs))
         rows += [
             named(f"perplexity, {share:.0%}, CATS".replace("%", " %"), losses)
             for share, losses in self.rivals.cats.items()
