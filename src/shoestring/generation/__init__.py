@@ -5,6 +5,7 @@ from shoestring.generation.decode import Finish, Generation, Piece, Stream, gene
 from shoestring.generation.dense_cache import DenseCache
 from shoestring.generation.quantised_cache import QuantCache
 from shoestring.generation.sampling import Sampling
+from shoestring.generation.shared_rows import SharedRows
 from shoestring.generation.slot_cache import SlotCache
 from shoestring.generation.transformers_cache import TransformersCache
 
@@ -15,6 +16,7 @@ __all__ = [
     "Piece",
     "QuantCache",
     "Sampling",
+    "SharedRows",
     "SlotCache",
     "Stream",
     "TransformersCache",

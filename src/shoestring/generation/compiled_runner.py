@@ -16,6 +16,7 @@ from shoestring.kernels.decode_step import MOST_TOKENS, LayerCache
 from shoestring.kernels.dense_linear import STORAGE_KINDS
 from shoestring.kernels.grouped_linear import Activations
 from shoestring.layers.packed_linear import PackedLinear
+from shoestring.layers.row_sparse_linear import row_sparse_layers
 from shoestring.models.compiled_decoder import CannotCompile, CompiledDecoder
 from shoestring.models.decoder import Decoder
 from shoestring.notices import notice_fallback
@@ -42,6 +43,7 @@ class CompiledRunner(DecoderRunner):
     ) -> None:
         self.compiled = CompiledDecoder(model, activations=activations)
         self._packed = any(isinstance(module, PackedLinear) for module in model.modules())
+        self._row_sparse = bool(row_sparse_layers(model))
         if cache is None:
             narrow = self._packed and activations is Activations.INT8
             cache = decoder_cache(model, capacity=capacity, dtype=torch.float16 if narrow else None)
@@ -53,8 +55,10 @@ class CompiledRunner(DecoderRunner):
     def feed(self, ids: Int[Tensor, "1 n"]) -> Float[Tensor, "1 vocab"]:
         """Append tokens to the sequence; the logits of the token that follows, float32 from the step."""
         n, start = ids.shape[1], self.cache.plain_slots()
-        # Of plain weights a long run of tokens is a product of matrices, which torch does best.
-        if start is None or n == 0 or (n > MOST_TOKENS and not self._packed):
+        # Of plain weights a long run of tokens is a product of matrices, which torch does best; a prompt of
+        # row-sparse ones is dense, which their kernels are not.
+        by_module = (n > MOST_TOKENS and not self._packed) or (n > 1 and self._row_sparse)
+        if start is None or n == 0 or by_module:
             return super().feed(ids)
         return self._step(ids, start, 1)
 

@@ -19,6 +19,7 @@ from shoestring.kernels.linear_kernel import LinearKernel
 from shoestring.layers.norm import RMSNorm
 from shoestring.layers.packed_kernel import grouped_weights, packed_kernel
 from shoestring.layers.packed_linear import PackedEmbedding, PackedLinear, PackedWeight
+from shoestring.layers.row_sparse_linear import RowSparseLinear, row_sparse_kernel
 from shoestring.models.decoder import Attention, Decoder, DecoderLayer, FeedForward
 from shoestring.models.decoder_config import Activation
 
@@ -150,9 +151,11 @@ class CompiledDecoder:
 
 
 def usual_kernel(module: nn.Module, activations: Activations) -> LinearKernel | None:
-    """The kernel of an `nn.Linear` on the CPU as it is, or of a `PackedLinear`; None for anything else."""
+    """The kernel of a plain `nn.Linear` on the CPU, a `PackedLinear` or a `RowSparseLinear`; else None."""
     if type(module) is PackedLinear:
         return packed_kernel(module, activations)
+    if type(module) is RowSparseLinear and module.rows.dtype in (torch.float32, torch.bfloat16):
+        return row_sparse_kernel(module)
     if type(module) is not nn.Linear:
         return None
     weight = module.weight
