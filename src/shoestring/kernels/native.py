@@ -10,6 +10,7 @@ import functools
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import tempfile
@@ -24,13 +25,31 @@ FLAGS = ("-O3", "-march=native", "-std=c11", "-fPIC", "-shared", "-fopenmp", "-f
 def load_library(source: str | Path, *, extra_flags: tuple[str, ...] = ()) -> ctypes.CDLL:
     """Compile a C file (or a source text) and load it; the second call, in any process, only loads.
 
+    A file may include others of its folder by `#include "name"`: they become part of the text.
     `SHOESTRING_CC` names the compiler (default: `$CC`, then `cc`, `gcc`, `clang`); `SHOESTRING_CC=none`
     turns compilation off.
 
     Raises: NoCompiler when there is none or it rejects the source (the message carries its first error).
     """
-    text = source.read_text(encoding="utf-8") if isinstance(source, Path) else source
+    text = with_headers(source, set()) if isinstance(source, Path) else source
     return _load(text, FLAGS + extra_flags, _compiler())
+
+
+def with_headers(source: Path, seen: set[Path]) -> str:
+    """A C file with the files that it includes by `#include "name"` in their places, each of them once.
+
+    The text then says all that the library is made of, which is what the cache key is taken from.
+    """
+    lines = []
+    for line in source.read_text(encoding="utf-8").splitlines(keepends=True):
+        if found := re.match(r'\s*#include "([^"]+)"', line):
+            header = (source.parent / found[1]).resolve()
+            if header not in seen:
+                seen.add(header)
+                lines.append(with_headers(header, seen) + "\n")
+        else:
+            lines.append(line)
+    return "".join(lines)
 
 
 @functools.cache
