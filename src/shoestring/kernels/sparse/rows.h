@@ -1,16 +1,19 @@
 /* y = x Wᵀ where a row of W is dense or a bitmap with its stored values: weights are loaded as they are stored
    and multiplied as if they were dense.
 
-   Four rows are in flight, so that a load of x serves four of them. For a few columns of products (tokens) the
-   blocks go from the stream straight into the products; for more, four rows are first expanded into scratch and
-   then multiplied by the loop for dense rows, so that expanding is paid once. Both add up in the same order: the
-   sums of a bitmap are bit for bit those of the dense matrix.
+   Two to four rows are in flight, so that a load of x serves them all. For up to eight tokens the blocks go from
+   the stream straight into the products, where expanding hides behind multiplying; for more, they are first
+   expanded into scratch and then multiplied as dense ones, so that expanding is paid once. Inputs are taken in
+   tiles, so that x stays in the second cache; the vectors of sums of a panel of rows wait in scratch meanwhile. The
+   order of the sums is the same in every case: those of a bitmap are bit for bit those of the dense matrix.
 
    weights: 0 values; 1 masks (NULL: dense, rows of whole blocks); 2 row_starts; 3 scales of the rows or NULL.
    sizes: 0 value kind; 1 products: 0 float32, 1 pairs of bfloat16 (x is rounded to it), 2 float32 of rounded x. */
 
-#define ROWS 4
-#define COLUMNS 4
+#define PANEL 24                /* rows: a multiple of all that are taken together */
+#define SHARE 12                /* rows: the shares of threads are multiples of it */
+#define COLUMNS 8               /* most tokens that are multiplied together */
+#define TILE_BYTES (128 << 10)  /* of x, for the tokens that are multiplied together */
 
 #if defined(__AVX512BF16__) && defined(EXPANDS_NARROW)
 #define HAS_BFLOAT16_PRODUCTS 1
@@ -38,70 +41,90 @@ INLINE stream stream_at(const linear_kernel *self, int64_t row, int64_t first_bl
     return (stream){values + before * size, masks + first_block};
 }
 
-/* The products of `rows` rows with `columns` columns of x, all constants where this is expanded.
-   x: (columns, stride) floats, or bfloat16 where `pairs`. */
-INLINE void multiply(int rows, int columns, int dense, int kind, int pairs, stream *from, const void *x,
-                     int64_t stride, int64_t blocks, float sums[ROWS][COLUMNS]) {
-    vec total[ROWS][COLUMNS];
+/* Add the products of `rows` rows with `columns` columns of x to their sums; all constants where this is expanded.
+   x: (blocks, columns, BLOCK) floats, or bfloat16 where `pairs`. total: (rows, COLUMNS) vectors. */
+INLINE void multiply(int rows, int columns, int dense, int kind, int pairs, stream *from, const char *x,
+                     int64_t blocks, vec *total) {
+    vec sum[4][COLUMNS];
+    const char *next[4];
 #pragma GCC unroll 4
-    for (int r = 0; r < rows; r++)
-#pragma GCC unroll 4
-        for (int c = 0; c < columns; c++) total[r][c] = vec_zero();
-    const char *next[ROWS];
-#pragma GCC unroll 4
-    for (int r = 0; r < rows; r++) next[r] = from[r].values;
-    for (int64_t b = 0; b < blocks; b++) {
-#pragma GCC unroll 4
-        for (int r = 0; r < rows; r++) {
-            uint32_t mask = dense ? 0 : from[r].masks[b];
-#if HAS_BFLOAT16_PRODUCTS
-            if (pairs) {
-                __m512i w = dense ? _mm512_loadu_si512(next[r]) : expand_16_bits(next[r], mask);
-#pragma GCC unroll 4
-                for (int c = 0; c < columns; c++) {
-                    __m512i v = _mm512_loadu_si512((const uint16_t *)x + c * stride + b * BLOCK);
-                    total[r][c] = _mm512_dpbf16_ps(total[r][c], (__m512bh)w, (__m512bh)v);
-                }
-            } else
-#endif
-            {
-                block w = dense ? dense_block(next[r], kind) : expanded_block(next[r], mask, kind);
-#pragma GCC unroll 4
-                for (int c = 0; c < columns; c++)
+    for (int r = 0; r < rows; r++) {
+        next[r] = from[r].values;
 #pragma GCC unroll 8
-                    for (int p = 0; p < PARTS; p++) {
-                        const float *v = (const float *)x + c * stride + b * BLOCK + p * LANES;
-                        total[r][c] = vec_fma(w.part[p], vec_load(v), total[r][c]);
-                    }
+        for (int c = 0; c < columns; c++) sum[r][c] = total[r * COLUMNS + c];
+    }
+    for (int64_t b = 0; b < blocks; b++) {
+        uint32_t mask[4];
+#pragma GCC unroll 4
+        for (int r = 0; r < rows; r++) mask[r] = dense ? 0 : from[r].masks[b];
+#if HAS_BFLOAT16_PRODUCTS
+        if (pairs) {
+            __m512i w[4];
+#pragma GCC unroll 4
+            for (int r = 0; r < rows; r++)
+                w[r] = dense ? _mm512_loadu_si512(next[r]) : expand_16_bits(next[r], mask[r]);
+#pragma GCC unroll 8
+            for (int c = 0; c < columns; c++) {
+                __m512i v = _mm512_loadu_si512(x + 2 * (b * columns + c) * BLOCK);
+#pragma GCC unroll 4
+                for (int r = 0; r < rows; r++) sum[r][c] = _mm512_dpbf16_ps(sum[r][c], (__m512bh)w[r], (__m512bh)v);
             }
-            next[r] += (dense ? BLOCK : __builtin_popcount(mask)) * itemsize(kind);
+        } else
+#endif
+        {
+            block w[4];
+#pragma GCC unroll 4
+            for (int r = 0; r < rows; r++)
+                w[r] = dense ? dense_block(next[r], kind) : expanded_block(next[r], mask[r], kind);
+#pragma GCC unroll 8
+            for (int c = 0; c < columns; c++)
+#pragma GCC unroll 8
+                for (int p = 0; p < PARTS; p++) {
+                    vec v = vec_load((const float *)x + (b * columns + c) * BLOCK + p * LANES);
+#pragma GCC unroll 4
+                    for (int r = 0; r < rows; r++) sum[r][c] = vec_fma(w[r].part[p], v, sum[r][c]);
+                }
         }
+#pragma GCC unroll 4
+        for (int r = 0; r < rows; r++) next[r] += (dense ? BLOCK : __builtin_popcount(mask[r])) * itemsize(kind);
     }
     (void)pairs;
 #pragma GCC unroll 4
     for (int r = 0; r < rows; r++) {
-        from[r].values = next[r];
-#pragma GCC unroll 4
-        for (int c = 0; c < columns; c++) sums[r][c] = vec_sum(total[r][c]);
+        from[r] = (stream){next[r], dense ? NULL : from[r].masks + blocks};
+#pragma GCC unroll 8
+        for (int c = 0; c < columns; c++) total[r * COLUMNS + c] = sum[r][c];
     }
 }
+
+/* Tokens are multiplied 1, 2, 4 or 8 at a time; what is missing is zeros. */
+INLINE int columns_for(int64_t tokens) { return tokens >= 5 ? 8 : tokens >= 3 ? 4 : (int)tokens; }
+
+INLINE int64_t padded_tokens(int64_t tokens) { return tokens / 8 * 8 + columns_for(tokens % 8); }
+
+/* As many rows together as their sums and blocks leave registers for. */
+INLINE int rows_for(int columns, int pairs) { return columns < 8 ? 4 : pairs ? 3 : 2; }
 
 /* The constants of `multiply`, chosen at run time. */
-INLINE void multiply_columns(int rows, int columns, int dense, int kind, int pairs, stream *from, const void *x,
-                             int64_t stride, int64_t blocks, float sums[ROWS][COLUMNS]) {
+INLINE void multiply_some(int rows, int columns, int dense, int kind, int pairs, stream *from, const char *x,
+                          int64_t blocks, vec *total) {
+    if (rows > 1) switch (columns) {
+        case 1: multiply(4, 1, dense, kind, pairs, from, x, blocks, total); return;
+        case 2: multiply(4, 2, dense, kind, pairs, from, x, blocks, total); return;
+        case 4: multiply(4, 4, dense, kind, pairs, from, x, blocks, total); return;
+        default: multiply(rows_for(8, pairs), 8, dense, kind, pairs, from, x, blocks, total); return;
+        }
     switch (columns) {
-    case 1: multiply(rows, 1, dense, kind, pairs, from, x, stride, blocks, sums); break;
-    case 2: multiply(rows, 2, dense, kind, pairs, from, x, stride, blocks, sums); break;
-    case 3: multiply(rows, 3, dense, kind, pairs, from, x, stride, blocks, sums); break;
-    default: multiply(rows, 4, dense, kind, pairs, from, x, stride, blocks, sums);
+    case 1: multiply(1, 1, dense, kind, pairs, from, x, blocks, total); return;
+    case 2: multiply(1, 2, dense, kind, pairs, from, x, blocks, total); return;
+    case 4: multiply(1, 4, dense, kind, pairs, from, x, blocks, total); return;
+    default: multiply(1, 8, dense, kind, pairs, from, x, blocks, total);
     }
 }
 
-#define FOR_KIND(NAME, DENSE, KIND, PAIRS)                                                                   \
-    static void NAME(int rows, int columns, stream *from, const void *x, int64_t stride, int64_t blocks,     \
-                     float sums[ROWS][COLUMNS]) {                                                            \
-        if (rows == ROWS) multiply_columns(ROWS, columns, DENSE, KIND, PAIRS, from, x, stride, blocks, sums); \
-        else multiply_columns(1, columns, DENSE, KIND, PAIRS, from, x, stride, blocks, sums);                \
+#define FOR_KIND(NAME, DENSE, KIND, PAIRS)                                                                  \
+    static void NAME(int rows, int columns, stream *from, const char *x, int64_t blocks, vec *total) {      \
+        multiply_some(rows, columns, DENSE, KIND, PAIRS, from, x, blocks, total);                   \
     }
 FOR_KIND(dense_bfloat16, 1, BFLOAT16, 0)
 FOR_KIND(dense_float16, 1, FLOAT16, 0)
@@ -114,7 +137,7 @@ FOR_KIND(dense_pairs, 1, BFLOAT16, 1)
 FOR_KIND(bitmap_pairs, 0, BFLOAT16, 1)
 #endif
 
-typedef void (*multiply_rows)(int, int, stream *, const void *, int64_t, int64_t, float[ROWS][COLUMNS]);
+typedef void (*multiply_rows)(int, int, stream *, const char *, int64_t, vec *);
 
 static multiply_rows loop_for(int dense, int kind, int pairs) {
 #if HAS_BFLOAT16_PRODUCTS
@@ -126,84 +149,116 @@ static multiply_rows loop_for(int dense, int kind, int pairs) {
     return loops[dense][kind];
 }
 
-static void write_sums(const linear_kernel *self, float sums[ROWS][COLUMNS], int rows, int columns, int64_t row,
-                       int64_t column, float *y) {
-    const float *scales = self->weights[3];
-    for (int c = 0; c < columns; c++)
-        for (int r = 0; r < rows; r++) {
-            float sum = sums[r][c];
-            if (scales) sum *= scales[row + r];
-            y[(column + c) * self->outputs + row + r] = sum;
-        }
-}
-
 /* Bytes of x as the loops read it. */
 INLINE int64_t laid_out_bytes(const linear_kernel *self, int64_t tokens) {
-    int64_t bytes = tokens * blocks_of(self) * BLOCK * (pairs_of(self) ? 2 : 4);
+    int64_t bytes = padded_tokens(tokens) * blocks_of(self) * BLOCK * (pairs_of(self) ? 2 : 4);
     return (bytes + 63) / 64 * 64;
 }
 
-int64_t rows_scratch_bytes(const linear_kernel *self, int64_t tokens) {
-    int64_t expanded = ROWS * blocks_of(self) * BLOCK * 2;
-    return laid_out_bytes(self, tokens) + expanded;
+/* Blocks of a tile of inputs: x of the tokens that go together fills about TILE_BYTES. */
+INLINE int64_t tile_blocks(const linear_kernel *self, int64_t tokens) {
+    int64_t columns = tokens < COLUMNS ? columns_for(tokens) : COLUMNS;
+    int64_t fitting = TILE_BYTES / (columns * BLOCK * (pairs_of(self) ? 2 : 4));
+    return fitting < blocks_of(self) ? fitting : blocks_of(self);
 }
 
-static void lay_out(const linear_kernel *self, const float *x, int64_t tokens, void *laid_out) {
+INLINE int64_t groups_of(int64_t tokens) { return (tokens + COLUMNS - 1) / COLUMNS; }
+
+INLINE int64_t sums_bytes(int64_t tokens) { return groups_of(tokens) * PANEL * COLUMNS * (int64_t)sizeof(vec); }
+
+int64_t rows_scratch_bytes(const linear_kernel *self, int64_t tokens) {
+    int64_t expanded = tokens > COLUMNS ? PANEL * tile_blocks(self, tokens) * BLOCK * itemsize(kind_of(self)) : 0;
+    return laid_out_bytes(self, tokens) + sums_bytes(tokens) + expanded;
+}
+
+/* x as the loops read it: for each group of up to eight tokens (blocks, columns, BLOCK). */
+static void lay_out(const linear_kernel *self, const float *x, int64_t tokens, char *laid_out) {
     int64_t blocks = blocks_of(self), width = blocks * BLOCK;
     int kind = kind_of(self), pairs = pairs_of(self);
-    for (int64_t t = 0; t < tokens; t++, x += self->inputs)
+    memset(laid_out, 0, (size_t)laid_out_bytes(self, tokens));
+    for (int64_t t = 0; t < tokens; t++, x += self->inputs) {
+        int64_t group = t / COLUMNS * COLUMNS;
+        int columns = columns_for(tokens - group < COLUMNS ? tokens - group : COLUMNS);
         for (int64_t b = 0; b < blocks; b++) {
-            int64_t left = self->inputs - b * BLOCK;
+            int64_t left = self->inputs - b * BLOCK, place = group * width + (b * columns + t - group) * BLOCK;
             float entries[BLOCK] = {0};
             memcpy(entries, x + b * BLOCK, (size_t)(left < BLOCK ? left : BLOCK) * sizeof(float));
             if (pairs) {
-                uint16_t *to = (uint16_t *)laid_out + t * width + b * BLOCK;
+                uint16_t *to = (uint16_t *)laid_out + place;
                 for (int i = 0; i < BLOCK; i++) to[i] = float_to_bfloat16(entries[i]);
-            } else {
-                float *to = (float *)laid_out + t * width + b * BLOCK;
-                if (self->sizes[1]) /* no instruction for pairs: round, and multiply as floats */
-                    for (int i = 0; i < BLOCK; i++) entries[i] = bfloat16_to_float(float_to_bfloat16(entries[i]));
-                if (splits_even_odd(kind))
-                    for (int i = 0; i < BLOCK; i++) to[place_in_block(i, kind)] = entries[i];
-                else
-                    memcpy(to, entries, sizeof entries);
+                continue;
             }
+            float *to = (float *)laid_out + place;
+            if (self->sizes[1]) /* no instruction for pairs: round, and multiply as floats */
+                for (int i = 0; i < BLOCK; i++) entries[i] = bfloat16_to_float(float_to_bfloat16(entries[i]));
+            if (splits_even_odd(kind))
+                for (int i = 0; i < BLOCK; i++) to[place_in_block(i, kind)] = entries[i];
+            else
+                memcpy(to, entries, sizeof entries);
+        }
+    }
+}
+
+/* Some blocks of the rows of a panel, expanded; the streams move on. `to` gets a dense panel. */
+static void expand_panel(stream *from, int rows, int64_t blocks, int kind, char *to) {
+    for (int r = 0; r < rows; r++)
+        for (int64_t b = 0; b < blocks; b++) {
+            uint32_t mask = *from[r].masks++;
+            expand_to(to + (r * blocks + b) * BLOCK * itemsize(kind), from[r].values, mask, kind);
+            from[r].values += __builtin_popcount(mask) * itemsize(kind);
+        }
+}
+
+/* The sums of a panel of rows for `columns` tokens over one tile of inputs. */
+static void multiply_panel(multiply_rows loop, stream *from, int rows, int columns, int pairs, const char *x,
+                           int64_t blocks, vec *sums) {
+    int together = rows_for(columns, pairs);
+    for (int r = 0; r < rows;) {
+        int some = rows - r >= together ? together : 1;
+        loop(some, columns, from + r, x, blocks, sums + r * COLUMNS);
+        r += some;
+    }
+}
+
+static void write_sums(const linear_kernel *self, const vec *sums, int rows, int64_t tokens, int64_t row, float *y) {
+    const float *scales = self->weights[3];
+    for (int64_t t = 0; t < tokens; t++)
+        for (int r = 0; r < rows; r++) {
+            float sum = vec_sum(sums[(t / COLUMNS * PANEL + r) * COLUMNS + t % COLUMNS]);
+            y[t * self->outputs + row + r] = scales ? sum * scales[row + r] : sum;
         }
 }
 
 /* Rows first .. last of y, summed over some blocks of inputs. */
-static void multiply_range(const linear_kernel *self, const void *laid_out, float *y, int64_t tokens,
-                           int64_t first, int64_t last, int64_t first_block, int64_t blocks, void *expanded) {
+static void multiply_range(const linear_kernel *self, const char *laid_out, float *y, int64_t tokens, int64_t first,
+                           int64_t last, int64_t first_block, int64_t blocks, char *scratch) {
     int kind = kind_of(self), pairs = pairs_of(self), dense = self->weights[1] == NULL;
-    int64_t width = blocks_of(self) * BLOCK, size = itemsize(kind);
-    const char *x = (const char *)laid_out + first_block * BLOCK * (pairs ? 2 : 4);
-    int64_t token_bytes = width * (pairs ? 2 : 4);
+    int64_t width = blocks_of(self) * BLOCK, value_bytes = pairs ? 2 : 4, tile = tile_blocks(self, tokens);
     int through_scratch = !dense && tokens > COLUMNS;
     multiply_rows loop = loop_for(dense || through_scratch, kind, pairs);
-    for (int64_t row = first; row < last;) {
-        int rows = last - row >= ROWS ? ROWS : 1;
-        stream from[ROWS];
+    vec *sums = (vec *)scratch;
+    char *expanded = scratch + sums_bytes(tokens);
+    for (int64_t row = first; row < last; row += PANEL) {
+        int rows = last - row < PANEL ? (int)(last - row) : PANEL;
+        stream from[PANEL];
         for (int r = 0; r < rows; r++) from[r] = stream_at(self, row + r, first_block);
-        if (through_scratch)
-            for (int r = 0; r < rows; r++) {
-                char *to = (char *)expanded + r * blocks * BLOCK * size;
-                const char *next = from[r].values;
-                for (int64_t b = 0; b < blocks; b++) {
-                    uint32_t mask = from[r].masks[b];
-                    expand_to(to + b * BLOCK * size, next, mask, kind);
-                    next += __builtin_popcount(mask) * size;
+        memset(sums, 0, (size_t)sums_bytes(tokens));
+        for (int64_t done = 0; done < blocks; done += tile) {
+            int64_t some = blocks - done < tile ? blocks - done : tile;
+            if (through_scratch) expand_panel(from, rows, some, kind, expanded);
+            for (int64_t t = 0; t < tokens; t += COLUMNS) {
+                int columns = columns_for(tokens - t < COLUMNS ? tokens - t : COLUMNS);
+                const char *x = laid_out + value_bytes * (t * width + (first_block + done) * columns * BLOCK);
+                stream here[PANEL];
+                for (int r = 0; r < rows; r++) {
+                    here[r] = from[r];
+                    if (through_scratch) here[r] = (stream){expanded + r * some * BLOCK * itemsize(kind), NULL};
                 }
-                from[r] = (stream){to, NULL};
+                multiply_panel(loop, here, rows, columns, pairs, x, some, sums + t * PANEL);
+                if (!through_scratch && t + COLUMNS >= tokens) memcpy(from, here, sizeof here);
             }
-        for (int64_t t = 0; t < tokens; t += COLUMNS) {
-            int columns = tokens - t < COLUMNS ? (int)(tokens - t) : COLUMNS;
-            float sums[ROWS][COLUMNS];
-            stream here[ROWS];
-            memcpy(here, from, sizeof here);
-            loop(rows, columns, here, x + t * token_bytes, width, blocks, sums);
-            write_sums(self, sums, rows, columns, row, t, y);
         }
-        row += rows;
+        write_sums(self, sums, rows, tokens, row, y);
     }
 }
 
@@ -216,14 +271,14 @@ static int64_t bytes_before(const linear_kernel *self, int64_t row) {
 
 static int64_t rows_boundary(const linear_kernel *self, int64_t thread, int64_t threads) {
     if (thread >= threads) return self->outputs;
-    int64_t low = 0, high = (self->outputs + ROWS - 1) / ROWS;
+    int64_t low = 0, high = (self->outputs + SHARE - 1) / SHARE;
     double wanted = (double)bytes_before(self, self->outputs) * (double)thread / (double)threads;
     while (low < high) {
         int64_t middle = (low + high) / 2;
-        if ((double)bytes_before(self, middle * ROWS) < wanted) low = middle + 1;
+        if ((double)bytes_before(self, middle * SHARE) < wanted) low = middle + 1;
         else high = middle;
     }
-    return low * ROWS < self->outputs ? low * ROWS : self->outputs;
+    return low * SHARE < self->outputs ? low * SHARE : self->outputs;
 }
 
 static void add_bias(const linear_kernel *self, float *y, int64_t tokens, int64_t first, int64_t last) {
@@ -236,9 +291,9 @@ void rows_run(const linear_kernel *self, const float *x, float *y, int64_t token
                      int n_threads, void *scratch) {
     int64_t first = rows_boundary(self, thread, n_threads), last = rows_boundary(self, thread + 1, n_threads);
     if (first >= last) return;
-    char *expanded = (char *)scratch + laid_out_bytes(self, tokens);
+    char *rest = (char *)scratch + laid_out_bytes(self, tokens);
     lay_out(self, x, tokens, scratch);
-    multiply_range(self, scratch, y, tokens, first, last, 0, blocks_of(self), expanded);
+    multiply_range(self, scratch, y, tokens, first, last, 0, blocks_of(self), rest);
     add_bias(self, y, tokens, first, last);
 }
 
@@ -250,7 +305,7 @@ static void rows_run_part(const linear_kernel *self, const float *x, float *y, i
     int64_t count = blocks - from < size ? blocks - from : size;
     int64_t first = rows_boundary(self, thread, n_threads), last = rows_boundary(self, thread + 1, n_threads);
     if (first >= last) return;
-    char *expanded = (char *)scratch + laid_out_bytes(self, tokens);
+    char *rest = (char *)scratch + laid_out_bytes(self, tokens);
     lay_out(self, x, tokens, scratch);
-    multiply_range(self, scratch, y, tokens, first, last, from, count, expanded);
+    multiply_range(self, scratch, y, tokens, first, last, from, count, rest);
 }

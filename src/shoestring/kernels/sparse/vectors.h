@@ -167,8 +167,15 @@ INLINE block floats_of_16_bits(__m512i bits, int kind) {
 }
 
 INLINE __m512i expand_16_bits(const void *values, uint32_t mask) {
-    /* loaded first: expanding from memory is microcoded on some processors */
-    return _mm512_maskz_expand_epi16(mask, _mm512_loadu_si512(values));
+    __m512i packed = _mm512_loadu_si512(values);
+    __asm__("" : "+v"(packed)); /* stays a load of its own: expanding from memory is microcoded on some processors */
+    return _mm512_maskz_expand_epi16(mask, packed);
+}
+
+INLINE __m256i expand_8_bits(const void *values, uint32_t mask) {
+    __m256i packed = _mm256_loadu_si256(values);
+    __asm__("" : "+v"(packed));
+    return _mm256_maskz_expand_epi8(mask, packed);
 }
 #endif
 
@@ -187,7 +194,7 @@ INLINE block dense_block(const void *values, int kind) {
 INLINE block expanded_block(const void *values, uint32_t mask, int kind) {
 #ifdef EXPANDS_NARROW
     if (kind != INT8) return floats_of_16_bits(expand_16_bits(values, mask), kind);
-    __m256i octets = _mm256_maskz_expand_epi8(mask, _mm256_loadu_si256(values));
+    __m256i octets = expand_8_bits(values, mask);
     return (block){{_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_castsi256_si128(octets))),
                     _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_extracti128_si256(octets, 1)))}};
 #else
@@ -206,7 +213,7 @@ INLINE block expanded_block(const void *values, uint32_t mask, int kind) {
 INLINE void expand_to(void *row, const void *values, uint32_t mask, int kind) {
 #ifdef EXPANDS_NARROW
     if (kind == INT8)
-        _mm256_storeu_si256(row, _mm256_maskz_expand_epi8(mask, _mm256_loadu_si256(values)));
+        _mm256_storeu_si256(row, expand_8_bits(values, mask));
     else
         _mm512_storeu_si512(row, expand_16_bits(values, mask));
 #else
