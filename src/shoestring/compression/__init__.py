@@ -9,6 +9,14 @@ from shoestring.compression.gguf_export import export_gguf, export_gguf_q8
 from shoestring.compression.group_quantize import GPTQ, PackedRecipe, RoundToNearest
 from shoestring.compression.kv_quantize import KVQuantize
 from shoestring.compression.low_rank import ActivationAwareLowRank, LowRank
+from shoestring.compression.pruning import (
+    MagnitudePrune,
+    SparseGPT,
+    StoreSparse,
+    Wanda,
+    global_magnitude,
+    prune_in_place,
+)
 from shoestring.compression.recipe import ModelRecipe, ModuleRecipe, Needs, Recipe
 from shoestring.compression.saved_folder import load, read_recipe, save
 from shoestring.compression.sequential import apply_in_sequence
@@ -20,6 +28,7 @@ __all__ = [
     "KVQuantize",
     "KullbackLeibler",
     "LowRank",
+    "MagnitudePrune",
     "MeanSquare",
     "MinMax",
     "ModelRecipe",
@@ -30,6 +39,9 @@ __all__ = [
     "Recipe",
     "RoundToNearest",
     "Slot",
+    "SparseGPT",
+    "StoreSparse",
+    "Wanda",
     "apply",
     "apply_in_sequence",
     "capture",
@@ -39,8 +51,10 @@ __all__ = [
     "export_gguf",
     "export_gguf_q8",
     "fuse_conv_bn",
+    "global_magnitude",
     "load",
     "plan",
+    "prune_in_place",
     "read_recipe",
     "rewrite_slot",
     "save",

@@ -12,9 +12,14 @@ from torch import nn
 from shoestring.errors import BadModelFile
 from shoestring.layers.low_rank_linear import LowRankLinear
 from shoestring.layers.packed_linear import PackedEmbedding, PackedLinear, PackedWeight
+from shoestring.layers.sparse_linear import SparseLinear, stored_shapes
 from shoestring.numbers.grouped_affine import GroupedAffine, ZeroPoint
+from shoestring.numbers.sparse_values import ValueKind
 
 Document = dict[str, dict[str, Any]]
+
+SPARSE_FORMAT = 1
+"""Of the stored tensors of a `SparseLinear`; they are the same for every processor."""
 
 
 def describe_modules(model: nn.Module) -> Document:
@@ -30,6 +35,8 @@ def describe_modules(model: nn.Module) -> Document:
             shape = {"in_features": module.in_features, "out_features": module.out_features}
             bias = module.bias is not None
             document[name] = {"kind": "LowRankLinear", **shape, "rank": module.rank, "bias": bias}
+        elif isinstance(module, SparseLinear):
+            document[name] = _describe_sparse(module)
         elif isinstance(module, PackedLinear | PackedEmbedding):
             document[name] = _describe_packed(module)
             if module.borrows:
@@ -67,8 +74,16 @@ def stored_tensors(document: Document) -> dict[str, tuple[tuple[int, ...], str]]
     Raises: BadModelFile if an entry is not valid.
     """
     tensors = {}
-    names = {torch.uint8: "U8", torch.float16: "F16"}
+    names = {
+        torch.uint8: "U8", torch.float16: "F16", torch.int8: "I8", torch.int16: "I16", torch.int32: "I32",
+    }  # fmt: skip
     for name, entry in document.items():
+        if entry.get("kind") == "SparseLinear":
+            try:
+                shapes = stored_shapes(*_sparse_shape(entry))
+            except (KeyError, TypeError, ValueError) as error:
+                raise BadModelFile(f"the saved format of {name!r} is not valid: {error!r}.") from error
+            tensors |= {f"{name}.{part}": (shape, names[dtype]) for part, (shape, dtype) in shapes.items()}
         if entry.get("kind") not in ("PackedLinear", "PackedEmbedding") or "tied_to" in entry:
             continue
         try:
@@ -82,7 +97,7 @@ def stored_tensors(document: Document) -> dict[str, tuple[tuple[int, ...], str]]
 
 def is_rewritten(module: nn.Module) -> bool:
     """Whether the module is one that recipes put in place of another."""
-    return isinstance(module, PackedLinear | PackedEmbedding | LowRankLinear)
+    return isinstance(module, PackedLinear | PackedEmbedding | LowRankLinear | SparseLinear)
 
 
 def _describe_packed(module: PackedLinear | PackedEmbedding) -> dict[str, Any]:
@@ -105,6 +120,26 @@ def _describe_packed(module: PackedLinear | PackedEmbedding) -> dict[str, Any]:
     return entry
 
 
+def _describe_sparse(module: SparseLinear) -> dict[str, Any]:
+    return {
+        "kind": "SparseLinear",
+        "format": SPARSE_FORMAT,
+        "in_features": module.in_features,
+        "out_features": module.out_features,
+        "values": module.kind.value,
+        "nonzeros": module.nonzeros,
+        "bias": module.bias is not None,
+    }
+
+
+def _sparse_shape(entry: dict[str, Any]) -> tuple[int, int, ValueKind, int]:
+    if entry["format"] != SPARSE_FORMAT:
+        raise ValueError(
+            f"sparse weights of format {entry['format']}; this version reads format {SPARSE_FORMAT}"
+        )
+    return entry["in_features"], entry["out_features"], ValueKind(entry["values"]), entry["nonzeros"]
+
+
 def _form(entry: dict[str, Any]) -> GroupedAffine:
     zero_point = ZeroPoint(entry["zero_point"])
     return GroupedAffine(entry["bits"], entry["group_size"], zero_point, entry["scale_bits"])
@@ -121,6 +156,8 @@ def _make(
     if kind == "LowRankLinear":
         shape = entry["in_features"], entry["out_features"], entry["rank"]
         return LowRankLinear(*shape, bias=entry["bias"], dtype=dtype, device=device)
+    if kind == "SparseLinear":
+        return SparseLinear(*_sparse_shape(entry), bias=entry["bias"], dtype=dtype, device=device)
     if kind not in ("PackedLinear", "PackedEmbedding"):
         raise ValueError(f"kind {kind!r} is unknown to this version")
     if "tied_to" in entry:

@@ -7,6 +7,7 @@ from shoestring.layers.norm import RMSNorm
 from shoestring.layers.packed_linear import PackedEmbedding, PackedLinear, PackedWeight
 from shoestring.layers.rotary import LinearScaling, Llama3Scaling, Rope, YarnScaling
 from shoestring.layers.scaled_embedding import ScaledEmbedding
+from shoestring.layers.sparse_linear import SparseLinear
 
 __all__ = [
     "AttendOut",
@@ -24,6 +25,7 @@ __all__ = [
     "RMSNorm",
     "Rope",
     "ScaledEmbedding",
+    "SparseLinear",
     "Tree",
     "YarnScaling",
     "attend",

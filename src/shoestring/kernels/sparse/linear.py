@@ -99,6 +99,13 @@ def sparse_linear(
     )
 
 
+def expand_bitmap(kernel: LinearKernel) -> Float[Tensor, "outputs inputs"]:
+    """The float32 matrix of a kernel that `sparse_linear` made of a bitmap."""
+    dense = torch.empty(kernel.outputs, kernel.inputs)
+    library().expand_bitmap(kernel.address, dense.data_ptr(), torch.get_num_threads())
+    return dense
+
+
 @functools.cache
 def library(isa: str | None = None) -> ctypes.CDLL:
     """The compiled code. Raises: NoCompiler; ValueError for an unknown instruction set."""
@@ -111,6 +118,7 @@ def library(isa: str | None = None) -> ctypes.CDLL:
         pointer, number, pointer, pointer, size, number, size, pointer, pointer, size
     ]  # fmt: skip
     code.run_split.restype = None
+    code.expand_bitmap.argtypes, code.expand_bitmap.restype = [pointer, pointer, number], None
     code.rows_scratch_bytes.restype = code.tiles_scratch_bytes.restype = size
     code.rows_scratch_bytes.argtypes = code.tiles_scratch_bytes.argtypes = [pointer, size]
     return code

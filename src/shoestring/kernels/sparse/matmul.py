@@ -23,7 +23,7 @@ def naive_sparse_matmul(
     return (y if bias is None else y + bias.float()).to(x.dtype)
 
 
-def _cost(x: Tensor, weights: Weights, bias: Tensor | None = None, *, split: int = 1) -> Cost:
+def cost_of_product(x: Tensor, weights: Weights, bias: Tensor | None = None, *, split: int = 1) -> Cost:
     """A multiply-add for every entry that is multiplied (zeros too, except in CSR); operands move once."""
     tokens = x.numel() // max(weights.cols, 1)
     entries = weights.nonzeros if isinstance(weights, CsrMatrix) else weights.rows * weights.cols
@@ -31,7 +31,7 @@ def _cost(x: Tensor, weights: Weights, bias: Tensor | None = None, *, split: int
     return Cost(2 * tokens * entries, moved)
 
 
-@states_cost(_cost)
+@states_cost(cost_of_product)
 def sparse_matmul(
     x: Float[Tensor, "*batch inputs"],
     weights: Weights,
@@ -44,9 +44,9 @@ def sparse_matmul(
     x in bfloat16 is multiplied with bfloat16 weights in pairs, where the processor can; any other type is
     taken as float32. split: parts into which the inputs are cut so that more threads find work (not for CSR);
     each value of it has its own order of sums. Without a compiler, or for another device, W is expanded in
-    torch, with a notice. For inference: no gradient flows.
+    torch, with a notice.
 
-    Raises: ValueError for inputs that W has not, a split below 1 or of CSR.
+    Raises: ValueError for inputs that W has not, a split below 1 or of CSR, or where a gradient would flow.
     """
     _check(x, weights, split)
     if x.device.type != "cpu":
@@ -86,6 +86,8 @@ def run_split(
 def _check(x: Tensor, weights: Weights, split: int) -> None:
     if x.shape[-1] != weights.cols:
         raise ValueError(f"x has {x.shape[-1]} inputs, the weights {weights.cols}")
+    if torch.is_grad_enabled() and x.requires_grad:
+        raise ValueError("sparse_matmul passes no gradient on; call it under torch.no_grad(), or detach x")
     if split < 1:
         raise ValueError(f"split={split} must be 1 or more")
     if split > 1 and isinstance(weights, CsrMatrix):

@@ -34,3 +34,20 @@ void run_split(const linear_kernel *kernel, int tiles, const float *x, float *y,
         }
     }
 }
+
+/* The dense float32 matrix of a bitmap, row by row. weights and sizes as in rows.h. */
+void expand_bitmap(const linear_kernel *kernel, float *out, int threads) {
+    int kind = kind_of(kernel);
+    const float *scales = kernel->weights[3];
+    int64_t cols = kernel->inputs;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t row = 0; row < kernel->outputs; row++) {
+        stream from = stream_at(kernel, row, 0);
+        float scale = scales ? scales[row] : 1.0f, *to = out + row * cols;
+        int64_t taken = 0;
+        memset(to, 0, (size_t)cols * sizeof(float));
+        for (int64_t b = 0; b < blocks_of(kernel); b++)
+            for (uint32_t rest = from.masks[b]; rest; rest &= rest - 1)
+                to[b * BLOCK + __builtin_ctz(rest)] = scale * value_at(from.values, taken++, kind);
+    }
+}
