@@ -53,3 +53,13 @@ def test_flags_are_part_of_the_key():
     assert native.load_library(source, extra_flags=("-DN=1",)).n() == 1
     assert native.load_library(source, extra_flags=("-DN=2",)).n() == 2
     assert isinstance(native.load_library(source, extra_flags=("-DN=1",)), ctypes.CDLL)
+
+
+def test_a_file_may_include_others_of_its_folder_and_changes_with_them(tmp_path):
+    (tmp_path / "one.h").write_text("static int one(void) { return 1; }\n")
+    (tmp_path / "two.h").write_text('#include "one.h"\nstatic int two(void) { return one() + one(); }\n')
+    source = tmp_path / "three.c"
+    source.write_text('#include "one.h"\n#include "two.h"\nint three(void) { return one() + two(); }\n')
+    assert native.load_library(source).three() == 3
+    (tmp_path / "one.h").write_text("static int one(void) { return 10; }\n")
+    assert native.load_library(source).three() == 30

@@ -1,4 +1,4 @@
-"""The product of a linear layer as compiled code that a team of threads can call: `linear_kernel.h` in Python."""
+"""`linear_kernel.h` in Python: the product of a linear layer as code that a team of threads can call."""
 
 import ctypes
 import functools
