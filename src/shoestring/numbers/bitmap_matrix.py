@@ -134,6 +134,7 @@ def _pack_masks(kept: Tensor) -> Tensor:
 
 
 def _unpack_masks(masks: Tensor, cols: int) -> Tensor:
-    octets = masks.contiguous().numpy().astype("<i4", copy=False).view(np.uint8).reshape(len(masks), -1)
-    bits = np.unpackbits(octets, axis=1, bitorder="little", count=cols)
+    octets = masks.contiguous().numpy().astype("<i4", copy=False).view(np.uint8)
+    octets = octets.reshape(len(masks), 4 * masks.shape[1])
+    bits = np.unpackbits(octets, axis=1, bitorder="little")[:, :cols]
     return torch.from_numpy(bits.astype(np.bool_))
