@@ -98,9 +98,9 @@ INLINE void multiply(int rows, int columns, int dense, int kind, int pairs, stre
 }
 
 /* Tokens are multiplied 1, 2, 4 or 8 at a time; what is missing is zeros. */
-INLINE int columns_for(int64_t tokens) { return tokens >= 5 ? 8 : tokens >= 3 ? 4 : (int)tokens; }
+INLINE int columns_for(int64_t tokens) { return tokens >= 5 ? 8 : tokens >= 3 ? 4 : tokens == 2 ? 2 : 1; }
 
-INLINE int64_t padded_tokens(int64_t tokens) { return tokens / 8 * 8 + columns_for(tokens % 8); }
+INLINE int64_t padded_tokens(int64_t tokens) { return tokens / 8 * 8 + (tokens % 8 ? columns_for(tokens % 8) : 0); }
 
 /* As many rows together as their sums and blocks leave registers for. */
 INLINE int rows_for(int columns, int pairs) { return columns < 8 ? 4 : pairs ? 3 : 2; }
@@ -269,7 +269,7 @@ static int64_t bytes_before(const linear_kernel *self, int64_t row) {
     return row * blocks_of(self) * 4 + size * ((const int32_t *)self->weights[2])[row];
 }
 
-static int64_t rows_boundary(const linear_kernel *self, int64_t thread, int64_t threads) {
+int64_t rows_boundary(const linear_kernel *self, int64_t thread, int64_t threads) {
     if (thread >= threads) return self->outputs;
     int64_t low = 0, high = (self->outputs + SHARE - 1) / SHARE;
     double wanted = (double)bytes_before(self, self->outputs) * (double)thread / (double)threads;
