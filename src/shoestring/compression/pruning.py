@@ -33,7 +33,7 @@ class PruneRecipe(ModuleRecipe):
     Raises: ValueError for a sparsity outside 0 .. 1.
     """
 
-    sparsity: float = 0.5
+    sparsity: float | int = 0.5
     values: ValueKind = ValueKind.BFLOAT16
 
     def __post_init__(self) -> None:
@@ -154,7 +154,7 @@ class StoreSparse(PruneRecipe):
     Beforehand `matrix_bytes` can only say what a full matrix would take; `bytes_after` counts.
     """
 
-    sparsity: float = 0.0
+    sparsity: float | int = 0.0
 
     def bytes_after(self, module: nn.Module) -> int:
         weight, bias = weight_matrix(module), getattr(module, "bias", None)
@@ -175,7 +175,7 @@ def largest(scores: Float[Tensor, "groups entries"], count: int) -> Bool[Tensor,
 
 def global_magnitude(
     model: nn.Module,
-    sparsity: float,
+    sparsity: float | int,
     *,
     values: ValueKind = ValueKind.BFLOAT16,
     ignore: Sequence[str] = ("lm_head",),

@@ -33,7 +33,7 @@ def batch_memory(
     cfg: DecoderConfig,
     context: int,
     *,
-    sparsity: float | None = None,
+    sparsity: float | int | None = None,
     values: ValueKind = ValueKind.BFLOAT16,
     dtype: torch.dtype = torch.bfloat16,
     cache_dtype: torch.dtype = torch.bfloat16,

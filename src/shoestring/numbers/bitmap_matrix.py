@@ -114,7 +114,7 @@ def bitmap_bytes(rows: int, cols: int, nonzeros: int, kind: ValueKind = ValueKin
     return 4 * rows * words + kind.itemsize * nonzeros + 4 * (rows + 1) + scales + STREAM_PADDING_BYTES
 
 
-def bitmap_bits_per_entry(sparsity: float, kind: ValueKind = ValueKind.BFLOAT16) -> float:
+def bitmap_bits_per_entry(sparsity: float | int, kind: ValueKind = ValueKind.BFLOAT16) -> float:
     """1 + b (1 − s): what a large matrix whose columns fill whole words takes, row starts apart."""
     return 1 + 8 * kind.itemsize * (1 - sparsity)
 
