@@ -47,9 +47,7 @@ def drawn(rows: int, cols: int, seed: int) -> tuple[torch.Tensor, Calibration]:
     return weight, Calibration({"w": moments})
 
 
-@given(
-    rows=st.integers(1, 9), cols=st.integers(1, 40), sparsity=st.floats(0, 1), seed=st.integers(0, 99)
-)
+@given(rows=st.integers(1, 9), cols=st.integers(1, 40), sparsity=st.floats(0, 1), seed=st.integers(0, 99))
 def test_magnitude_keeps_the_largest(rows, cols, sparsity, seed):
     weight, _ = drawn(rows, cols, seed)
     recipe = MagnitudePrune(sparsity)
@@ -59,9 +57,7 @@ def test_magnitude_keeps_the_largest(rows, cols, sparsity, seed):
         assert weight.abs()[kept].min() >= weight.abs()[~kept].max()
 
 
-@given(
-    rows=st.integers(1, 9), cols=st.integers(1, 40), sparsity=st.floats(0, 1), seed=st.integers(0, 99)
-)
+@given(rows=st.integers(1, 9), cols=st.integers(1, 40), sparsity=st.floats(0, 1), seed=st.integers(0, 99))
 def test_wanda_keeps_in_each_row_what_moves_its_output_most(rows, cols, sparsity, seed):
     weight, calibration = drawn(rows, cols, seed)
     recipe = Wanda(sparsity)
@@ -78,7 +74,7 @@ def test_wanda_keeps_in_each_row_what_moves_its_output_most(rows, cols, sparsity
 
 
 def naive_compensated(weight, moment, kept, damping):
-    """Weights that go to zero one column after the other by the update of optimal brain surgeon, in float64."""
+    """Weights that go to zero one column after the other as optimal brain surgeon does, in float64."""
     work, h = weight.double().clone(), moment.double()
     inverse = torch.linalg.inv(h + torch.eye(len(h), dtype=h.dtype) * damping * h.diagonal().mean())
     for q in range(weight.shape[1]):
@@ -88,7 +84,12 @@ def naive_compensated(weight, moment, kept, damping):
     return torch.where(kept, work, 0)
 
 
-@given(rows=st.integers(1, 6), cols=st.integers(2, 50), block=st.sampled_from([7, 16, 128]), seed=st.integers(0, 50))
+@given(
+    rows=st.integers(1, 6),
+    cols=st.integers(2, 50),
+    block=st.sampled_from([7, 16, 128]),
+    seed=st.integers(0, 50),
+)
 def test_sparsegpt_moves_the_rest_as_optimal_brain_surgeon_does(rows, cols, block, seed):
     weight, calibration = drawn(rows, cols, seed)
     recipe = SparseGPT(0.5, block_columns=block)
@@ -176,9 +177,7 @@ def test_global_magnitude_takes_the_smallest_of_all_layers_together():
 
 
 def test_sparsity_differs_by_layer_where_the_mapping_says_so():
-    masks = prune_in_place(
-        llama(), {"*.mlp.*": MagnitudePrune(0.75), "*.o_proj": MagnitudePrune(0.25)}
-    )
+    masks = prune_in_place(llama(), {"*.mlp.*": MagnitudePrune(0.75), "*.o_proj": MagnitudePrune(0.25)})
     assert {round(1 - m.double().mean().item(), 3) for n, m in masks.items() if ".mlp." in n} == {0.75}
     assert {round(1 - m.double().mean().item(), 3) for n, m in masks.items() if "o_proj" in n} == {0.25}
     assert not any("q_proj" in name for name in masks)
@@ -232,7 +231,10 @@ def _with_nan() -> nn.Linear:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"format": 2}, "sparse weights of format 2; this version reads format 1"), ({"values": "int3"}, "int3")],
+    [
+        ({"format": 2}, "sparse weights of format 2; this version reads format 1"),
+        ({"values": "int3"}, "int3"),
+    ],
 )
 def test_another_version_of_the_stored_form_is_refused(change, message):
     model = apply(llama(), {LAYERS: MagnitudePrune(0.5)})

@@ -7,9 +7,18 @@ import torch
 
 from shoestring.compression import MagnitudePrune, apply, stored_bytes
 from shoestring.generation import BatchMemory, DenseCache, batch_memory
+from shoestring.layers.rotary import Rope
 from shoestring.models.decoder import Decoder
+from shoestring.models.decoder_config import DecoderConfig
 
-from .tiny_decoder import decoder as tiny
+
+def tiny() -> Decoder:
+    torch.manual_seed(0)
+    cfg = DecoderConfig(
+        vocab_size=96, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, windows=(None, None), ropes=(Rope(), Rope()),
+    )  # fmt: skip
+    return Decoder(cfg).requires_grad_(False).eval()
 
 
 def test_weights_are_those_that_are_stored():
@@ -23,7 +32,7 @@ def test_weights_are_those_that_are_stored():
 def test_the_cache_of_each_sequence_is_that_of_a_dense_cache():
     model = tiny()
     one = batch_memory(model.cfg, 64, cache_dtype=torch.float32)
-    cache = DenseCache(model.cfg.num_hidden_layers, capacity=64)
+    cache = DenseCache(2, 1, 2, 8, capacity=64)
     model(torch.ones(1, 64, dtype=torch.long), cache=cache)
     assert one.cache_of_each == cache.nbytes()
 

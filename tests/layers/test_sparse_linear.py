@@ -72,7 +72,12 @@ def test_the_gradient_of_the_input_is_that_of_the_dense_layer_and_the_weight_has
 def test_changing_the_type_of_the_model_keeps_the_stored_tensors(kind):
     layer = layer_of(6, 40, kind, bias=False)
     before, model = copy.deepcopy(layer.state_dict()), nn.Sequential(layer)
-    for convert in (lambda m: m.half(), lambda m: m.to(torch.bfloat16), lambda m: m.double(), lambda m: m.float()):
+    for convert in (
+        lambda m: m.half(),
+        lambda m: m.to(torch.bfloat16),
+        lambda m: m.double(),
+        lambda m: m.float(),
+    ):
         convert(model)
         for key, value in layer.state_dict().items():
             assert value.dtype == before[key].dtype

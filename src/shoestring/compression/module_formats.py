@@ -73,7 +73,7 @@ def stored_tensors(document: Document) -> dict[str, tuple[tuple[int, ...], str]]
 
     Raises: BadModelFile if an entry is not valid.
     """
-    tensors = {}
+    tensors: dict[str, tuple[tuple[int, ...], str]] = {}
     names = {
         torch.uint8: "U8", torch.float16: "F16", torch.int8: "I8", torch.int16: "I16", torch.int32: "I32",
     }  # fmt: skip

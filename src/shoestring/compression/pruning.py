@@ -141,7 +141,9 @@ class SparseGPT(PruneRecipe):
         return torch.where(kept, work, 0), kept
 
     def _blocks(self, cols: int) -> list[tuple[int, int]]:
-        return [(start, min(start + self.block_columns, cols)) for start in range(0, cols, self.block_columns)]
+        return [
+            (start, min(start + self.block_columns, cols)) for start in range(0, cols, self.block_columns)
+        ]
 
     def _kept_of_block(self, rows: int, cols: int) -> int:
         return rows * cols - round(self.sparsity * rows * cols)
@@ -158,7 +160,8 @@ class StoreSparse(PruneRecipe):
 
     def bytes_after(self, module: nn.Module) -> int:
         weight, bias = weight_matrix(module), getattr(module, "bias", None)
-        stored = bitmap_bytes(*weight.shape, int((weight != 0).sum()), self.values)
+        rows, cols = weight.shape
+        stored = bitmap_bytes(rows, cols, int((weight != 0).sum()), self.values)
         return stored + (0 if bias is None else bias.nbytes)
 
     def prune(
@@ -193,7 +196,8 @@ def global_magnitude(
         return {name: MagnitudePrune(0.0, values) for name in chosen}
     threshold = everything.kthvalue(going).values
     return {
-        name: MagnitudePrune((size <= threshold).double().mean().item(), values) for name, size in sizes.items()
+        name: MagnitudePrune((size <= threshold).double().mean().item(), values)
+        for name, size in sizes.items()
     }
 
 
@@ -235,5 +239,7 @@ def _prunable(model: nn.Module, ignore: Sequence[str]) -> dict[str, nn.Module]:
 
 def _moment(recipe: PruneRecipe, name: str, calibration: Calibration | None) -> Tensor:
     if calibration is None:
-        raise ValueError(f"{name!r} has no calibration, which {type(recipe).__name__} needs; capture it first.")
+        raise ValueError(
+            f"{name!r} has no calibration, which {type(recipe).__name__} needs; capture it first."
+        )
     return calibration.second_moment(name)

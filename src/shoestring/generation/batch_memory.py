@@ -56,7 +56,7 @@ def batch_memory(
         entries = torch.Size(shape).numel()
         prunable = len(shape) == 2 and ".layers." in name
         if prunable and sparsity is not None:
-            weights += bitmap_bytes(*shape, entries - round(sparsity * entries), values)
+            weights += bitmap_bytes(shape[0], shape[1], entries - round(sparsity * entries), values)
         else:
             weights += entries * dtype.itemsize
     inner = (cfg.num_attention_heads + 2 * cfg.num_key_value_heads) * cfg.head_dim

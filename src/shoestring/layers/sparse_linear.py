@@ -17,7 +17,7 @@ from shoestring.numbers.bitmap_matrix import WORD, BitmapMatrix, stream_padding
 from shoestring.numbers.sparse_values import ValueKind
 
 MOST_TOKENS = 32
-"""Tokens up to which the sparse kernel is used; for more, the matrix is expanded once and torch multiplies."""
+"""Tokens up to which the sparse kernel is used; for more, the matrix is expanded and torch multiplies."""
 
 
 class SparseLinear(nn.Module):
@@ -34,6 +34,7 @@ class SparseLinear(nn.Module):
     masks: Tensor
     values: Tensor
     row_starts: Tensor
+    scale_bits: Tensor
 
     def __init__(
         self,
@@ -47,7 +48,12 @@ class SparseLinear(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        self.in_features, self.out_features, self.kind, self.nonzeros = in_features, out_features, kind, nonzeros
+        self.in_features, self.out_features, self.kind, self.nonzeros = (
+            in_features,
+            out_features,
+            kind,
+            nonzeros,
+        )
         for name, (shape, stored) in stored_shapes(in_features, out_features, kind, nonzeros).items():
             self.register_buffer(name, torch.zeros(shape, dtype=stored, device=device))
         zeros = torch.zeros(out_features, dtype=dtype, device=device)

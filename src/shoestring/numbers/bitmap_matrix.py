@@ -73,14 +73,16 @@ class BitmapMatrix:
         return _unpack_masks(self.masks, self.cols)
 
     def check(self) -> None:
-        """Raises: ValueError where masks, row starts and values contradict each other: no kernel reads such."""
+        """Raises: ValueError where masks, row starts and values contradict each other."""
         words = -(-self.cols // WORD)
         if self.masks.shape != (self.rows, words) or len(self.row_starts) != self.rows + 1:
             raise ValueError(
                 f"masks {tuple(self.masks.shape)} and {len(self.row_starts)} row starts do not belong to a "
                 f"{self.rows} x {self.cols} bitmap"
             )
-        counts = torch.from_numpy(np.bitwise_count(self.masks.numpy().view(np.uint32)).astype(np.int64).sum(1))
+        counts = torch.from_numpy(
+            np.bitwise_count(self.masks.numpy().view(np.uint32)).astype(np.int64).sum(1)
+        )
         if int(self.row_starts[0]) != 0 or not torch.equal(self.row_starts.diff().long(), counts):
             raise ValueError("the row starts of the bitmap are not those that its masks count")
         if self.cols % WORD and bool((self.masks[:, -1].long() & 0xFFFFFFFF >= 1 << self.cols % WORD).any()):

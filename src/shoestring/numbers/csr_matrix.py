@@ -44,7 +44,8 @@ class CsrMatrix:
         columns = column.to(torch.int32)
         if narrow:
             columns = columns.to(torch.int16)  # wraps around: the bit pattern of the unsigned number
-        return cls(*matrix.shape, kind, columns, encoded.patterns[encoded.kept], starts)
+        rows, cols = matrix.shape
+        return cls(rows, cols, kind, columns, encoded.patterns[encoded.kept], starts)
 
     def column_numbers(self) -> Int[Tensor, " stored"]:
         """The columns as int64."""

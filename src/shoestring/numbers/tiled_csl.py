@@ -194,7 +194,9 @@ def _items(tile: np.ndarray, order: Order | None) -> np.ndarray:
         # padding goes to the banks with the fewest items
         empty = empty[np.argsort(load[bank_of(_swizzled(empty))], kind="stable")][:missing]
         place, position = np.concatenate([place, empty]), np.concatenate([position, _swizzled(empty)])
-    items = (tile[place].astype(np.uint16).astype(np.uint32) << 16 | position.astype(np.uint32)).view(np.int32)
+    items = (tile[place].astype(np.uint16).astype(np.uint32) << 16 | position.astype(np.uint32)).view(
+        np.int32
+    )
     return items if order is None else items[order(bank_of(position), LANES)]
 
 
@@ -210,4 +212,6 @@ def _check_density(counts: np.ndarray, entries: int) -> None:
             "lose values; keep this matrix dense or use the bitmap"
         )
     if counts.sum() > entries / 2:
-        notice_fallback("Tiled-CSL", f"{counts.sum()} of {entries} entries stored: larger than a dense matrix")
+        notice_fallback(
+            "Tiled-CSL", f"{counts.sum()} of {entries} entries stored: larger than a dense matrix"
+        )

@@ -1,7 +1,7 @@
 """Flash-LLM: weights pruned without structure are loaded compressed and multiplied as if they were dense.
 
-On a CPU a bitmap and the packed values take the place of value-and-position pairs: they are smaller up to 94 %
-of zeros, and one instruction expands 32 of them.
+On a CPU a bitmap and the packed values take the place of value-and-position pairs: they are smaller up to
+94 % of zeros, and one instruction expands 32 of them.
 """
 
 from shoestring.errors import MissingData

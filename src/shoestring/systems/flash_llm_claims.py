@@ -25,8 +25,8 @@ def _time_claim(sparsity: float, tokens: int, speedup: float) -> Claim:
     return Claim(
         text="a product with unstructured zeros is faster than the dense one",
         figure=f"{PAPER_SPEEDUP[sparsity]}x",
-        setting="A100, shapes of LLMs, 8 to 64 tokens, against cuBLAS; bar: the better of torch's float32 and "
-        "bfloat16 on a CPU, 8192 x 4096",
+        setting="A100, shapes of LLMs, 8 to 64 tokens, against cuBLAS; bar: the better of torch's float32 "
+        "and bfloat16 on a CPU, 8192 x 4096",
         metric=time_metric(sparsity, tokens),
         kind="time",
         unit="s",
@@ -66,7 +66,13 @@ def _bytes_claim(sparsity: float) -> Claim:
 
 TIMES = {
     (sparsity, tokens): _time_claim(sparsity, tokens, speedup)
-    for sparsity, tokens, speedup in ((0.7, 1, 1.5), (0.8, 1, 1.8), (0.9, 1, 2.2), (0.8, 8, 1.3), (0.9, 8, 1.5))
+    for sparsity, tokens, speedup in (
+        (0.7, 1, 1.5),
+        (0.8, 1, 1.8),
+        (0.9, 1, 2.2),
+        (0.8, 8, 1.3),
+        (0.9, 8, 1.5),
+    )
 }
 BESIDE_CSR = {0.5: _csr_claim(0.5, 2.0), 0.7: _csr_claim(0.7, 1.2)}
 BYTES = {sparsity: _bytes_claim(sparsity) for sparsity in (0.5, 0.7, 0.8, 0.9)}
@@ -84,7 +90,7 @@ FORMULA = Claim(
 DECODING = Claim(
     text="a pruned model decodes faster than the dense one",
     figure="up to 3.8x tokens per GPU-second",
-    setting="OPT-30B to 175B at 80 %, against DeepSpeed; bar: SmolLM2-135M at 70 %, head and embedding dense, "
+    setting="OPT-30B to 175B at 80 %, against DeepSpeed; bar: SmolLM2-135M at 70 %, head and table dense, "
     "against dense bfloat16 through the same compiled step",
     metric="time of a token, 70 % zeros",
     kind="time",

@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -85,7 +86,9 @@ def per_row_mask(draws: Tensor, sparsity: float) -> Tensor:
 def size_rows(bitmap: BitmapMatrix, sparsity: float) -> list[Row]:
     """Bytes of the tensors as they are, beside dense and, once, beside the formula."""
     stored = sum(part.nbytes for part in (bitmap.masks, bitmap.values, bitmap.row_starts))
-    rows = [BYTES[sparsity].row(baseline=2 * bitmap.rows * bitmap.cols, method=stored, against="dense, 16 bits")]
+    rows = [
+        BYTES[sparsity].row(baseline=2 * bitmap.rows * bitmap.cols, method=stored, against="dense, 16 bits")
+    ]
     assert rows[0].metric == bytes_metric(sparsity)
     if sparsity == SPARSITIES[0]:
         off = abs(stored - bitmap_bytes(bitmap.rows, bitmap.cols, bitmap.nonzeros))
@@ -94,7 +97,7 @@ def size_rows(bitmap: BitmapMatrix, sparsity: float) -> list[Row]:
 
 
 def crossover_row(sparsities: Sequence[float], ratios: Sequence[float]) -> Row:
-    """The sparsity at which the bitmap takes as long as CSR, between the measured ones; 1 if it never does."""
+    """The sparsity at which the bitmap takes as long as CSR, between the measured ones; 1 if never."""
     place = 1.0
     for (s0, r0), (s1, r1) in itertools.pairwise(zip(sparsities, ratios, strict=True)):
         if r0 <= 1 < r1:
@@ -120,10 +123,10 @@ def _time(
     narrow = x.bfloat16()
     kernels = [sparse_linear(matrix) for matrix in csr]
     works: dict[str, Callable[[], object]] = {
-        "torch bfloat16": Turns([lambda w=w: F.linear(narrow, w) for w in half]),
-        "torch float32": Turns([lambda w=w: F.linear(x, w) for w in dense]),
-        "bitmap": Turns([lambda layer=layer: layer(narrow) for layer in ours]),
-        "csr": Turns([lambda kernel=kernel: kernel(x) for kernel in kernels]),
+        "torch bfloat16": Turns([partial(F.linear, narrow, w) for w in half]),
+        "torch float32": Turns([partial(F.linear, x, w) for w in dense]),
+        "bitmap": Turns([partial(layer, narrow) for layer in ours]),
+        "csr": Turns([partial(kernel, x) for kernel in kernels]),
     }
     with torch.inference_mode():
         once = time_interleaved(
@@ -161,7 +164,8 @@ def _copies(matrix: BitmapMatrix, bench: Bench) -> list[SparseLinear]:
     tensors = matrix.masks, matrix.values, matrix.row_starts
     shape = matrix.rows, matrix.cols, matrix.kind
     return [
-        SparseLinear.of(BitmapMatrix(*shape, *(part.clone() for part in tensors))) for _ in range(bench.copies)
+        SparseLinear.of(BitmapMatrix(*shape, *(part.clone() for part in tensors)))
+        for _ in range(bench.copies)
     ]
 
 

@@ -3,6 +3,7 @@
 import copy
 import os
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,7 @@ class Task:
 
 
 def trained_task(calibrating: int, judged: int, window: int) -> Task:
-    """SmolLM2-135M on `$SHOESTRING_TEXT` or the default text: the first half calibrates, the second judges.
+    """SmolLM2-135M on `$SHOESTRING_TEXT` or the default text: one half calibrates, the other judges.
 
     calibrating, judged: windows of `window` tokens, spread over their half.
     Raises: MissingData where the model is not installed.
@@ -47,11 +48,14 @@ def trained_task(calibrating: int, judged: int, window: int) -> Task:
     decoder, tokenizer = load_model("smollm2-135m")
     path = os.environ.get("SHOESTRING_TEXT")
     halves = file_halves(path) if path else default_halves()
-    parts = [
-        _spread(token_windows(text, tokenizer, window, name=halves.name), count)
-        for text, count in ((halves.calibration, calibrating), (halves.held_out, judged))
-    ]
-    return Task(decoder.float(), *parts, f"SmolLM2-135M on {halves.name}, windows of {window} tokens")
+
+    def windows(text: str, count: int) -> Tensor:
+        return _spread(token_windows(text, tokenizer, window, name=halves.name), count)
+
+    calibration, held_out = windows(halves.calibration, calibrating), windows(halves.held_out, judged)
+    return Task(
+        decoder.float(), calibration, held_out, f"SmolLM2-135M on {halves.name}, windows of {window} tokens"
+    )
 
 
 def random_task(seed: int) -> Task:
@@ -124,19 +128,22 @@ def compiled(decoder: Decoder, slots: int) -> CompiledDecoder:
 
 @torch.inference_mode()
 def _same_text_row(masked: Decoder, sparse: Decoder, prompt: Tensor, new_tokens: int) -> Row:
-    texts = [decode(compiled(model, len(prompt) + new_tokens), prompt, new_tokens) for model in (masked, sparse)]
+    texts = [
+        decode(compiled(model, len(prompt) + new_tokens), prompt, new_tokens) for model in (masked, sparse)
+    ]
     differing = sum(a != b for a, b in zip(*texts, strict=True))
     return SAME_TEXT.row(baseline=None, method=differing)
 
 
 @torch.inference_mode()
 def _decoding_row(task: Task, sparse: Decoder, rounds: int, new_tokens: int, seed: int) -> Row:
-    """Seconds of a token: the sparse layers in a model whose head and embedding are bfloat16 like the baseline's."""
+    """Seconds of a token; head and embedding are bfloat16 on both sides."""
     prompt = task.held_out[0, :PROMPT]
     dense = copy.deepcopy(task.decoder).to(torch.bfloat16)
     narrow = copy.deepcopy(sparse).to(torch.bfloat16)
     steps = {
-        name: compiled(model, len(prompt) + new_tokens) for name, model in (("dense", dense), ("sparse", narrow))
+        name: compiled(model, len(prompt) + new_tokens)
+        for name, model in (("dense", dense), ("sparse", narrow))
     }
     for step in steps.values():
         step(prompt, 0)
@@ -147,7 +154,7 @@ def _decoding_row(task: Task, sparse: Decoder, rounds: int, new_tokens: int, see
             step(tokens, place)
 
     timed = time_interleaved(
-        {name: lambda step=step: decoding(step) for name, step in steps.items()}, rounds=rounds, seed=seed
+        {name: partial(decoding, step) for name, step in steps.items()}, rounds=rounds, seed=seed
     )
     return DECODING.row(
         baseline=timed.median("dense") / new_tokens,

@@ -52,7 +52,7 @@ def tune_masked(
     teacher: nn.Module,
     masks: Mapping[str, Bool[Tensor, "rows cols"]],
     windows: Int[Tensor, "windows window"],
-    tuning: MaskedTuning = MaskedTuning(),  # noqa: B008  (frozen)
+    tuning: MaskedTuning = MaskedTuning(),
     progress: Progress | None = None,
 ) -> list[float]:
     """Tune the weights named by `masks`, in place, and return the loss of every step; left in eval mode.
@@ -109,7 +109,10 @@ def recovery_loss(
     text = F.cross_entropy(student, ids[:, 1:].flatten())
     warm = tuning.temperature
     divergence = F.kl_div(
-        (student / warm).log_softmax(-1), (teacher / warm).log_softmax(-1), log_target=True, reduction="batchmean"
+        (student / warm).log_softmax(-1),
+        (teacher / warm).log_softmax(-1),
+        log_target=True,
+        reduction="batchmean",
     )
     return (1 - tuning.distillation) * text + tuning.distillation * warm**2 * divergence
 
@@ -124,7 +127,7 @@ def _masked_weights(
             raise ValueError(f"the model has no module {name!r} with a weight")
         if not isinstance(weight, nn.Parameter):
             raise ValueError(
-                f"the weight of {name!r} ({type(modules[name]).__name__}) is stored packed and has no gradient; "
+                f"the weight of {name!r} ({type(modules[name]).__name__}) is stored packed without a gradient; "
                 "tune the masked dense model, then store it"
             )
         if weight.shape != kept.shape:

@@ -18,6 +18,7 @@ from shoestring.kernels.sparse.dispatch import (
 @pytest.fixture(autouse=True)
 def own_cache(monkeypatch, tmp_path):
     import os
+
     from shoestring.files import cache_folder
 
     compiled = cache_folder("kernels")  # what is compiled already need not be again
@@ -47,7 +48,8 @@ def test_the_fastest_measured_is_chosen_once_and_remembered(monkeypatch):
     "text",
     [
         "", "{", "[]", '{"version": 0, "entries": {"k": {"dense": 1}}}', '{"version": 1, "entries": 3}',
-        '{"version": 1, "entries": {"k": {"dense": "fast"}}}', '{"version": 1, "entries": {"k": {"magic": 1}}}',
+        '{"version": 1, "entries": {"k": {"dense": "fast"}}}',
+        '{"version": 1, "entries": {"k": {"magic": 1}}}',
         '{"version": 1, "entries": {"k": {}}}',
     ],
 )  # fmt: skip
@@ -73,7 +75,9 @@ def test_every_storage_stores(storage):
     assert torch.equal(storage.store(matrix).to_dense(), matrix)
 
 
-@pytest.mark.parametrize(("rows", "tokens", "sparsity"), [(0, 1, 0.5), (4, 0, 0.5), (4, 1, 1.5), (4, 1, -0.1)])
+@pytest.mark.parametrize(
+    ("rows", "tokens", "sparsity"), [(0, 1, 0.5), (4, 0, 0.5), (4, 1, 1.5), (4, 1, -0.1)]
+)
 def test_bad_input(rows, tokens, sparsity):
     with pytest.raises(ValueError, match="must be 1 or more"):
         fastest_storage(rows, 4, tokens, sparsity)

@@ -83,7 +83,9 @@ def test_float32_is_exact_to_a_hundred_thousandth_and_bfloat16_to_a_hundredth(is
     expected = exact(x, weights)
     assert relative(sparse_linear(weights, isa=isa)(x), expected) <= 1e-5
     assert relative(sparse_linear(weights, round_inputs=True, isa=isa)(x), expected) <= 1e-2
-    assert relative(sparse_linear(weights, round_inputs=True, isa=isa)(x), exact(x.bfloat16(), weights)) <= 1e-5
+    assert (
+        relative(sparse_linear(weights, round_inputs=True, isa=isa)(x), exact(x.bfloat16(), weights)) <= 1e-5
+    )
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -178,7 +180,9 @@ def test_batches_and_types_are_kept(dtype):
     weights = BitmapMatrix.from_dense(pruned(20, 64, 0.5))
     y = sparse_matmul(inputs(6, 64).reshape(2, 3, 64).to(dtype), weights)
     assert (y.shape, y.dtype) == ((2, 3, 20), dtype)
-    torch.testing.assert_close(y.float().reshape(6, 20), sparse_matmul(inputs(6, 64), weights), rtol=0.02, atol=0.1)
+    torch.testing.assert_close(
+        y.float().reshape(6, 20), sparse_matmul(inputs(6, 64), weights), rtol=0.02, atol=0.1
+    )
     assert sparse_matmul(torch.empty(0, 64), weights).shape == (0, 20)
 
 

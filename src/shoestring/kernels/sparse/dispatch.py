@@ -1,6 +1,6 @@
-"""Which storage multiplies a sparse matrix fastest here, for its shape, tokens and sparsity: measured once, kept.
+"""Which storage multiplies a sparse matrix fastest here, by shape, tokens and sparsity: measured once.
 
-The table lies in the cache folder, one file per processor; entries are measured when they are first asked for.
+The table lies in the cache folder, one file per processor; an entry is measured when first asked for.
 """
 
 import enum
@@ -49,7 +49,9 @@ class Storage(enum.Enum):
         return kinds[self](matrix)
 
 
-def fastest_storage(rows: int, cols: int, tokens: int, sparsity: float | int, threads: int | None = None) -> Storage:
+def fastest_storage(
+    rows: int, cols: int, tokens: int, sparsity: float | int, threads: int | None = None
+) -> Storage:
     """The storage with the least time for x (tokens, cols) times a (rows, cols) matrix of that sparsity.
 
     threads: by default torch's. Tokens are told apart by powers of two, sparsities by steps of 0.05; the
@@ -72,7 +74,9 @@ def fastest_storage(rows: int, cols: int, tokens: int, sparsity: float | int, th
     return Storage(min(known, key=lambda name: known[name]))
 
 
-def measure_storages(rows: int, cols: int, tokens: int, sparsity: float | int, threads: int) -> dict[str, float]:
+def measure_storages(
+    rows: int, cols: int, tokens: int, sparsity: float | int, threads: int
+) -> dict[str, float]:
     """Seconds a product, by storage, on a random matrix; Tiled-CSL is left out where it would be refused.
 
     The least of a few rounds in which the storages take turns. Raises: NoCompiler.

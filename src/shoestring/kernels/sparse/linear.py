@@ -37,7 +37,8 @@ class DenseMatrix:
         if kind is ValueKind.INT8:
             raise ValueError("a dense matrix is kept in 16-bit floats; use bfloat16 or float16")
         patterns = encode_matrix(matrix, kind).patterns
-        return cls(*matrix.shape, kind, torch.nn.functional.pad(patterns, (0, -matrix.shape[1] % WORD)))
+        rows, cols = matrix.shape
+        return cls(rows, cols, kind, torch.nn.functional.pad(patterns, (0, -matrix.shape[1] % WORD)))
 
     def to_dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The matrix as floats."""
@@ -110,7 +111,9 @@ def expand_bitmap(kernel: LinearKernel) -> Float[Tensor, "outputs inputs"]:
 def library(isa: str | None = None) -> ctypes.CDLL:
     """The compiled code. Raises: NoCompiler; ValueError for an unknown instruction set."""
     if isa is not None and isa not in ISA_FLAGS:
-        raise ValueError(f"isa={isa!r}; use one of {', '.join(map(repr, ISA_FLAGS))}, or None for all there is")
+        raise ValueError(
+            f"isa={isa!r}; use one of {', '.join(map(repr, ISA_FLAGS))}, or None for all there is"
+        )
     flags = ("-ffp-contract=fast", *ISA_FLAGS.get(isa or "", ()))
     code = load_library(Path(__file__).with_name("sparse_linear.c"), extra_flags=flags)
     pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int

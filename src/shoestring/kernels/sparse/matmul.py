@@ -1,4 +1,4 @@
-"""y = x·Wᵀ with sparse W for a few tokens: weights are loaded compressed and multiplied as if they were dense.
+"""y = x·Wᵀ with sparse W for a few tokens: weights are loaded compressed and multiplied as if dense.
 
 Source: Xia et al. 2023, "Flash-LLM: Enabling Cost-Effective and Highly-Efficient Large Generative Model
 Inference with Unstructured Sparsity" ("load as sparse, compute as dense").
@@ -11,7 +11,14 @@ from torch import Tensor
 from shoestring.errors import NoCompiler
 from shoestring.kernels.costs import Cost, states_cost
 from shoestring.kernels.linear_kernel import ALIGNMENT_BYTES, LinearKernel, aligned_copy, aligned_room
-from shoestring.kernels.sparse.linear import CsrMatrix, DenseMatrix, TiledCslMatrix, Weights, library, sparse_linear
+from shoestring.kernels.sparse.linear import (
+    CsrMatrix,
+    DenseMatrix,
+    TiledCslMatrix,
+    Weights,
+    library,
+    sparse_linear,
+)
 from shoestring.notices import notice_fallback
 
 
@@ -70,7 +77,7 @@ def run_split(
     tiles: bool,
     isa: str | None = None,
 ) -> Float[Tensor, "tokens outputs"]:
-    """A kernel of `sparse_linear` with its inputs cut into `split` parts; tiles: its weights are Tiled-CSL."""
+    """A kernel of `sparse_linear` with its inputs in `split` parts; tiles: its weights are Tiled-CSL."""
     code, threads, tokens = library(isa), torch.get_num_threads(), len(x)
     wanted = (code.tiles_scratch_bytes if tiles else code.rows_scratch_bytes)(kernel.address, tokens)
     stride = -(-wanted // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
