@@ -106,5 +106,5 @@ def test_a_stored_weight_has_no_gradient_to_tune_by():
 
     student, teacher, masks, ids = pair()
     student.head = SparseLinear.of(BitmapMatrix.from_dense(student.head.weight))
-    with pytest.raises(ValueError, match=r"'head' \(SparseLinear\) is stored packed, without gradient"):
+    with pytest.raises(ValueError, match=r"'head' \(SparseLinear\) is packed and has no gradient"):
         tune_masked(student, teacher, masks, ids)

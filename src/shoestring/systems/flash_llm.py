@@ -45,7 +45,7 @@ def measure(effort: Effort, seed: int) -> Comparison:
     bench = Bench(256, 512, 2, 3, 0.0, seed) if smoke else Bench(8192, 4096, 6, 9, 0.04, seed)
     rows, notes = kernel_rows(bench), []
     try:
-        task = random_task(seed) if smoke else trained_task(8, 12, 512)
+        task = random_task(seed) if smoke else trained_task(8, 10, 512)
     except MissingData as error:
         claims = (DECODING, SAME_TEXT, WANDA_QUALITY, WANDA_AGAINST_MAGNITUDE)
         notes += [f"{claim.metric}: not measured, {error}" for claim in claims]

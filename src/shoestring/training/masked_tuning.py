@@ -127,7 +127,7 @@ def _masked_weights(
             raise ValueError(f"the model has no module {name!r} with a weight")
         if not isinstance(weight, nn.Parameter):
             raise ValueError(
-                f"the weight of {name!r} ({type(modules[name]).__name__}) is stored packed, without gradient; "
+                f"the weight of {name!r} ({type(modules[name]).__name__}) is packed and has no gradient; "
                 "tune the masked dense model, then store it"
             )
         if weight.shape != kept.shape:
