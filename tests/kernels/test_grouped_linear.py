@@ -87,7 +87,7 @@ def test_whole_numbers_are_exact_on_every_processor(bits, zero_point):
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_lesser_processors_give_the_same_up_to_the_last_rounding(flags, bits):
     form = GroupedAffine(bits, 32, ZeroPoint.REAL)
-    stored, weight = stored_matrix(form, 33, 4, seed=bits)
+    stored, _ = stored_matrix(form, 33, 4, seed=bits)
     packed = GroupedWeights.pack(form, stored, 128)
     x = torch.randn(6, 128, generator=torch.Generator().manual_seed(0))
     for activations in Activations:
@@ -119,7 +119,7 @@ def test_one_bit_codes():
 @pytest.mark.parametrize("activations", Activations)
 def test_neither_threads_nor_company_change_a_bit(activations):
     form = GroupedAffine(3, 32, ZeroPoint.REAL)
-    stored, weight = stored_matrix(form, 100, 4, seed=1)
+    stored, _ = stored_matrix(form, 100, 4, seed=1)
     kernel = GroupedWeights.pack(form, stored, 128).kernel(activations)
     x = torch.randn(7, 128, generator=torch.Generator().manual_seed(0))
     together = kernel(x)
@@ -155,3 +155,13 @@ def test_bytes_stay_the_same():
         form = GroupedAffine(bits, 32, ZeroPoint.REAL)
         stored, weight = stored_matrix(form, 64, 3, seed=0)
         assert GroupedWeights.pack(form, stored, weight.shape[1]).nbytes == form.nbytes(*weight.shape)
+
+
+@given(form=forms, groups=st.integers(1, 4), seed=st.integers(0, 99))
+def test_rows_are_those_of_the_stored_form_bit_for_bit(form, groups, seed):
+    stored, weight = stored_matrix(form, 37, groups, seed)
+    packed = GroupedWeights.pack(form, stored, weight.shape[1])
+    ids = torch.tensor([36, 0, 15, 16, 0])
+    assert torch.equal(packed.rows(ids), weight[ids])
+    with pytest.raises(IndexError, match="37"):
+        packed.rows(torch.tensor([37]))

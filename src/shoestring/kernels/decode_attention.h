@@ -9,7 +9,7 @@
 
 #include "lanes.h"
 
-enum { CHUNK = 128 };
+enum { CHUNK = 128, GROUP = 4 /* queries that share a key when it is read */ };
 
 typedef struct {
     int64_t heads, kv_heads, head_dim, tokens, start, window; /* window 0: all */
@@ -23,54 +23,96 @@ INLINE int64_t partial_floats(int64_t head_dim) { return head_dim + 2; }
 
 INLINE int64_t chunks_until(int64_t slots) { return (slots + CHUNK - 1) / CHUNK; }
 
-INLINE float dot_stored(const float *a, const void *b, int64_t index, int64_t n, int kind) {
-    lanes sum = {0};
-    int64_t i = 0;
-    for (; i + LANES <= n; i += LANES) sum += load_lanes(a + i) * load_stored(b, index + i, kind);
-    if (i < n) sum += load_some(a, i, n - i, FLOAT32) * load_some(b, index + i, n - i, kind);
-    return sum_lanes(sum);
+/* scores[query][slot] of up to GROUP queries with a run of `slots` <= 16 slots; every key is read once. */
+INLINE void score_run(const float *q, const void *keys, const void *values, int64_t index, int64_t slots, int64_t n, float scale,
+                      int queries, int kind, float scores[GROUP][CHUNK]) {
+    lanes sums[GROUP][LANES] = {0};
+    int64_t whole = n - n % LANES;
+    for (int64_t s = 0; s < slots; s++) {
+        int64_t here = index + s * n, bytes = storage_bytes(kind);
+        lanes sum[GROUP] = {0};
+        /* Ask for the values, which come next, and for the keys of the next run. */
+        for (int64_t i = 0; i < n * bytes; i += 64) {
+            __builtin_prefetch((const char *)values + here * bytes + i);
+            __builtin_prefetch((const char *)keys + (here + LANES * n) * bytes + i);
+        }
+        for (int64_t i = 0; i < whole; i += LANES) {
+            lanes key = load_stored(keys, here + i, kind);
+            for (int g = 0; g < queries; g++) sum[g] += load_lanes(q + g * n + i) * key;
+        }
+        if (whole < n) {
+            lanes key = load_some(keys, here + whole, n - whole, kind);
+            for (int g = 0; g < queries; g++) sum[g] += load_some(q, g * n + whole, n - whole, FLOAT32) * key;
+        }
+        for (int g = 0; g < queries; g++) sums[g][s] = sum[g];
+    }
+    for (int g = 0; g < queries; g++) store_lanes(scores[g], scale * sum_each(sums[g]));
 }
 
-INLINE void add_weighted(float *out, const void *values, int64_t index, int64_t stride, const float *weights,
-                         int64_t slots, int64_t n, int kind) {
-    for (int64_t i = 0; i < n; i += LANES) {
-        int64_t rest = n - i;
-        lanes even = {0}, odd = {0};
-        int64_t s = 0;
-        if (rest >= LANES) {
-            for (; s + 2 <= slots; s += 2) {
-                even += weights[s] * load_stored(values, index + s * stride + i, kind);
-                odd += weights[s + 1] * load_stored(values, index + (s + 1) * stride + i, kind);
-            }
-            if (s < slots) even += weights[s] * load_stored(values, index + s * stride + i, kind);
-            store_lanes(out + i, even + odd);
-        } else {
-            for (; s < slots; s++) even += weights[s] * load_some(values, index + s * stride + i, rest, kind);
-            even += odd;
-            memcpy(out + i, &even, (size_t)rest * 4);
+INLINE lanes stored_or_some(const void *from, int64_t index, int64_t count, int kind) {
+    return count == LANES ? load_stored(from, index, kind) : load_some(from, index, count, kind);
+}
+
+/* out[query][i…] = Σ weights[query][slot] · value, for `count` <= 16 channels; every value is read once. */
+INLINE void weigh_channels(const void *values, int64_t index, int64_t slots, int64_t n, int64_t count, int queries,
+                           int kind, float weights[GROUP][CHUNK], float *const out[GROUP], int64_t i) {
+    lanes even[GROUP] = {0}, odd[GROUP] = {0};
+    int64_t s = 0;
+    for (; s + 2 <= slots; s += 2) {
+        lanes first = stored_or_some(values, index + s * n, count, kind);
+        lanes second = stored_or_some(values, index + (s + 1) * n, count, kind);
+        for (int g = 0; g < queries; g++) {
+            even[g] += weights[g][s] * first;
+            odd[g] += weights[g][s + 1] * second;
         }
     }
+    if (s < slots) {
+        lanes last = stored_or_some(values, index + s * n, count, kind);
+        for (int g = 0; g < queries; g++) even[g] += weights[g][s] * last;
+    }
+    for (int g = 0; g < queries; g++) {
+        lanes sum = even[g] + odd[g];
+        memcpy(out[g] + i, &sum, (size_t)count * 4);
+    }
 }
 
-/* One query against slots [first, end) of one head: partial <- its softmax over them. */
-INLINE void attend_query(const float *q, const void *keys, const void *values, int64_t base, int64_t first,
-                         int64_t end, const attention_shape *shape, int kind, float *partial) {
+INLINE void weigh_values(const void *values, int64_t index, int64_t slots, int64_t n, int queries, int kind,
+                         float weights[GROUP][CHUNK], float *const out[GROUP]) {
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        weigh_channels(values, index + i, slots, n, LANES, queries, kind, weights, out, i);
+    if (i < n) weigh_channels(values, index + i, slots, n, n - i, queries, kind, weights, out, i);
+}
+
+/* Up to GROUP queries against slots [first, end) of one head: partials <- their softmaxes over them. */
+INLINE void attend_queries(const float *q, const void *keys, const void *values, int64_t base, int64_t first,
+                           int64_t end, const attention_shape *shape, int queries, int kind,
+                           float *const partials[GROUP]) {
     int64_t slots = end - first, n = shape->head_dim, index = base + first * n;
-    float scores[CHUNK], largest = -INFINITY;
-    for (int64_t s = 0; s < slots; s++) {
-        scores[s] = shape->scale * dot_stored(q, keys, index + s * n, n, kind);
-        largest = scores[s] > largest ? scores[s] : largest;
-    }
-    for (int64_t s = slots; s % LANES; s++) scores[s] = -INFINITY;
-    lanes sum = {0};
+    float scores[GROUP][CHUNK], *out[GROUP];
     for (int64_t s = 0; s < slots; s += LANES) {
-        lanes score = load_lanes(scores + s), weight = exp_lanes(score - largest);
-        weight = choose(score == all(-INFINITY), (lanes){0}, weight);
-        store_lanes(scores + s, weight);
-        sum += weight;
+        int64_t run = slots - s < LANES ? slots - s : LANES;
+        float here[GROUP][CHUNK];
+        score_run(q, keys, values, index + s * n, run, n, shape->scale, queries, kind, here);
+        for (int g = 0; g < queries; g++) {
+            for (int64_t i = run; i < LANES; i++) here[g][i] = -INFINITY;
+            memcpy(scores[g] + s, here[g], LANES * 4);
+        }
     }
-    partial[0] = largest, partial[1] = sum_lanes(sum);
-    add_weighted(partial + 2, values, index, n, scores, slots, n, kind);
+    for (int g = 0; g < queries; g++) {
+        lanes most = all(-INFINITY), sum = {0};
+        for (int64_t s = 0; s < slots; s += LANES) most = larger(most, load_lanes(scores[g] + s));
+        float largest = largest_lane(most);
+        for (int64_t s = 0; s < slots; s += LANES) {
+            lanes score = load_lanes(scores[g] + s), weight = exp_lanes(score - largest);
+            weight = choose(score == all(-INFINITY), (lanes){0}, weight);
+            store_lanes(scores[g] + s, weight);
+            sum += weight;
+        }
+        partials[g][0] = largest, partials[g][1] = sum_lanes(sum);
+        out[g] = partials[g] + 2;
+    }
+    weigh_values(values, index, slots, n, queries, kind, scores, out);
 }
 
 INLINE void attend_piece(const float *q, const void *keys, const void *values, int64_t head, int64_t chunk,
@@ -81,14 +123,18 @@ INLINE void attend_piece(const float *q, const void *keys, const void *values, i
         int64_t position = shape->start + row, first = chunk * CHUNK, end = first + CHUNK;
         if (end > position + 1) end = position + 1;
         if (shape->window && first < position + 1 - shape->window) first = position + 1 - shape->window;
-        for (int64_t g = 0; g < group; g++) {
-            int64_t one = row * shape->heads + head * group + g;
-            float *partial = partials + (one * n_chunks + chunk) * partial_floats(n);
-            if (first < end) {
-                attend_query(q + one * n, keys, values, base, first, end, shape, kind, partial);
-            } else {
-                partial[0] = -INFINITY;
+        for (int64_t g = 0; g < group; g += GROUP) {
+            int64_t one = row * shape->heads + head * group + g, queries = group - g < GROUP ? group - g : GROUP;
+            float *part[GROUP];
+            for (int64_t i = 0; i < queries; i++) {
+                part[i] = partials + ((one + i) * n_chunks + chunk) * partial_floats(n);
+                part[i][0] = -INFINITY;
             }
+            if (first >= end) continue;
+            if (queries == 1) attend_queries(q + one * n, keys, values, base, first, end, shape, 1, kind, part);
+            else if (queries == 2) attend_queries(q + one * n, keys, values, base, first, end, shape, 2, kind, part);
+            else if (queries == 3) attend_queries(q + one * n, keys, values, base, first, end, shape, 3, kind, part);
+            else attend_queries(q + one * n, keys, values, base, first, end, shape, 4, kind, part);
         }
     }
 }

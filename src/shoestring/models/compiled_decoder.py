@@ -14,9 +14,12 @@ from torch import Tensor, nn
 from shoestring.errors import ShoestringError
 from shoestring.kernels.decode_step import MOST_TOKENS, DecodeStep, LayerCache, StepLayer, StepShape
 from shoestring.kernels.dense_linear import STORAGE_KINDS, dense_linear
+from shoestring.kernels.grouped_linear import Activations
 from shoestring.kernels.linear_kernel import LinearKernel
 from shoestring.layers.norm import RMSNorm
-from shoestring.models.decoder import Decoder
+from shoestring.layers.packed_kernel import grouped_weights, packed_kernel
+from shoestring.layers.packed_linear import PackedEmbedding, PackedLinear, PackedWeight
+from shoestring.models.decoder import Attention, Decoder, DecoderLayer, FeedForward
 from shoestring.models.decoder_config import Activation
 
 KernelOf = Callable[[nn.Module], LinearKernel | None]
@@ -31,15 +34,23 @@ class CannotCompile(ShoestringError, TypeError):
 class CompiledDecoder:
     """The layers and head of a decoder as one compiled step; the embedding stays a module.
 
-    kernel_of: asked first for every linear layer; where it gives None, and without it, `plain_kernel` is.
-    Weights are used where they are, or as the kernels have packed them; gains of norms are copied.
+    kernel_of: asked first for every linear layer; where it gives None, and without it, `usual_kernel` is.
+    activations: in what the inputs of packed layers take part; those of others are float32. Weights are used
+    where they are, or as the kernels have packed them; gains of norms are copied.
 
     Raises: CannotCompile for a module without a kernel, or weights elsewhere than on the CPU; NoCompiler.
     """
 
-    def __init__(self, decoder: Decoder, kernel_of: KernelOf | None = None) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        kernel_of: KernelOf | None = None,
+        *,
+        activations: Activations = Activations.INT8,
+    ) -> None:
         cfg = decoder.cfg
-        self.decoder = decoder
+        _require_plain_modules(decoder)
+        self.decoder, self.activations = decoder, activations
         self._kernel_of = kernel_of
         self._ropes = tuple(dict.fromkeys(cfg.ropes))
         shape = StepShape(
@@ -67,8 +78,7 @@ class CompiledDecoder:
 
         The logits are those of the last `logit_rows` tokens (at most MOST_TOKENS), good until the next call.
         """
-        hidden = x if x.is_floating_point() else self.decoder.model.embed_tokens(x)
-        hidden = hidden.float()
+        hidden = x.float() if x.is_floating_point() else self._embed(x)
         self._reach(start + len(hidden))
         while len(hidden) > MOST_TOKENS:
             # The last block is not to be shorter than the logits wanted.
@@ -76,6 +86,17 @@ class CompiledDecoder:
             self.step(hidden[:block], start, 0)
             hidden, start = hidden[block:], start + block
         return self.step(hidden, start, logit_rows)
+
+    def _embed(self, ids: Int[Tensor, " n"]) -> Float[Tensor, "n hidden"]:
+        embedding, head = self.decoder.model.embed_tokens, self.decoder.lm_head
+        if not isinstance(embedding, PackedEmbedding) or not isinstance(head, PackedLinear):
+            return embedding(ids).float()
+        packed: PackedWeight = embedding.packed
+        if packed is not head.packed:
+            return embedding(ids).float()
+        # Out of what the head has packed anyway, which takes a fraction of the time.
+        rows = grouped_weights(packed).rows(ids).to(packed.dtype)
+        return (rows if embedding.scale == 1.0 else rows * rows.new_tensor(embedding.scale)).float()
 
     def _reach(self, positions: int) -> None:
         """Make the tables of angles long enough."""
@@ -118,7 +139,7 @@ class CompiledDecoder:
 
     def _kernel(self, name: str, module: nn.Module) -> LinearKernel:
         kernel = self._kernel_of(module) if self._kernel_of else None
-        kernel = plain_kernel(module) if kernel is None else kernel
+        kernel = usual_kernel(module, self.activations) if kernel is None else kernel
         if kernel is None:
             weight = getattr(module, "weight", None)
             where = f" of {weight.dtype} on {weight.device}" if isinstance(weight, Tensor) else ""
@@ -128,8 +149,10 @@ class CompiledDecoder:
         return kernel
 
 
-def plain_kernel(module: nn.Module) -> LinearKernel | None:
-    """The kernel of an `nn.Linear` on the CPU as it is; None for anything else."""
+def usual_kernel(module: nn.Module, activations: Activations) -> LinearKernel | None:
+    """The kernel of an `nn.Linear` on the CPU as it is, or of a `PackedLinear`; None for anything else."""
+    if type(module) is PackedLinear:
+        return packed_kernel(module, activations)
     if type(module) is not nn.Linear:
         return None
     weight = module.weight
@@ -138,8 +161,23 @@ def plain_kernel(module: nn.Module) -> LinearKernel | None:
     return dense_linear(weight, module.bias)
 
 
+def _require_plain_modules(decoder: Decoder) -> None:
+    """The step does what these classes do, without calling them."""
+    for name, module in decoder.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise CannotCompile(
+                f"{name or 'the decoder'} has forward hooks, which a compiled step would not call."
+            )
+        own = isinstance(module, Decoder | DecoderLayer | Attention | FeedForward | RMSNorm)
+        if own and type(module) not in (Decoder, DecoderLayer, Attention, FeedForward, RMSNorm):
+            raise CannotCompile(
+                f"{name or 'the decoder'} is a {type(module).__name__}, which may do as it likes."
+            )
+
+
 def _gain(norm: nn.Module) -> Float[Tensor, " dim"]:
-    assert isinstance(norm, RMSNorm)
+    if not isinstance(norm, RMSNorm):
+        raise CannotCompile(f"a {type(norm).__name__} stands in the place of an RMSNorm.")
     if norm.weight.device.type != "cpu":
         raise CannotCompile(f"the norms are on {norm.weight.device}; the compiled step runs on the CPU.")
     # A copy, even of a float32 one: an inference tensor that nobody trains.
