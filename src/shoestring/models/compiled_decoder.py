@@ -19,6 +19,7 @@ from shoestring.kernels.linear_kernel import LinearKernel
 from shoestring.layers.norm import RMSNorm
 from shoestring.layers.packed_kernel import grouped_weights, packed_kernel
 from shoestring.layers.packed_linear import PackedEmbedding, PackedLinear, PackedWeight
+from shoestring.layers.sparse_linear import SparseLinear
 from shoestring.models.decoder import Attention, Decoder, DecoderLayer, FeedForward
 from shoestring.models.decoder_config import Activation
 
@@ -150,9 +151,11 @@ class CompiledDecoder:
 
 
 def usual_kernel(module: nn.Module, activations: Activations) -> LinearKernel | None:
-    """The kernel of an `nn.Linear` on the CPU as it is, or of a `PackedLinear`; None for anything else."""
+    """The kernel of an `nn.Linear`, `PackedLinear` or `SparseLinear` on the CPU; None for anything else."""
     if type(module) is PackedLinear:
         return packed_kernel(module, activations)
+    if type(module) is SparseLinear and module.masks.device.type == "cpu":
+        return module.kernel()
     if type(module) is not nn.Linear:
         return None
     weight = module.weight

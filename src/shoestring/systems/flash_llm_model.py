@@ -13,9 +13,7 @@ from shoestring.compression.load_model import load_model
 from shoestring.data.text import default_halves, file_halves, token_windows
 from shoestring.generation import batch_memory
 from shoestring.kernels.decode_step import LayerCache
-from shoestring.kernels.linear_kernel import LinearKernel
 from shoestring.layers.rotary import Rope
-from shoestring.layers.sparse_linear import SparseLinear
 from shoestring.models.compiled_decoder import CompiledDecoder
 from shoestring.models.decoder import Decoder
 from shoestring.models.decoder_config import DecoderConfig
@@ -99,11 +97,6 @@ def model_rows(task: Task, rounds: int, new_tokens: int, seed: int) -> list[Row]
     ]  # fmt: skip
 
 
-def kernel_of(module: nn.Module) -> LinearKernel | None:
-    """The kernel of a sparse layer for the compiled step."""
-    return module.kernel() if isinstance(module, SparseLinear) else None
-
-
 def decode(step: CompiledDecoder, prompt: Tensor, new_tokens: int) -> list[int]:
     """Greedy tokens after a prompt; the cache holds what was fed."""
     logits, tokens = step(prompt, 0), []
@@ -116,7 +109,7 @@ def decode(step: CompiledDecoder, prompt: Tensor, new_tokens: int) -> list[int]:
 def compiled(decoder: Decoder, slots: int) -> CompiledDecoder:
     """The decoder as one compiled step with an empty cache of its own, in float32."""
     cfg = decoder.cfg
-    step, shape = CompiledDecoder(decoder, kernel_of), (cfg.num_key_value_heads, slots, cfg.head_dim)
+    step, shape = CompiledDecoder(decoder), (cfg.num_key_value_heads, slots, cfg.head_dim)
     step.use(
         [
             LayerCache(torch.zeros(shape), torch.zeros(shape), torch.zeros(slots, dtype=torch.int32))
