@@ -11,6 +11,14 @@ from shoestring.compression.gguf_export import export_gguf, export_gguf_q8
 from shoestring.compression.group_quantize import GPTQ, PackedRecipe, RoundToNearest
 from shoestring.compression.kv_quantize import KVQuantize
 from shoestring.compression.low_rank import ActivationAwareLowRank, LowRank
+from shoestring.compression.pruning import (
+    MagnitudePrune,
+    SparseGPT,
+    StoreSparse,
+    Wanda,
+    global_magnitude,
+    prune_in_place,
+)
 from shoestring.compression.r_sparse import RowStore, RSparse, block_linears, r_sparse_recipes
 from shoestring.compression.recipe import ModelRecipe, ModuleRecipe, Needs, Recipe
 from shoestring.compression.saved_folder import load, read_recipe, save
@@ -27,6 +35,7 @@ __all__ = [
     "KVQuantize",
     "KullbackLeibler",
     "LowRank",
+    "MagnitudePrune",
     "MeanSquare",
     "MinMax",
     "ModelRecipe",
@@ -40,6 +49,9 @@ __all__ = [
     "RowStore",
     "ScoreCalibration",
     "Slot",
+    "SparseGPT",
+    "StoreSparse",
+    "Wanda",
     "apply",
     "apply_in_sequence",
     "block_linears",
@@ -52,9 +64,11 @@ __all__ = [
     "export_gguf",
     "export_gguf_q8",
     "fuse_conv_bn",
+    "global_magnitude",
     "layer_by_layer",
     "load",
     "plan",
+    "prune_in_place",
     "r_sparse_recipes",
     "read_recipe",
     "rewrite_slot",

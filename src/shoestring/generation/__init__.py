@@ -1,5 +1,6 @@
 """Decode loop, sampling and the KV caches."""
 
+from shoestring.generation.batch_memory import BatchMemory, batch_memory
 from shoestring.generation.cache_bytes import bytes_for
 from shoestring.generation.decode import Finish, Generation, Piece, Stream, generate, stream
 from shoestring.generation.dense_cache import DenseCache
@@ -10,6 +11,7 @@ from shoestring.generation.slot_cache import SlotCache
 from shoestring.generation.transformers_cache import TransformersCache
 
 __all__ = [
+    "BatchMemory",
     "DenseCache",
     "Finish",
     "Generation",
@@ -20,6 +22,7 @@ __all__ = [
     "SlotCache",
     "Stream",
     "TransformersCache",
+    "batch_memory",
     "bytes_for",
     "generate",
     "stream",

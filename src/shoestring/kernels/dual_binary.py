@@ -69,7 +69,11 @@ class PlaneWeights:
 
         Raises: NoCompiler; ValueError for groups that are not whole runs of 64.
         """
-        return _weave(self)
+        return self.kernel(None)
+
+    def kernel(self, bias: Tensor | None) -> LinearKernel:
+        """As `lookup`, with a bias: what a decode step calls in threads of its own."""
+        return _weave(self, bias)
 
     def set_bits(self) -> int:
         """Ones in both planes: the additions that a row of x takes."""
@@ -151,7 +155,7 @@ def bitwise_linear(
     return y
 
 
-def _weave(weights: PlaneWeights) -> LinearKernel:
+def _weave(weights: PlaneWeights, bias: Tensor | None) -> LinearKernel:
     _check_groups(weights, Method.LOOKUP)
     first, second = (plane.to(torch.uint8) for plane in weights.planes())
     # (row, run, field, lane): bits 2j and 2j + 1 of byte `lane` are input 16 j + lane of the run
@@ -159,7 +163,9 @@ def _weave(weights: PlaneWeights) -> LinearKernel:
     codes = fields[:, :, 0] | fields[:, :, 1] << 2 | fields[:, :, 2] << 4 | fields[:, :, 3] << 6
     levels = weights.levels.repeat_interleave(weights.group_size // RUN, 1).contiguous()
     library, size = _library(), (weights.cols, weights.rows)
-    return LinearKernel(library.dual_binary_run, library.dual_binary_scratch, *size, (codes, levels))
+    return LinearKernel(
+        library.dual_binary_run, library.dual_binary_scratch, *size, (codes, levels), bias=bias
+    )
 
 
 def _bit_planes(codes: Int8[Tensor, "tokens cols"], group_size: int) -> UInt8[Tensor, "tokens bytes"]:

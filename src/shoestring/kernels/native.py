@@ -54,7 +54,7 @@ def with_headers(source: Path, seen: set[Path]) -> str:
 
 @functools.cache
 def _load(text: str, flags: tuple[str, ...], compiler: str) -> ctypes.CDLL:
-    identity = "\0".join((text, *flags, _compiler_version(compiler), _processor()))
+    identity = "\0".join((text, *flags, _compiler_version(compiler), processor_features()))
     library = cache_folder("kernels") / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.so"
     if library.exists():
         try:
@@ -91,7 +91,7 @@ def _compiler_version(compiler: str) -> str:
 
 
 @functools.cache
-def _processor() -> str:
+def processor_features() -> str:
     """The features that -march=native answers to."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:

@@ -9,6 +9,7 @@ from shoestring.layers.packed_linear import PackedEmbedding, PackedLinear, Packe
 from shoestring.layers.rotary import LinearScaling, Llama3Scaling, Rope, YarnScaling
 from shoestring.layers.row_sparse_linear import RowSparseLinear, sparse_tail
 from shoestring.layers.scaled_embedding import ScaledEmbedding
+from shoestring.layers.sparse_linear import SparseLinear
 
 __all__ = [
     "AttendOut",
@@ -29,6 +30,7 @@ __all__ = [
     "Rope",
     "RowSparseLinear",
     "ScaledEmbedding",
+    "SparseLinear",
     "Tree",
     "YarnScaling",
     "attend",

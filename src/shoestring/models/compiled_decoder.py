@@ -16,10 +16,12 @@ from shoestring.kernels.decode_step import MOST_TOKENS, DecodeStep, LayerCache, 
 from shoestring.kernels.dense_linear import STORAGE_KINDS, dense_linear
 from shoestring.kernels.grouped_linear import Activations
 from shoestring.kernels.linear_kernel import LinearKernel
+from shoestring.layers.dual_binary_linear import DualBinaryLinear
 from shoestring.layers.norm import RMSNorm
 from shoestring.layers.packed_kernel import grouped_weights, packed_kernel
 from shoestring.layers.packed_linear import PackedEmbedding, PackedLinear, PackedWeight
 from shoestring.layers.row_sparse_linear import RowSparseLinear, row_sparse_kernel
+from shoestring.layers.sparse_linear import SparseLinear
 from shoestring.models.decoder import Attention, Decoder, DecoderLayer, FeedForward
 from shoestring.models.decoder_config import Activation
 
@@ -151,11 +153,15 @@ class CompiledDecoder:
 
 
 def usual_kernel(module: nn.Module, activations: Activations) -> LinearKernel | None:
-    """The kernel of a plain `nn.Linear` on the CPU, a `PackedLinear` or a `RowSparseLinear`; else None."""
+    """The kernel of a plain `nn.Linear` on the CPU, or of a packed, sparse or row-sparse one; else None."""
     if type(module) is PackedLinear:
         return packed_kernel(module, activations)
     if type(module) is RowSparseLinear and module.rows.dtype in (torch.float32, torch.bfloat16):
         return row_sparse_kernel(module)
+    if type(module) is DualBinaryLinear:
+        return module.kernel()
+    if type(module) is SparseLinear and module.masks.device.type == "cpu":
+        return module.kernel()
     if type(module) is not nn.Linear:
         return None
     weight = module.weight
