@@ -4,7 +4,7 @@
 
 Every window is fed from its first token on, in steps of eight, by the compiled step: once with inputs in
 float32 and a float32 cache, once with inputs in int8 and a float16 cache, which is the default. The
-divergence is that of the second's next-token distribution from the first's, in nats, averaged over all tokens.
+divergence is that of the second's next-token distribution from the first's, in nats, averaged over tokens.
 """
 
 import argparse

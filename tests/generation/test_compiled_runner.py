@@ -198,5 +198,3 @@ def test_greedy_text_of_smollm2_is_that_of_its_float32_weights():
     settings = {"max_new_tokens": 64, "stop_tokens": ()}
     expected = generate(plain, prompt, tokenizer, cache=None, **settings).tokens
     assert generate(packed, prompt, tokenizer, activation_bits=32, **settings).tokens == expected
-    rounded = generate(packed, prompt, tokenizer, activation_bits=8, **settings).tokens
-    assert rounded[:8] == expected[:8]

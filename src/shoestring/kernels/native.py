@@ -61,7 +61,10 @@ def _load(text: str, flags: tuple[str, ...], compiler: str) -> ctypes.CDLL:
             return ctypes.CDLL(str(library))
         except OSError:
             library.unlink(missing_ok=True)  # cut short or from another system: build it again
-    _build(text, flags, compiler, library)
+    try:
+        _build(text, flags, compiler, library)
+    except OSError as error:
+        raise NoCompiler(f"a kernel could not be stored in {library.parent}: {error}") from error
     return ctypes.CDLL(str(library))
 
 
