@@ -5,10 +5,12 @@ import torch
 
 from shoestring.kernels.decode_step import LayerCache
 from shoestring.kernels.dense_linear import dense_linear
+from shoestring.layers.dual_binary_linear import DualBinaryLinear
 from shoestring.layers.rotary import Rope
 from shoestring.models.compiled_decoder import CannotCompile, CompiledDecoder
 from shoestring.models.decoder import Decoder
 from shoestring.models.decoder_config import DecoderConfig
+from shoestring.numbers.dual_binary import DualBinary
 
 from .families import MAKERS, ids_of, make
 
@@ -144,3 +146,29 @@ def test_what_cannot_run_is_named():
     compiled = CompiledDecoder(ragged())
     with pytest.raises(ValueError, match="no room for slots 0 to 0"):
         compiled(torch.tensor([1]), 0)
+
+
+def test_prompts_longer_than_a_block():
+    decoder, ids = ragged(), torch.randint(53, (1, 450), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = decoder(ids).logits[0, -3:]
+    compiled = CompiledDecoder(decoder)
+    compiled.use(room_of(decoder, 450))
+    for first in (0, 192, 447, 449):  # as one call, or the last blocks by themselves
+        compiled(ids[0, :first], 0, logit_rows=0) if first else None
+        logits = compiled(ids[0, first:], first, logit_rows=min(3, 450 - first))
+        torch.testing.assert_close(logits, expected[-len(logits) :], rtol=0, atol=1e-4)
+
+
+def test_binary_planes_take_part():
+    decoder, ids = ragged(head_dim=16, heads=8, hidden=64), ids_of(1, 6) % 53
+    for layer in decoder.model.layers:
+        attention = layer.self_attn
+        for name in ("q_proj", "k_proj", "v_proj"):  # of 64 inputs, as the kernel needs
+            weight = getattr(attention, name).weight
+            form = DualBinary(64)
+            levels = form.fit(weight)
+            setattr(attention, name, DualBinaryLinear.of(form, form.assign(weight, levels), levels))
+    with torch.no_grad():
+        expected = decoder(ids).logits[0]
+    torch.testing.assert_close(run(CompiledDecoder(decoder), ids[0], [(0, 6)]), expected, rtol=0, atol=1e-4)

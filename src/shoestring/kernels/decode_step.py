@@ -16,6 +16,8 @@ from shoestring.kernels.linear_kernel import LinearKernel, aligned_copy, aligned
 from shoestring.kernels.native import load_library
 
 MOST_TOKENS = 8
+"""Tokens of one call whose logits can be had."""
+PROMPT_TOKENS = 192
 """Tokens of one call; more are cut into blocks of as many."""
 
 
@@ -97,7 +99,7 @@ class _Model(ctypes.Structure):
 
 
 class DecodeStep:
-    """A decoder as one function of (embeddings, cache) -> logits, up to `MOST_TOKENS` tokens a call.
+    """A decoder as one function of (embeddings, cache) -> logits, up to `PROMPT_TOKENS` tokens a call.
 
     Raises: ValueError where a kernel's sizes are not those of `shape`; NoCompiler.
     """
@@ -156,11 +158,15 @@ class DecodeStep:
         x: float32 embeddings. The logits are a window on a buffer that the next call overwrites. The cache
         must have room for the tokens and the tables their positions.
 
-        Raises: ValueError for more tokens than `MOST_TOKENS` or than the cache has room for.
+        Raises: ValueError for more tokens than `PROMPT_TOKENS`, more logits than `MOST_TOKENS`, or a cache
+        without room for them.
         """
         tokens = x.shape[0]
-        if not 1 <= tokens <= MOST_TOKENS:
-            raise ValueError(f"{tokens} tokens in one step; it takes 1 to {MOST_TOKENS}.")
+        if not 1 <= tokens <= PROMPT_TOKENS or not 0 <= logit_rows <= min(tokens, MOST_TOKENS):
+            raise ValueError(
+                f"{tokens} tokens in one step, logits of {logit_rows}; it takes 1 to {PROMPT_TOKENS}, and gives "
+                f"logits of up to {MOST_TOKENS}."
+            )
         if not self._cache or start + tokens > self._cache[0].keys.shape[1]:
             raise ValueError(f"the cache has no room for slots {start} to {start + tokens - 1}.")
         threads, model, x = torch.get_num_threads(), ctypes.addressof(self._model), aligned_copy(x)

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from shoestring.errors import ShoestringError
-from shoestring.kernels.decode_step import MOST_TOKENS, DecodeStep, LayerCache, StepLayer, StepShape
+from shoestring.kernels.decode_step import PROMPT_TOKENS, DecodeStep, LayerCache, StepLayer, StepShape
 from shoestring.kernels.dense_linear import STORAGE_KINDS, dense_linear
 from shoestring.kernels.grouped_linear import Activations
 from shoestring.kernels.linear_kernel import LinearKernel
@@ -77,15 +77,15 @@ class CompiledDecoder:
     def __call__(
         self, x: Int[Tensor, " n"] | Float[Tensor, "n hidden"], start: int, logit_rows: int = 1
     ) -> Float[Tensor, "logit_rows vocab"]:
-        """Run tokens, or embeddings, at positions and slots start, start + 1, …, in blocks of MOST_TOKENS.
+        """Run tokens, or embeddings, at positions and slots start, start + 1, …, in blocks of PROMPT_TOKENS.
 
-        The logits are those of the last `logit_rows` tokens (at most MOST_TOKENS), good until the next call.
+        The logits are those of the last `logit_rows` tokens (at most eight), good until the next call.
         """
         hidden = x.float() if x.is_floating_point() else self._embed(x)
         self._reach(start + len(hidden))
-        while len(hidden) > MOST_TOKENS:
+        while len(hidden) > PROMPT_TOKENS:
             # The last block is not to be shorter than the logits wanted.
-            block = min(MOST_TOKENS, len(hidden) - logit_rows)
+            block = min(PROMPT_TOKENS, len(hidden) - logit_rows)
             self.step(hidden[:block], start, 0)
             hidden, start = hidden[block:], start + block
         return self.step(hidden, start, logit_rows)
