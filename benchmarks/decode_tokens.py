@@ -1,13 +1,15 @@
-"""Decode speed of one sequence at a context of 512 tokens: our compiled step, llama.cpp and torch, in turns.
+"""Speed of one sequence, decoded at a context of 512 tokens or read as a prompt of 512: our compiled step,
+llama.cpp and torch, in turns.
 
-    python benchmarks/decode_tokens.py [--quick] [--context 512] [--tokens 16] [--rounds 11]
+    python benchmarks/decode_tokens.py [--prompt] [--quick] [--context 512] [--tokens 16] [--rounds 11]
 
 All run SmolLM2-135M on the same threads. llama.cpp and "Q4_1" read the same file: matrices in Q4_1, embedding
 and head in Q8_0. The others of ours are rounded from its weights: the matrices to so many bits with a scale
 and an offset per 32, embedding and head to 8. A sample feeds `tokens` tokens behind the same 512, then takes
-them back. "Reading" adds up the bytes of the Q4_1 weights: no decoder that reads all of them can be faster.
-Spinning threads lose far more than others where a processor is shared: run it on a quiet machine.
-The table goes to benchmarks/results/decode_tokens.json. Needs the `peers` extra for llama.cpp.
+them back; with --prompt it feeds 512 at once to an empty cache. "Reading" adds up the bytes of the Q4_1
+weights: no decoder that reads all of them can be faster. Spinning threads lose far more than others where a
+processor is shared: run it on a quiet machine. The table goes to benchmarks/results/decode_tokens.json, or
+prompt_tokens.json. Needs the `peers` extra for llama.cpp.
 """
 
 import argparse
@@ -50,12 +52,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="fewer contestants and rounds; writes nothing")
+    parser.add_argument("--prompt", action="store_true", help="a prompt of --context tokens, read at once")
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--tokens", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=11)
     options = parser.parse_args()
     rounds = 5 if options.quick else options.rounds
-    contest = Contest(options.context, options.tokens)
+    if options.prompt:
+        options.context, options.tokens = 0, options.context
+    contest = Contest(options.context, options.tokens, at_once=options.prompt)
     contest.enter(options.quick)
     with torch.inference_mode():
         times = time_interleaved(contest.works, rounds=rounds, warmup=1)
@@ -75,16 +80,15 @@ def main() -> None:
             "rounds": rounds,
             "rows": rows,
         }
-        Path(__file__).with_name("results").joinpath("decode_tokens.json").write_text(
-            json.dumps(document, indent=1) + "\n"
-        )
+        name = "prompt_tokens.json" if options.prompt else "decode_tokens.json"
+        Path(__file__).with_name("results").joinpath(name).write_text(json.dumps(document, indent=1) + "\n")
 
 
 class Contest:
-    """What takes turns: by name, a function that decodes `tokens` tokens, and the bytes that each reads."""
+    """What takes turns: by name, a function that feeds `tokens` tokens, and the bytes of its weights."""
 
-    def __init__(self, context: int, tokens: int) -> None:
-        self.context, self.tokens = context, tokens
+    def __init__(self, context: int, tokens: int, at_once: bool) -> None:
+        self.context, self.tokens, self.at_once = context, tokens, at_once
         self.file = built_in_file("smollm2-135m")
         self.ids = torch.randint(
             100, 40_000, (1, context + tokens), generator=torch.Generator().manual_seed(0)
@@ -98,7 +102,8 @@ class Contest:
         self._compiled(OURS, packed)
         self._llama_cpp()
         self._compiled("ours, Q4_1, inputs in float32", packed, Activations.FLOAT32)
-        self._reading(self.weight_bytes[OURS])
+        if not self.at_once:
+            self._reading(self.weight_bytes[OURS])
         plain = load_decoder(self.file)
         for bits in (3, 2):
             self._compiled(f"ours, {bits} bits", _rounded(self.file, bits))
@@ -107,6 +112,8 @@ class Contest:
             self._compiled("ours, float16", load_decoder(self.file, torch.float16))
             self._compiled("ours, float32", plain)
             self._by_modules("module by module, float16", load_decoder(self.file, torch.float16))
+        if self.at_once:
+            self._by_modules("module by module, bfloat16", load_decoder(self.file, torch.bfloat16))
         self._by_modules("module by module, float32", plain)
 
     def table(self, times: InterleavedTimes) -> list[dict[str, Any]]:
@@ -135,12 +142,13 @@ class Contest:
         self._enter_runner(name, DecoderRunner(model, capacity=self.context + self.tokens))
 
     def _enter_runner(self, name: str, runner: DecoderRunner) -> None:
-        with torch.inference_mode():
-            runner.feed(self.ids[:, : self.context])
+        if self.context:
+            with torch.inference_mode():
+                runner.feed(self.ids[:, : self.context])
         mark = runner.cache.mark()
 
         def work() -> None:
-            for token in self.ids[:, self.context :].split(1, 1):
+            for token in self.ids[:, self.context :].split(self.tokens if self.at_once else 1, 1):
                 # As a greedy decode does: the next token is looked for in the logits.
                 runner.feed(token).argmax()
             runner.cache.rollback(mark)
@@ -167,11 +175,14 @@ class Contest:
             logits_all=False, verbose=False,
         )  # fmt: skip
         ids = self.ids[0].tolist()
-        engine.eval(ids[: self.context])
+        if self.context:
+            engine.eval(ids[: self.context])
+        new = ids[self.context :]
+        pieces = [new] if self.at_once else [[token] for token in new]
 
         def work() -> None:
-            for token in ids[self.context :]:
-                engine.eval([token])
+            for piece in pieces:
+                engine.eval(piece)
             # The next evaluation takes back what lies behind this.
             engine.n_tokens = self.context
 

@@ -164,8 +164,8 @@ class DecodeStep:
         tokens = x.shape[0]
         if not 1 <= tokens <= PROMPT_TOKENS or not 0 <= logit_rows <= min(tokens, MOST_TOKENS):
             raise ValueError(
-                f"{tokens} tokens in one step, logits of {logit_rows}; it takes 1 to {PROMPT_TOKENS}, and gives "
-                f"logits of up to {MOST_TOKENS}."
+                f"{tokens} tokens in one step, logits of {logit_rows}; it takes 1 to {PROMPT_TOKENS} "
+                f"tokens and gives logits of up to {MOST_TOKENS}."
             )
         if not self._cache or start + tokens > self._cache[0].keys.shape[1]:
             raise ValueError(f"the cache has no room for slots {start} to {start + tokens - 1}.")
