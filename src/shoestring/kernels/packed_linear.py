@@ -13,6 +13,7 @@ from torch import Tensor
 
 from shoestring.errors import NoCompiler
 from shoestring.kernels.costs import Cost, states_cost
+from shoestring.kernels.large_pages import on_large_pages
 from shoestring.kernels.tile.c.choice import target_here
 from shoestring.kernels.tile.c.compiled import CompiledProgram, compile_program
 from shoestring.kernels.tile.programs.group_affine import GroupAffineConfig, group_affine, pack, packed_tile
@@ -63,7 +64,7 @@ class PackedWeights:
         here = target or target_here()
         grouped = codes.reshape(outputs, inputs // group_size, group_size)
         padded = torch.nn.functional.pad(grouped, (0, -group_size % LANE_RUN)).reshape(outputs, -1)
-        return cls(kind, outputs, inputs, group_size, pack(padded.T, kind, here), here)
+        return cls(kind, outputs, inputs, group_size, on_large_pages(pack(padded.T, kind, here)), here)
 
     @property
     def groups(self) -> int:
@@ -185,8 +186,7 @@ def kernel_for(
     """
     most = min(MOST_ROWS, _ACCUMULATORS.get(target.name, 8))
     block_rows = min(1 << max(rows - 1, 0).bit_length(), most)
-    columns = min(max(most // block_rows, 1), 4)
-    kernel = _compile(GroupAffineConfig(dtype, target, group_size, block_rows, columns, offsets), isa)
+    kernel = _compile(GroupAffineConfig(dtype, target, group_size, block_rows, 1, offsets), isa)
     if kernel.library is None:
         raise NoCompiler("no compiled kernel")
     return kernel, block_rows

@@ -1,6 +1,6 @@
 """Instruction selection for AVX-512: tables of 16 and 32 floats in registers, funnel shifts."""
 
-from shoestring.kernels.tile.c.isa import Isa, arithmetic_decoder, table_of
+from shoestring.kernels.tile.c.isa import Isa, arithmetic_decoder, sign_is_at_top, table_of
 from shoestring.kernels.tile.types import DataType
 
 
@@ -20,6 +20,9 @@ class Avx512(Isa):
         if self.vbmi2:
             return f"_mm512_shrdi_epi32({low}, {high}, {shift})"
         return f"vi_or(vi_shr({low}, {shift}), vi_shl({high}, {32 - shift}))"
+
+    def decodes_from_top(self, dtype: DataType) -> bool:
+        return dtype.bits > 5 and sign_is_at_top(dtype)
 
     def decoder(self, dtype: DataType) -> list[str]:
         if dtype.bits <= 4:  # only the low four bits of an index count: the table is repeated up to 16

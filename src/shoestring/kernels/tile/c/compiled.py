@@ -12,7 +12,8 @@ from shoestring.kernels.native import load_library
 from shoestring.kernels.tile import interpreter
 from shoestring.kernels.tile.c.arguments import Buffer, address, as_numpy, bind, nbytes, workspace
 from shoestring.kernels.tile.c.choice import choose_isa
-from shoestring.kernels.tile.c.renderer import PREFETCH_TURNS, Rendered, render, workspaces
+from shoestring.kernels.tile.c.emitter import DEFAULT_PREFETCH, Prefetch
+from shoestring.kernels.tile.c.renderer import Rendered, render, workspaces
 from shoestring.kernels.tile.c.work import flops_of
 from shoestring.kernels.tile.ir import Program
 from shoestring.kernels.tile.prepare import prepare
@@ -69,7 +70,7 @@ class CompiledProgram:
 
 
 def compile_program(
-    program: Program, target: Target, isa: str | None = None, *, prefetch: int = PREFETCH_TURNS
+    program: Program, target: Target, isa: str | None = None, *, prefetch: Prefetch = DEFAULT_PREFETCH
 ) -> CompiledProgram:
     """Prepare `program` for `target`, render it in C and compile it.
 
