@@ -27,8 +27,10 @@ def emulate(kernel, arguments):
     )
     entry = (
         f"struct all_arguments {{\n{fields}}};\n"
-        f"static void body(void *p) {{ all_arguments *a = (all_arguments *)p; {kernel.program.name}({call}); }}\n"
-        f'extern "C" int launch(all_arguments *a, int blocks) {{ return run_blocks(blocks, {kernel.threads}, body, a); }}\n'
+        "static void body(void *p) {\n    all_arguments *a = (all_arguments *)p;\n"
+        f"    {kernel.program.name}({call});\n}}\n"
+        'extern "C" int launch(all_arguments *a, int blocks) {\n'
+        f"    return run_blocks(blocks, {kernel.threads}, body, a);\n}}\n"
     )
     assert not kernel.workspaces
     with tempfile.TemporaryDirectory() as folder:

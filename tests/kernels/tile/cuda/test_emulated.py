@@ -96,8 +96,8 @@ def test_the_matmul_template(weights, activations, tiling, shape):
         )
     a = kind.encode(rng.standard_normal((m, k)).astype(np.float32)).astype(np.uint16)
     arguments = {
-        "m": m, "n": n, "k": k, "a": a, "packed": config.pack_weights(codes), "scales": scales.astype(np.uint16),
-        "c": np.full((m, n), 0x7E00, np.uint16), "semaphores": np.zeros(config.semaphores(m, n), np.int32),
+        "m": m, "n": n, "k": k, "a": a, "packed": config.pack_weights(codes),
+        "scales": scales.astype(np.uint16), "c": np.full((m, n), 0x7E00, np.uint16), "semaphores": np.zeros(config.semaphores(m, n), np.int32),
     }  # fmt: skip
     expected = kind.decode(a) @ dequantise_groups(codes, scales, config.weights, 64, kind)
     for given in both(pipelined_matmul(config), arguments):
@@ -107,7 +107,7 @@ def test_the_matmul_template(weights, activations, tiling, shape):
 
 
 def test_arithmetic_of_each_wide_type_and_edges():
-    """Loads and stores masked at an edge, pairs and single values, plain multiply-adds, copies of replicas."""
+    """Loads and stores masked at an edge, pairs and single values, plain multiply-adds, replicas."""
     b = Builder("mixed", threads=64)
     n = b.scalar("n")
     b.grid(2)

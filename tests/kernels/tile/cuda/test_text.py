@@ -1,6 +1,6 @@
 """The CUDA text of fixed programs, word for word, and what NVIDIA's compiler says to it.
 
-After a change that is meant: SHOESTRING_WRITE_SNAPSHOTS=1 pytest tests/kernels/tile/cuda/test_text.py, and read the diff.
+After a change that is meant: run this file with SHOESTRING_WRITE_SNAPSHOTS=1, and read the diff.
 """
 
 import os
@@ -51,7 +51,7 @@ def test_the_text_is_the_stored_one(name):
 
 
 def test_the_selected_instructions_and_no_others():
-    """Two ldmatrix.x4 for A, 16-byte copies, eight matrix steps, a subtraction for each pair, nothing for a View."""
+    """Two ldmatrix.x4 for A, 16-byte copies, a subtraction for each pair of codes, nothing for a View."""
     own = FIXED["matmul_u4_f16"]().body
     own = own[own.index('extern "C"') :]
     counts = {

@@ -118,4 +118,5 @@ def values_table(dtype: DataType) -> str:
     bits = cast_table(dtype).view(np.uint32).tolist()
     words = ", ".join(f"{word:#x}u" for word in bits)
     name = f"values_{dtype.name}"
-    return f"__constant__ uint32_t {name}_bits[{len(bits)}] = {{{words}}};\n#define {name} ((const float *){name}_bits)"
+    table = f"__constant__ uint32_t {name}_bits[{len(bits)}] = {{{words}}};"
+    return f"{table}\n#define {name} ((const float *){name}_bits)"

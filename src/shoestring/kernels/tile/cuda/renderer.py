@@ -134,7 +134,8 @@ def _kernel(e: Emitter, workspaces: list[Tensor]) -> list[str]:
         )
     }  # fmt: skip
     return [
-        f'extern "C" __global__ void __launch_bounds__({program.threads}) {program.name}({", ".join(parameters)}) {{',
+        f'extern "C" __global__ void __launch_bounds__({program.threads})',
+        f"{program.name}({', '.join(parameters)}) {{",
         "    extern __shared__ __align__(128) unsigned char shared[];",
         "    const int thread = threadIdx.x;",
         *(f"    int {e.names[name]} = 0;" for name in sorted(scalars)),

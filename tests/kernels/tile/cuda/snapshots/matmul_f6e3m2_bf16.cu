@@ -1,4 +1,5 @@
-extern "C" __global__ void __launch_bounds__(32) pipelined_matmul_f6e3m2_bf16(const int m, const int n, const int k, uint16_t *a, uint8_t *packed, uint16_t *scales, uint16_t *c, int32_t *semaphores) {
+extern "C" __global__ void __launch_bounds__(32)
+pipelined_matmul_f6e3m2_bf16(const int m, const int n, const int k, uint16_t *a, uint8_t *packed, uint16_t *scales, uint16_t *c, int32_t *semaphores) {
     extern __shared__ __align__(128) unsigned char shared[];
     const int thread = threadIdx.x;
     int block_x = 0;

@@ -1,4 +1,5 @@
-extern "C" __global__ void __launch_bounds__(32) restore_layout_u5(const int rows, const int cols, uint8_t *packed, uint8_t *codes) {
+extern "C" __global__ void __launch_bounds__(32)
+restore_layout_u5(const int rows, const int cols, uint8_t *packed, uint8_t *codes) {
     extern __shared__ __align__(128) unsigned char shared[];
     const int thread = threadIdx.x;
     int block_x = 0;
