@@ -97,7 +97,8 @@ def test_the_matmul_template(weights, activations, tiling, shape):
     a = kind.encode(rng.standard_normal((m, k)).astype(np.float32)).astype(np.uint16)
     arguments = {
         "m": m, "n": n, "k": k, "a": a, "packed": config.pack_weights(codes),
-        "scales": scales.astype(np.uint16), "c": np.full((m, n), 0x7E00, np.uint16), "semaphores": np.zeros(config.semaphores(m, n), np.int32),
+        "scales": scales.astype(np.uint16), "c": np.full((m, n), 0x7E00, np.uint16),
+        "semaphores": np.zeros(config.semaphores(m, n), np.int32),
     }  # fmt: skip
     expected = kind.decode(a) @ dequantise_groups(codes, scales, config.weights, 64, kind)
     for given in both(pipelined_matmul(config), arguments):
