@@ -35,6 +35,8 @@ class PackedWeights:
     """Codes of a weight matrix (outputs, inputs) in the order in which the vectors of `target` read them.
 
     Every group of `group_size` inputs is padded to whole runs of 32 with codes 0, which meet zeros of x.
+
+    Raises: ValueError for data of another shape, such as that of another target.
     """
 
     dtype: DataType
@@ -43,6 +45,16 @@ class PackedWeights:
     group_size: int
     data: UInt8[Tensor, "across down bytes"] = field(repr=False)
     target: Target = field(default_factory=target_here)
+
+    def __post_init__(self) -> None:
+        tile = packed_tile(self.dtype, self.target)
+        down = self.groups * self.padded_group // LANE_RUN
+        expected = (-(-self.outputs // tile.cols), down, tile.tile_bytes)
+        if tuple(self.data.shape) != expected:
+            raise ValueError(
+                f"packed data of shape {tuple(self.data.shape)}; {self.outputs} outputs and {self.inputs} "
+                f"inputs of {self.dtype} take {expected} on {self.target.name}: packed for another target or shape"
+            )
 
     @classmethod
     def pack(
