@@ -53,7 +53,8 @@ class PackedWeights:
         if tuple(self.data.shape) != expected:
             raise ValueError(
                 f"packed data of shape {tuple(self.data.shape)}; {self.outputs} outputs and {self.inputs} "
-                f"inputs of {self.dtype} take {expected} on {self.target.name}: packed for another target or shape"
+                f"inputs of {self.dtype} take {expected} on {self.target.name}: packed for another target "
+                "or shape"
             )
 
     @classmethod
