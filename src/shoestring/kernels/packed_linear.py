@@ -45,6 +45,9 @@ class PackedWeights:
     group_size: int
     data: UInt8[Tensor, "across down bytes"] = field(repr=False)
     target: Target = field(default_factory=target_here)
+    _kernels: dict[tuple[int, bool, Choice], tuple[CompiledProgram, int]] = field(
+        default_factory=dict, repr=False, compare=False, init=False
+    )
 
     def __post_init__(self) -> None:
         tile = packed_tile(self.dtype, self.target)
@@ -166,9 +169,7 @@ def _compiled(
     rows: Tensor, weights: PackedWeights, scales: Tensor, offsets: Tensor | None, choice: Choice
 ) -> Tensor:
     m = len(rows)
-    kernel, block_rows = kernel_for(
-        weights.dtype, weights.target, weights.padded_group, m, offsets is not None, choice=choice
-    )
+    kernel, block_rows = _kernel_of(weights, m, offsets is not None, choice)
     grouped = rows.float().reshape(m, weights.groups, weights.group_size)
     arguments = {"sums": grouped.sum(-1), "offsets": _by_group(offsets)} if offsets is not None else {}
     # whole blocks of rows and whole runs: no access of the kernel to x lies at an edge
@@ -186,6 +187,16 @@ def _compiled(
         **{name: _aligned(t) for name, t in arguments.items()},
     )  # fmt: skip
     return y[:m]
+
+
+def _kernel_of(weights: PackedWeights, m: int, offsets: bool, choice: Choice) -> tuple[CompiledProgram, int]:
+    """`kernel_for` these weights, looked up once: describing a kernel takes longer than a small product."""
+    key = (m, offsets, choice)
+    if key not in weights._kernels:
+        weights._kernels[key] = kernel_for(
+            weights.dtype, weights.target, weights.padded_group, m, offsets, choice=choice
+        )
+    return weights._kernels[key]
 
 
 def _by_group(tensor: Tensor) -> Tensor:

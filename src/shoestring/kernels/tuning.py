@@ -7,6 +7,7 @@ import functools
 import hashlib
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
@@ -83,12 +84,13 @@ class TuningTable:
 
 def tuning_table() -> TuningTable:
     """The table of this processor, in the cache folder; read once a process."""
-    return _table(cache_folder("tuning") / f"{_processor()}.json")
+    return _table(*(os.environ.get(name) for name in ("SHOESTRING_CACHE", "XDG_CACHE_HOME", "HOME")))
 
 
 @functools.cache
-def _table(path: Path) -> TuningTable:
-    return TuningTable(path)
+def _table(*_places: str | None) -> TuningTable:
+    """Read again only where the cache folder has moved."""
+    return TuningTable(cache_folder("tuning") / f"{_processor()}.json")
 
 
 @functools.cache

@@ -175,7 +175,7 @@ def _timed(
     against: tuple[str, ...],
 ) -> InterleavedTimes:
     x, scales = torch.randn(rows, work.inputs, generator=generator), _scales(work, generator)
-    ours, single, half = (itertools.cycle(copies) for copies in (packed, dense.single, dense.half))
+    ours, single, half = itertools.cycle(packed), itertools.cycle(dense.single), itertools.cycle(dense.half)
     x_half = x.bfloat16()
     works: dict[str, Callable[[], object]] = {
         "ours": lambda: packed_linear(x, next(ours), scales),
