@@ -12,7 +12,7 @@ import torch
 
 from shoestring.compression.load_model import load_transformers_model
 from shoestring.generation.decode import generate
-from shoestring.generation.runner import decoder_cache
+from shoestring.generation.decoder_runner import decoder_cache
 from shoestring.generation.transformers_cache import TransformersCache
 from shoestring.models.decoder import Decoder
 from shoestring.numbers.cache_format import CacheFormat

@@ -7,9 +7,10 @@ import torch
 from tests.models.families import VOCAB, make
 
 from shoestring.generation.decode import Finish, generate
+from shoestring.generation.decoder_runner import DecoderRunner, decoder_cache
 from shoestring.generation.dense_cache import DenseCache
 from shoestring.generation.quantised_cache import QuantCache
-from shoestring.generation.runner import DecoderRunner, decoder_cache, make_runner
+from shoestring.generation.runner import make_runner
 from shoestring.generation.transformers_cache import TransformersCache
 from shoestring.layers.attention import STATISTICS
 from shoestring.models.decoder import Decoder

@@ -55,16 +55,11 @@ def test_flags_are_part_of_the_key():
     assert isinstance(native.load_library(source, extra_flags=("-DN=1",)), ctypes.CDLL)
 
 
-def test_a_change_in_a_header_is_seen(tmp_path):
-    (tmp_path / "size.h").write_text("#define SIZE 3\n")
-    (tmp_path / "both.h").write_text('#include "size.h"\n')
-    source = tmp_path / "kernel.c"
-    source.write_text(
-        '#include <stdint.h>\n#include "size.h"\n#include "both.h"\nint size(void) { return SIZE; }'
-    )
-    assert native.load_library(source).size() == 3
-    (tmp_path / "size.h").write_text("#define SIZE 5\n")
-    assert native.load_library(source).size() == 5
-    (tmp_path / "size.h").unlink()
-    with pytest.raises(NoCompiler, match=r"size\.h"):
-        native.load_library(source)
+def test_a_file_may_include_others_of_its_folder_and_changes_with_them(tmp_path):
+    (tmp_path / "one.h").write_text("static int one(void) { return 1; }\n")
+    (tmp_path / "two.h").write_text('#include "one.h"\nstatic int two(void) { return one() + one(); }\n')
+    source = tmp_path / "three.c"
+    source.write_text('#include "one.h"\n#include "two.h"\nint three(void) { return one() + two(); }\n')
+    assert native.load_library(source).three() == 3
+    (tmp_path / "one.h").write_text("static int one(void) { return 10; }\n")
+    assert native.load_library(source).three() == 30

@@ -30,6 +30,9 @@ def generate(
     repetition_penalty: Annotated[float, typer.Option(help="Above 1: repeat less.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of what is drawn.")] = 0,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")] = None,
+    activation_bits: Annotated[
+        int, typer.Option(help="8: inputs of packed layers are rounded to int8; 32: they are not.")
+    ] = 8,
     chat: Annotated[
         bool, typer.Option("--chat/--raw", help="Put the prompt into the model's chat template, or not.")
     ] = False,
@@ -51,9 +54,15 @@ def generate(
     if max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens {max_new_tokens} must be 1 or more")
     text = sys.stdin.read() if prompt == "-" else prompt
+    if activation_bits not in (8, 32):
+        raise ValueError(f"--activation-bits {activation_bits} must be 8 or 32")
     if not text.strip():
         raise ValueError("the prompt is empty; give text to go on from")
-    output = _start(model, text, chat, max_new_tokens, sampling, seed, stop or [])
+    settings = {
+        "max_new_tokens": max_new_tokens, "sampling": sampling, "seed": seed, "stop": stop or [],
+        "activation_bits": activation_bits,
+    }  # fmt: skip
+    output = _start(model, text, chat, settings)
     interrupted = _write(output, quiet=json)
     peak = _peak_bytes()
     if json:
@@ -63,18 +72,15 @@ def generate(
         raise typer.Exit(Exit.INTERRUPTED)
 
 
-def _start(
-    name: str, text: str, chat: bool, max_new_tokens: int, sampling: Any, seed: int, stop: list[str]
-) -> "Stream":
+def _start(name: str, text: str, chat: bool, settings: dict[str, Any]) -> "Stream":
     from shoestring.compression.load_model import load_model
     from shoestring.generation.decode import stream
 
     # Elsewhere than on a terminal an error is to be the only line.
     with working(f"loading {name}") if errors().is_terminal else nullcontext():
-        model, tokenizer = load_model(name)
+        model, tokenizer = load_model(name, packed=True)
     prompt: str | list[int] = _chat_ids(tokenizer, name, text) if chat else text
-    settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "sampling": sampling, "seed": seed}
-    return stream(model, prompt, tokenizer, stop=stop, **settings)
+    return stream(model, prompt, tokenizer, **settings)
 
 
 def _chat_ids(tokenizer: Any, name: str, text: str) -> list[int]:

@@ -1,6 +1,7 @@
 """A trained model in, a smaller one out: recipes, calibration, saved folders."""
 
 from shoestring.compression.activation_ranges import KullbackLeibler, MeanSquare, MinMax, Percentile
+from shoestring.compression.alpha_search import AlphaSpace, Evolution, evolve, layer_by_layer
 from shoestring.compression.apply import Slot, apply, plan, rewrite_slot, slots, stored_bytes
 from shoestring.compression.calibration import Calibration, capture, capture_groups
 from shoestring.compression.conv_bn_fusion import fuse_conv_bn
@@ -10,18 +11,31 @@ from shoestring.compression.gguf_export import export_gguf, export_gguf_q8
 from shoestring.compression.group_quantize import GPTQ, PackedRecipe, RoundToNearest
 from shoestring.compression.kv_quantize import KVQuantize
 from shoestring.compression.low_rank import ActivationAwareLowRank, LowRank
+from shoestring.compression.pruning import (
+    MagnitudePrune,
+    SparseGPT,
+    StoreSparse,
+    Wanda,
+    global_magnitude,
+    prune_in_place,
+)
+from shoestring.compression.r_sparse import RowStore, RSparse, block_linears, r_sparse_recipes
 from shoestring.compression.recipe import ModelRecipe, ModuleRecipe, Needs, Recipe
 from shoestring.compression.saved_folder import load, read_recipe, save
+from shoestring.compression.score_quantiles import ScoreCalibration, capture_scores
 from shoestring.compression.sequential import apply_in_sequence
 
 __all__ = [
     "GPTQ",
     "ActivationAwareLowRank",
+    "AlphaSpace",
     "Calibration",
     "DualBinarize",
+    "Evolution",
     "KVQuantize",
     "KullbackLeibler",
     "LowRank",
+    "MagnitudePrune",
     "MeanSquare",
     "MinMax",
     "ModelRecipe",
@@ -29,20 +43,33 @@ __all__ = [
     "Needs",
     "PackedRecipe",
     "Percentile",
+    "RSparse",
     "Recipe",
     "RoundToNearest",
+    "RowStore",
+    "ScoreCalibration",
     "Slot",
+    "SparseGPT",
+    "StoreSparse",
+    "Wanda",
     "apply",
     "apply_in_sequence",
+    "block_linears",
     "capture",
     "capture_groups",
+    "capture_scores",
     "emulate",
     "emulate_static",
+    "evolve",
     "export_gguf",
     "export_gguf_q8",
     "fuse_conv_bn",
+    "global_magnitude",
+    "layer_by_layer",
     "load",
     "plan",
+    "prune_in_place",
+    "r_sparse_recipes",
     "read_recipe",
     "rewrite_slot",
     "save",

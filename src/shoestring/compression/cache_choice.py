@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from shoestring.compression.kv_quantize import KVQuantize
 from shoestring.compression.sensitivity import logits_of
 from shoestring.generation.cache_bytes import bytes_for
-from shoestring.generation.runner import cache_argument, decoder_cache
+from shoestring.generation.decoder_runner import decoder_cache
+from shoestring.generation.runner import cache_argument
 from shoestring.generation.transformers_cache import TransformersCache
 from shoestring.models.decoder import Decoder
 from shoestring.yardstick.language_quality import without_cache

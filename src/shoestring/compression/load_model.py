@@ -16,15 +16,16 @@ from shoestring.models.load import check_tokenizer, find_model, first_line, load
 from shoestring.models.safetensors_file import open_safetensors
 
 
-def load_model(name: str) -> tuple[Any, Any]:
+def load_model(name: str, *, packed: bool = False) -> tuple[Any, Any]:
     """The model, in evaluation mode, and its tokenizer: a `Decoder` where the family is known, else the model
     of transformers.
 
     name: a built-in alias, a .gguf file, a folder (fitted, or of the Hugging Face layout), a Hugging Face id.
+    packed: matrices of a GGUF file keep their codes where they can, instead of becoming float32.
     Raises: FileNotFoundError if there is no such model; BadModelFile, OSError if it cannot be read.
     """
     path = find_model(name)
-    model = _load(path)
+    model = _load(path, packed)
     tokenizer = _load_tokenizer(path)
     if (rows := _embedding_rows(model)) is not None:
         check_tokenizer(tokenizer, rows, path)
@@ -53,7 +54,7 @@ def disk_bytes(name: str) -> int:
     return sum(file.stat().st_size for file in path.glob("*.safetensors"))
 
 
-def _load(path: Path) -> nn.Module:
+def _load(path: Path, packed: bool) -> nn.Module:
     _hide_loading_bars()
     if (path / RECIPE).is_file():
         model = load(path)
@@ -61,7 +62,7 @@ def _load(path: Path) -> nn.Module:
         return Decoder.from_transformers(model) if known else model
     if not path.is_dir():
         file = GGUFFile(path)
-        return load_decoder(path) if is_known_gguf(file) else _as_plain(_by_transformers(path))
+        return load_decoder(path, packed=packed) if is_known_gguf(file) else _as_plain(_by_transformers(path))
     config = read_config(path)
     # What another library has packed is unpacked by transformers.
     if config["model_type"] in FAMILIES and "quantization_config" not in config:

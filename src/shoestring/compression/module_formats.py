@@ -9,11 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from shoestring.compression.module_kinds import KINDS
 from shoestring.errors import BadModelFile
-from shoestring.layers.dual_binary_linear import DualBinaryLinear
-from shoestring.layers.low_rank_linear import LowRankLinear
 from shoestring.layers.packed_linear import PackedEmbedding, PackedLinear, PackedWeight
-from shoestring.numbers.dual_binary import DualBinary
 from shoestring.numbers.grouped_affine import GroupedAffine, ZeroPoint
 
 Document = dict[str, dict[str, Any]]
@@ -28,14 +26,10 @@ def describe_modules(model: nn.Module) -> Document:
         if isinstance(module, PackedLinear | PackedEmbedding) and not module.borrows
     }
     for name, module in model.named_modules():
-        if isinstance(module, LowRankLinear):
+        if (kind := KINDS.get(type(module).__name__)) and type(module) is kind.module:
             shape = {"in_features": module.in_features, "out_features": module.out_features}
-            bias = module.bias is not None
-            document[name] = {"kind": "LowRankLinear", **shape, "rank": module.rank, "bias": bias}
-        elif isinstance(module, DualBinaryLinear):
-            shape = {"in_features": module.in_features, "out_features": module.out_features}
-            bias, group_size = module.bias is not None, module.form.group_size
-            document[name] = {"kind": "DualBinaryLinear", **shape, "group_size": group_size, "bias": bias}
+            entry = {"kind": type(module).__name__, **shape, **kind.describe(module)}
+            document[name] = entry | {"bias": module.bias is not None}
         elif isinstance(module, PackedLinear | PackedEmbedding):
             document[name] = _describe_packed(module)
             if module.borrows:
@@ -72,28 +66,33 @@ def stored_tensors(document: Document) -> dict[str, tuple[tuple[int, ...], str]]
 
     Raises: BadModelFile if an entry is not valid.
     """
-    tensors = {}
-    names = {torch.uint8: "U8", torch.float16: "F16"}
+    tensors: dict[str, tuple[tuple[int, ...], str]] = {}
     for name, entry in document.items():
         kind = entry.get("kind")
-        if kind not in ("PackedLinear", "PackedEmbedding", "DualBinaryLinear") or "tied_to" in entry:
-            continue
         try:
-            if kind == "DualBinaryLinear":
-                form = DualBinary(entry["group_size"])
-                parts, prefix = form.tensors(entry["out_features"], entry["in_features"]), name
-            else:
+            if kind in KINDS:
+                parts, prefix = KINDS[kind].tensors(entry), name
+            elif kind in _PACKED and "tied_to" not in entry:
                 parts, prefix = _form(entry).tensors(entry["rows"], entry["cols"]), f"{name}.packed"
+            else:
+                continue
         except (KeyError, TypeError, ValueError) as error:
             raise BadModelFile(f"the saved format of {name!r} is not valid: {error!r}.") from error
         for part, (shape, dtype) in parts.items():
-            tensors[f"{prefix}.{part}"] = (shape, names[dtype])
+            tensors[f"{prefix}.{part}"] = (shape, _SAFETENSORS_NAMES[dtype])
     return tensors
 
 
 def is_rewritten(module: nn.Module) -> bool:
     """Whether the module is one that recipes put in place of another."""
-    return isinstance(module, PackedLinear | PackedEmbedding | LowRankLinear | DualBinaryLinear)
+    return isinstance(module, (PackedLinear, PackedEmbedding, *(kind.module for kind in KINDS.values())))
+
+
+_PACKED = ("PackedLinear", "PackedEmbedding")
+_SAFETENSORS_NAMES = {
+    torch.uint8: "U8", torch.int8: "I8", torch.int16: "I16", torch.int32: "I32", torch.float16: "F16",
+    torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64",
+}  # fmt: skip
 
 
 def _describe_packed(module: PackedLinear | PackedEmbedding) -> dict[str, Any]:
@@ -129,14 +128,9 @@ def _make(
     device: torch.device | str | None,
 ) -> nn.Module:
     kind = entry["kind"]
-    if kind == "LowRankLinear":
-        shape = entry["in_features"], entry["out_features"], entry["rank"]
-        return LowRankLinear(*shape, bias=entry["bias"], dtype=dtype, device=device)
-    if kind == "DualBinaryLinear":
-        sizes = entry["in_features"], entry["out_features"]
-        form = DualBinary(entry["group_size"])
-        return DualBinaryLinear(form, *sizes, bias=entry["bias"], dtype=dtype, device=device)
-    if kind not in ("PackedLinear", "PackedEmbedding"):
+    if kind in KINDS:
+        return KINDS[kind].make(entry, bias=entry["bias"], dtype=dtype, device=device)
+    if kind not in _PACKED:
         raise ValueError(f"kind {kind!r} is unknown to this version")
     if "tied_to" in entry:
         leader = model.get_submodule(entry["tied_to"])

@@ -1,23 +1,28 @@
 """Decode loop, sampling and the KV caches."""
 
+from shoestring.generation.batch_memory import BatchMemory, batch_memory
 from shoestring.generation.cache_bytes import bytes_for
 from shoestring.generation.decode import Finish, Generation, Piece, Stream, generate, stream
 from shoestring.generation.dense_cache import DenseCache
 from shoestring.generation.quantised_cache import QuantCache
 from shoestring.generation.sampling import Sampling
+from shoestring.generation.shared_rows import SharedRows
 from shoestring.generation.slot_cache import SlotCache
 from shoestring.generation.transformers_cache import TransformersCache
 
 __all__ = [
+    "BatchMemory",
     "DenseCache",
     "Finish",
     "Generation",
     "Piece",
     "QuantCache",
     "Sampling",
+    "SharedRows",
     "SlotCache",
     "Stream",
     "TransformersCache",
+    "batch_memory",
     "bytes_for",
     "generate",
     "stream",

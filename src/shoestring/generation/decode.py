@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from shoestring.generation.runner import Runner, make_runner
 from shoestring.generation.sampling import Sampling
 from shoestring.generation.text_stream import TextStream, Tokenizer
+from shoestring.kernels.grouped_linear import Activations
 
 
 class Finish(enum.Enum):
@@ -78,6 +79,7 @@ def stream(
     stop_tokens: Sequence[int] | None = None,
     cache: Any = None,
     prefill_chunk: int = 512,
+    activation_bits: int = 8,
 ) -> Stream:
     """Generate from `prompt`, text or token ids, one piece at a time.
 
@@ -85,6 +87,8 @@ def stream(
     without one every piece's text is empty. seed: an int, or a generator to go on drawing from. stop: strings
     before which the output ends. stop_tokens: tokens that end it, kept in `tokens`; by default the model's
     own. cache: an empty cache of the model's kind. prefill_chunk: tokens of the prompt per forward pass.
+    activation_bits: of a `Decoder` on the CPU with packed weights: 8 rounds the inputs of its linear layers
+    to int8, block by block, and keeps keys and values in float16; 32 computes with the weights in float32.
 
     Raises: ValueError for an empty prompt, one that the context cannot hold, ids outside the vocabulary, or
     numbers below 1; TypeError for a model that does not generate.
@@ -98,7 +102,9 @@ def stream(
             "text and stop strings need a tokenizer; pass tokenizer=, or token ids as the prompt."
         )
     ids = tokenizer.encode(prompt) if isinstance(prompt, str) and tokenizer else [int(i) for i in prompt]
-    runner = make_runner(model, cache, capacity=len(ids) + max_new_tokens)
+    if activation_bits not in [choice.value for choice in Activations]:
+        raise ValueError(f"activation_bits={activation_bits} is not a way to compute; use 8 or 32.")
+    runner = make_runner(model, cache, len(ids) + max_new_tokens, Activations(activation_bits))
     _check_prompt(ids, runner)
     result = Generation(prompt_tokens=len(ids))
     text = TextStream(tokenizer, stop) if tokenizer else None

@@ -104,6 +104,8 @@ class SlotCache:
         self.side = SideTables(layers)
         self.traffic = Traffic()
         self._last_pos: Tensor | None = None
+        self.permuted = False
+        """Whether `compact` has put slots in an order of its caller's."""
         self._numbers = itertools.count()
         self._marks: WeakKeyDictionary[Mark, list[Tensor]] = WeakKeyDictionary()
 
@@ -242,6 +244,7 @@ class SlotCache:
         """
         if not self._marks:
             raise ValueError("compact needs a mark to count slots from; call mark() before appending.")
+        self.permuted = True
         last = max(self._marks, key=lambda mark: mark.number)
         for index in range(self.n_layers) if layer is None else [layer]:
             table, start = self.layers[index].table, self._marks[last][index]
@@ -266,6 +269,7 @@ class SlotCache:
         SlotCache.__init__(other, [layer.clone() for layer in self.layers], self.n_kv_heads, self.head_dim)
         other.next_pos = self.next_pos.clone()
         other.side._names = set(self.side._names)
+        other.permuted = self.permuted
         return other
 
     def nbytes(self, layer: int | None = None) -> int:

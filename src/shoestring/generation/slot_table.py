@@ -133,6 +133,15 @@ class SlotTable:
         self._set_counts(self.counts + marked.sum(-1))
         return slots[:, 0] if self.rows == 1 else slots
 
+    def claim(self, n: int) -> None:
+        """Count `n` more slots as used in every row: the caller writes all columns.
+
+        Raises: ValueError where rows differ in length."""
+        if self._uniform is None:
+            raise ValueError("rows have different lengths; slots can only be claimed where they have one.")
+        self.reserve(self._uniform + n)
+        self._uniform += n
+
     def gather(self, keep: Int[Tensor, "batch rows m"]) -> None:
         """Keep these slots, in this order, and free the rest; −1 is no slot and stands at the end of a row.
 

@@ -8,7 +8,6 @@
    Every thread computes its own rows, each in one fixed order: the number of threads changes no bit. */
 
 #include "linear_kernel.h"
-#include <omp.h>
 #include <string.h>
 #if defined(__AVX512F__) || defined(__F16C__)
 #include <immintrin.h>
@@ -114,8 +113,8 @@ LOOKUP(4)
 typedef void (*lookup_fn)(const uint8_t *, const uint32_t *, int64_t, const float *, int64_t, float *, int64_t, int);
 
 /* weights[0]: codes. weights[1]: levels. Inputs are whole runs. */
-static void lookup_run(const linear_kernel *self, const float *x, float *y, int64_t tokens, int thread,
-                       int n_threads, void *scratch) {
+void dual_binary_run(const linear_kernel *self, const float *x, float *y, int64_t tokens, int thread, int n_threads,
+                     void *scratch) {
     (void)scratch;
     const uint8_t *codes = self->weights[0];
     const uint32_t *levels = self->weights[1];
@@ -138,21 +137,9 @@ static void lookup_run(const linear_kernel *self, const float *x, float *y, int6
     }
 }
 
-static int64_t no_scratch(const linear_kernel *self, int64_t tokens) {
+int64_t dual_binary_scratch(const linear_kernel *self, int64_t tokens) {
     (void)self, (void)tokens;
     return 0;
-}
-
-void dual_binary_describe(linear_kernel *kernel, const uint8_t *codes, const uint32_t *levels, const float *bias,
-                          int64_t inputs, int64_t outputs) {
-    *kernel = (linear_kernel){lookup_run, no_scratch, inputs, outputs, bias, {codes, levels}, {0}};
-}
-
-void dual_binary_lookup(const linear_kernel *kernel, const float *x, float *y, int64_t tokens, int threads) {
-#pragma omp parallel num_threads(threads)
-    {
-        kernel->run(kernel, x, y, tokens, omp_get_thread_num(), omp_get_num_threads(), NULL);
-    }
 }
 
 /* ---- masked ----

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from shoestring.errors import NoCompiler
 from shoestring.kernels.costs import Cost, states_cost
-from shoestring.kernels.linear_kernel import LinearKernel, LinearKernelStruct
+from shoestring.kernels.linear_kernel import LinearKernel
 from shoestring.kernels.native import load_library
 from shoestring.notices import notice_fallback
 from shoestring.numbers.dual_binary import unpack_planes
@@ -65,11 +65,15 @@ class PlaneWeights:
 
     @functools.cached_property
     def lookup(self) -> LinearKernel:
-        """The planes woven into 2-bit codes in the order of the lookup, described for C; made once.
+        """The planes woven into 2-bit codes in the order of the lookup; made once.
 
         Raises: NoCompiler; ValueError for groups that are not whole runs of 64.
         """
-        return _weave(self)
+        return self.kernel(None)
+
+    def kernel(self, bias: Tensor | None) -> LinearKernel:
+        """As `lookup`, with a bias: what a decode step calls in threads of its own."""
+        return _weave(self, bias)
 
     def set_bits(self) -> int:
         """Ones in both planes: the additions that a row of x takes."""
@@ -120,13 +124,11 @@ def dual_binary_linear(
     library = _library_for(x)
     if library is None:
         return naive_dual_binary_linear(x, weights)
-    y = torch.empty(len(flat), weights.rows)
-    threads = torch.get_num_threads()
     if method is Method.LOOKUP:
-        pointers = [ctypes.c_void_p(at) for at in (weights.lookup.address, flat.data_ptr(), y.data_ptr())]
-        library.dual_binary_lookup(*pointers, ctypes.c_int64(len(flat)), threads)
+        y = weights.lookup(flat)
     else:
-        _call_planes(library.dual_binary_masked, weights, (flat,), y, threads)
+        y = torch.empty(len(flat), weights.rows)
+        _call_planes(library.dual_binary_masked, weights, (flat,), y, torch.get_num_threads())
     return y.reshape(*x.shape[:-1], weights.rows).to(x.dtype)
 
 
@@ -153,19 +155,17 @@ def bitwise_linear(
     return y
 
 
-def _weave(weights: PlaneWeights) -> LinearKernel:
+def _weave(weights: PlaneWeights, bias: Tensor | None) -> LinearKernel:
     _check_groups(weights, Method.LOOKUP)
     first, second = (plane.to(torch.uint8) for plane in weights.planes())
     # (row, run, field, lane): bits 2j and 2j + 1 of byte `lane` are input 16 j + lane of the run
     fields = (first | second << 1).reshape(weights.rows, -1, 4, 16)
     codes = fields[:, :, 0] | fields[:, :, 1] << 2 | fields[:, :, 2] << 4 | fields[:, :, 3] << 6
     levels = weights.levels.repeat_interleave(weights.group_size // RUN, 1).contiguous()
-    struct, library = LinearKernelStruct(), _library()
-    library.dual_binary_describe(
-        ctypes.byref(struct), ctypes.c_void_p(codes.data_ptr()), ctypes.c_void_p(levels.data_ptr()), None,
-        ctypes.c_int64(weights.cols), ctypes.c_int64(weights.rows),
-    )  # fmt: skip
-    return LinearKernel(struct, (codes, levels, library))
+    library, size = _library(), (weights.cols, weights.rows)
+    return LinearKernel(
+        library.dual_binary_run, library.dual_binary_scratch, *size, (codes, levels), bias=bias
+    )
 
 
 def _bit_planes(codes: Int8[Tensor, "tokens cols"], group_size: int) -> UInt8[Tensor, "tokens bytes"]:

@@ -1,14 +1,23 @@
-"""`linear_kernel.h` seen from Python: how C code calls the product of a linear layer."""
+"""`linear_kernel.h` in Python: the product of a linear layer as code that a team of threads can call."""
 
 import ctypes
-from dataclasses import dataclass, field
+import functools
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-_SLOTS = 6
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from shoestring.kernels.native import load_library
+
+ALIGNMENT_BYTES = 64
+"""Of all that a kernel is given."""
 
 
-class LinearKernelStruct(ctypes.Structure):
-    """struct linear_kernel. `run` and `scratch_bytes` are set in C, by what describes a kernel."""
+class LinearKernelFields(ctypes.Structure):
+    """The struct `linear_kernel` of `linear_kernel.h`, field by field."""
 
     _fields_ = (
         ("run", ctypes.c_void_p),
@@ -16,19 +25,98 @@ class LinearKernelStruct(ctypes.Structure):
         ("inputs", ctypes.c_int64),
         ("outputs", ctypes.c_int64),
         ("bias", ctypes.c_void_p),
-        ("weights", ctypes.c_void_p * _SLOTS),
-        ("sizes", ctypes.c_int64 * _SLOTS),
+        ("weights", ctypes.c_void_p * 6),
+        ("sizes", ctypes.c_int64 * 6),
     )
 
 
-@dataclass(frozen=True)
 class LinearKernel:
-    """A described product, with what it points at kept alive. keep: tensors and libraries that C reads."""
+    """One linear layer, y = x Wᵀ (+ b), as a `linear_kernel` of C; it keeps alive what the struct points to.
 
-    struct: LinearKernelStruct
-    keep: tuple[Any, ...] = field(repr=False)
+    run, scratch_bytes: functions of a library loaded with ctypes. weights, sizes: at most six of each, as the
+    library's `run` explains them; tensors must be contiguous. bias: (outputs), copied to float32.
+
+    Raises: ValueError for a tensor that is not contiguous or too many of them.
+    """
+
+    def __init__(
+        self,
+        run: Any,
+        scratch_bytes: Any,
+        inputs: int,
+        outputs: int,
+        weights: Sequence[Tensor | None],
+        sizes: Sequence[int] = (),
+        bias: Tensor | None = None,
+    ) -> None:
+        if len(weights) > 6 or len(sizes) > 6:
+            raise ValueError(f"{len(weights)} tensors and {len(sizes)} sizes; a kernel takes six of each.")
+        if any(part is not None and not part.is_contiguous() for part in weights):
+            raise ValueError("the tensors of a kernel must be contiguous; pass tensor.contiguous().")
+        self.inputs, self.outputs = inputs, outputs
+        bias = None if bias is None else bias.detach().float().contiguous().clone()
+        self._alive = (run, scratch_bytes, tuple(weights), bias)
+        fields = LinearKernelFields(
+            ctypes.cast(run, ctypes.c_void_p).value,
+            ctypes.cast(scratch_bytes, ctypes.c_void_p).value,
+            inputs,
+            outputs,
+            None if bias is None else bias.data_ptr(),
+        )
+        for index, part in enumerate(weights):
+            fields.weights[index] = None if part is None else part.data_ptr()
+        for index, size in enumerate(sizes):
+            fields.sizes[index] = size
+        self.fields = fields
 
     @property
     def address(self) -> int:
-        """Where the struct lies, as C takes it."""
-        return ctypes.addressof(self.struct)
+        """Where the struct is; good as long as this object lives."""
+        return ctypes.addressof(self.fields)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors that a call reads."""
+        return sum(part.nbytes for part in self._alive[2] if part is not None)
+
+    def __call__(self, x: Float[Tensor, "tokens inputs"]) -> Float[Tensor, "tokens outputs"]:
+        """y for float32 rows of x, on `torch.get_num_threads()` threads."""
+        if x.shape[1] != self.inputs or x.dtype != torch.float32:
+            raise ValueError(
+                f"x is {tuple(x.shape)} {x.dtype}; this layer takes (tokens, {self.inputs}) float32."
+            )
+        library, threads, tokens = _library(), torch.get_num_threads(), x.shape[0]
+        x, y = aligned_copy(x), aligned_room(4 * tokens * self.outputs)
+        stride = -(-library.linear_scratch_bytes(self.address, tokens) // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+        scratch = aligned_room(max(1, stride * threads))
+        library.apply_linear(
+            self.address, x.data_ptr(), y.data_ptr(), tokens, scratch.data_ptr(), stride, threads
+        )
+        return y.view(torch.float32)[: tokens * self.outputs].view(tokens, self.outputs)
+
+
+def aligned_room(n_bytes: int) -> Tensor:
+    """Uninitialised bytes that begin on a cache line."""
+    room = torch.empty(n_bytes + ALIGNMENT_BYTES, dtype=torch.uint8)
+    skipped = -room.data_ptr() % ALIGNMENT_BYTES
+    return room[skipped : skipped + n_bytes]
+
+
+def aligned_copy(x: Tensor) -> Tensor:
+    """`x`, contiguous and beginning on a cache line: itself where it does."""
+    x = x.contiguous()
+    if x.data_ptr() % ALIGNMENT_BYTES == 0:
+        return x
+    copy = aligned_room(x.nbytes).view(x.dtype).view(x.shape)
+    return copy.copy_(x)
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    library = load_library(Path(__file__).with_suffix(".c"))
+    pointer, size = ctypes.c_void_p, ctypes.c_int64
+    library.apply_linear.argtypes = [pointer, pointer, pointer, size, pointer, size, ctypes.c_int]
+    library.apply_linear.restype = None
+    library.linear_scratch_bytes.argtypes = [pointer, size]
+    library.linear_scratch_bytes.restype = size
+    return library

@@ -20,47 +20,51 @@ from shoestring.errors import NoCompiler
 from shoestring.files import cache_folder
 
 FLAGS = ("-O3", "-march=native", "-std=c11", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno")
-_OWN_HEADER = re.compile(r'^#include "(.+)"$', re.MULTILINE)
 
 
 def load_library(source: str | Path, *, extra_flags: tuple[str, ...] = ()) -> ctypes.CDLL:
     """Compile a C file (or a source text) and load it; the second call, in any process, only loads.
 
-    Headers that a file includes by name (`#include "name.h"`) are taken from its folder, once each, and are
-    part of what the cache goes by. `SHOESTRING_CC` names the compiler (default: `$CC`, then `cc`, `gcc`,
-    `clang`); `SHOESTRING_CC=none` turns compilation off.
+    A file may include others of its folder by `#include "name"`: they become part of the text.
+    `SHOESTRING_CC` names the compiler (default: `$CC`, then `cc`, `gcc`, `clang`); `SHOESTRING_CC=none`
+    turns compilation off.
 
     Raises: NoCompiler when there is none or it rejects the source (the message carries its first error).
     """
-    text = _with_headers(source, set()) if isinstance(source, Path) else source
+    text = with_headers(source, set()) if isinstance(source, Path) else source
     return _load(text, FLAGS + extra_flags, _compiler())
 
 
-def _with_headers(source: Path, seen: set[Path]) -> str:
-    """The text of a C file with its own headers in the place of their #include lines."""
+def with_headers(source: Path, seen: set[Path]) -> str:
+    """A C file with the files that it includes by `#include "name"` in their places, each of them once.
 
-    def header(match: re.Match[str]) -> str:
-        path = (source.parent / match[1]).resolve()
-        if path in seen:
-            return ""
-        if not path.exists():
-            return match[0]  # one of the system's, or an error that the compiler words best
-        seen.add(path)
-        return _with_headers(path, seen)
-
-    return _OWN_HEADER.sub(header, source.read_text(encoding="utf-8"))
+    The text then says all that the library is made of, which is what the cache key is taken from.
+    """
+    lines = []
+    for line in source.read_text(encoding="utf-8").splitlines(keepends=True):
+        if found := re.match(r'\s*#include "([^"]+)"', line):
+            header = (source.parent / found[1]).resolve()
+            if header not in seen:
+                seen.add(header)
+                lines.append(with_headers(header, seen) + "\n")
+        else:
+            lines.append(line)
+    return "".join(lines)
 
 
 @functools.cache
 def _load(text: str, flags: tuple[str, ...], compiler: str) -> ctypes.CDLL:
-    identity = "\0".join((text, *flags, _compiler_version(compiler), _processor()))
+    identity = "\0".join((text, *flags, _compiler_version(compiler), processor_features()))
     library = cache_folder("kernels") / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.so"
     if library.exists():
         try:
             return ctypes.CDLL(str(library))
         except OSError:
             library.unlink(missing_ok=True)  # cut short or from another system: build it again
-    _build(text, flags, compiler, library)
+    try:
+        _build(text, flags, compiler, library)
+    except OSError as error:
+        raise NoCompiler(f"a kernel could not be stored in {library.parent}: {error}") from error
     return ctypes.CDLL(str(library))
 
 
@@ -90,7 +94,7 @@ def _compiler_version(compiler: str) -> str:
 
 
 @functools.cache
-def _processor() -> str:
+def processor_features() -> str:
     """The features that -march=native answers to."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:

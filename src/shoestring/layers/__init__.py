@@ -7,7 +7,9 @@ from shoestring.layers.low_rank_linear import LowRankLinear
 from shoestring.layers.norm import RMSNorm
 from shoestring.layers.packed_linear import PackedEmbedding, PackedLinear, PackedWeight
 from shoestring.layers.rotary import LinearScaling, Llama3Scaling, Rope, YarnScaling
+from shoestring.layers.row_sparse_linear import RowSparseLinear, sparse_tail
 from shoestring.layers.scaled_embedding import ScaledEmbedding
+from shoestring.layers.sparse_linear import SparseLinear
 
 __all__ = [
     "AttendOut",
@@ -26,9 +28,12 @@ __all__ = [
     "PackedWeight",
     "RMSNorm",
     "Rope",
+    "RowSparseLinear",
     "ScaledEmbedding",
+    "SparseLinear",
     "Tree",
     "YarnScaling",
     "attend",
     "merge",
+    "sparse_tail",
 ]

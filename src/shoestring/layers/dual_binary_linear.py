@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shoestring.kernels.dual_binary import RUN, Method, PlaneWeights, dual_binary_linear
+from shoestring.kernels.linear_kernel import LinearKernel
 from shoestring.numbers.dual_binary import LEAST_ORDER, DualBinary, Planes, pack_planes
 from shoestring.numbers.packing import packed_bytes
 
@@ -89,6 +90,13 @@ class DualBinaryLinear(nn.Module):
     def weight(self) -> Float[Tensor, "out in"]:
         """The matrix, dequantised anew at each access."""
         return self.stored.dequantise(self.dtype)
+
+    def kernel(self) -> LinearKernel | None:
+        """What a decode step calls; None where the planes are elsewhere or their groups are no whole runs."""
+        assert isinstance(self.first, Tensor)
+        if self.first.device.type != "cpu" or self.form.group_size % RUN:
+            return None
+        return self.stored.kernel(self.bias)
 
     def forward(self, x: Float[Tensor, "*batch in_features"]) -> Float[Tensor, "*batch out_features"]:
         device = x.device.type

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from shoestring.errors import BadModelFile
+from shoestring.layers.packed_linear import PackedWeight
 from shoestring.models.gguf_file import GGUFFile
 from shoestring.models.mapped_file import shown
+from shoestring.models.packed_gguf import can_stay_packed, packed_weight
 
 _FIXED = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -107,6 +109,17 @@ class GGUFDecoder(Mapping[str, Tensor]):
         if self.architecture == "llama" and (heads := self._turned_heads(name)):
             return _halves(tensor, heads)
         return tensor
+
+    def can_stay_packed(self, name: str) -> bool:
+        """Whether a tensor is a matrix whose codes a packed layer can hold as they are."""
+        return can_stay_packed(self.file, self._stored[name])
+
+    def packed(self, name: str) -> PackedWeight:
+        """A quantised matrix with its codes as they are. Raises: ValueError if it cannot stay packed."""
+        stored, rows = self._stored[name], None
+        if self.architecture == "llama" and (heads := self._turned_heads(name)):
+            rows = _halves(torch.arange(self.shape(name)[0]), heads)
+        return packed_weight(self.file, stored, rows)
 
     def _turned_heads(self, name: str) -> int:
         """How many heads the rows of this tensor belong to, if their channels are stored in pairs; else 0."""

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from shoestring.errors import BadModelFile
+from shoestring.layers.packed_linear import PackedEmbedding, PackedLinear
 from shoestring.models.built_in import BUILT_IN, built_in_file
 from shoestring.models.checkpoint import Checkpoint, LazyTensors, open_checkpoint
 from shoestring.models.decoder import Decoder
 from shoestring.models.decoder_config import DecoderConfig
+from shoestring.models.gguf_decoder import GGUFDecoder
 from shoestring.models.gguf_file import GGUFFile
 from shoestring.models.gguf_tokenizer import gguf_tokenizer
 from shoestring.models.mapped_file import shown
@@ -45,11 +47,15 @@ def find_model(name: str) -> Path:
     return _from_hub(name)
 
 
-def load_decoder(source: str | Path | Checkpoint, dtype: torch.dtype | None = None) -> Decoder:
+def load_decoder(
+    source: str | Path | Checkpoint, dtype: torch.dtype | None = None, *, packed: bool = False
+) -> Decoder:
     """The decoder of a checkpoint, in evaluation mode. At most one tensor is in memory twice at any moment.
 
     source: what `open_checkpoint` takes, or what it gave. dtype: of the weights; by default that of the
-    stored embedding, and float32 for GGUF (whose blocks are exact in it). `config` is one of transformers.
+    stored embedding, and float32 for GGUF (whose blocks are exact in it). packed: matrices that a GGUF file
+    stores in Q4_0, Q4_1, Q5_0, Q5_1 or Q8_0 keep their codes, in packed layers. `config` is one of
+    transformers.
 
     Raises: FileNotFoundError, BadModelFile as `open_checkpoint` does; BadModelFile naming what is wrong where
     the architecture is not known or tensors are missing, of another shape, or have no place in the model.
@@ -63,8 +69,15 @@ def load_decoder(source: str | Path | Checkpoint, dtype: torch.dtype | None = No
     except BadModelFile as error:
         raise BadModelFile(f"{path}: {first_line(error)}") from error
     dtype = dtype or _own_dtype(checkpoint)
-    weights = _Cast(tensors, names, dtype)
+    kept = {
+        name
+        for name in names
+        if packed and isinstance(tensors, GGUFDecoder) and tensors.can_stay_packed(name)
+    }
+    weights = _Cast(tensors, names, dtype, kept)
     decoder = Decoder.from_weights(cfg, weights, config=transformers_config(checkpoint, dtype))
+    if isinstance(tensors, GGUFDecoder):
+        _put_packed(decoder, tensors, kept)
     decoder.generation_config = _generation_config(checkpoint)
     return decoder
 
@@ -120,10 +133,12 @@ def first_line(error: BaseException) -> str:
 
 
 class _Cast(Mapping[str, Tensor]):
-    """Some of the tensors, in one type, each read when it is taken."""
+    """Some of the tensors, in one type, each read when it is taken; of those `left_out` only the shape."""
 
-    def __init__(self, tensors: LazyTensors, names: list[str], dtype: torch.dtype) -> None:
-        self._tensors, self._names, self._dtype = tensors, names, dtype
+    def __init__(
+        self, tensors: LazyTensors, names: list[str], dtype: torch.dtype, left_out: set[str]
+    ) -> None:
+        self._tensors, self._names, self._dtype, self._left_out = tensors, names, dtype, left_out
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -132,7 +147,29 @@ class _Cast(Mapping[str, Tensor]):
         return len(self._names)
 
     def __getitem__(self, name: str) -> Tensor:
+        if name in self._left_out:
+            return torch.empty(self._tensors.shape(name), dtype=self._dtype, device="meta")
         return self._tensors.read(name, self._dtype)
+
+
+def _put_packed(decoder: Decoder, tensors: GGUFDecoder, names: set[str]) -> None:
+    """Packed layers in the places of those whose weights are named."""
+    for name in sorted(names):
+        path = name.removesuffix(".weight")
+        owner, _, leaf = path.rpartition(".")
+        module, weight = decoder.get_submodule(path), tensors.packed(name)
+        weight.dtype = decoder.model.norm.weight.dtype
+        layer: nn.Module
+        if isinstance(module, nn.Embedding):
+            layer = PackedEmbedding(weight, module.padding_idx, decoder.cfg.embedding_scale)
+            if decoder.cfg.tie_word_embeddings:
+                head = PackedLinear(weight)
+                head.borrow()
+                decoder.lm_head = head
+        else:
+            assert isinstance(module, nn.Linear)
+            layer = PackedLinear(weight, module.bias)
+        setattr(decoder.get_submodule(owner), leaf, layer.eval())
 
 
 def _require_plausible(checkpoint: Checkpoint) -> None:

@@ -1,0 +1,132 @@
+"""Kinds of rewritten linear layers: what a document says of one, what it stores, how it is made again.
+
+A recipe that brings a new module adds its kind here. Packed layers, which may be tied, are in
+`module_formats`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from shoestring.layers.dual_binary_linear import DualBinaryLinear
+from shoestring.layers.low_rank_linear import LowRankLinear
+from shoestring.layers.row_sparse_linear import RowSparseLinear
+from shoestring.layers.sparse_linear import SparseLinear, stored_shapes
+from shoestring.numbers.dual_binary import DualBinary
+from shoestring.numbers.sparse_values import ValueKind
+
+Entry = Mapping[str, Any]
+Shapes = dict[str, tuple[tuple[int, ...], torch.dtype]]
+"""Shape and type of each stored tensor, by its name in the module."""
+
+
+class ModuleKind(ABC):
+    """One class of modules. Sizes and bias are described for all of them; `describe` adds what is its own.
+
+    `tensors` and `make` raise KeyError, TypeError or ValueError for an entry that is not valid.
+    """
+
+    module: type[nn.Module]
+
+    @abstractmethod
+    def describe(self, module: Any) -> dict[str, Any]:
+        """What there is to say beside sizes and bias."""
+
+    @abstractmethod
+    def tensors(self, entry: Entry) -> Shapes:
+        """Those whose shapes and types the entry fixes."""
+
+    @abstractmethod
+    def make(self, entry: Entry, **made: Any) -> nn.Module:
+        """An empty module, to be filled from a state_dict. made: bias, dtype and device."""
+
+
+class LowRankKind(ModuleKind):
+    """Its factors are plain linear layers, whose type is the model's."""
+
+    module = LowRankLinear
+
+    def describe(self, module: LowRankLinear) -> dict[str, Any]:
+        return {"rank": module.rank}
+
+    def tensors(self, entry: Entry) -> Shapes:
+        return {}
+
+    def make(self, entry: Entry, **made: Any) -> nn.Module:
+        return LowRankLinear(*_sizes(entry), entry["rank"], **made)
+
+
+class DualBinaryKind(ModuleKind):
+    """Two planes and their levels."""
+
+    module = DualBinaryLinear
+
+    def describe(self, module: DualBinaryLinear) -> dict[str, Any]:
+        return {"group_size": module.form.group_size}
+
+    def tensors(self, entry: Entry) -> Shapes:
+        inputs, outputs = _sizes(entry)
+        return DualBinary(entry["group_size"]).tensors(outputs, inputs)
+
+    def make(self, entry: Entry, **made: Any) -> nn.Module:
+        return DualBinaryLinear(DualBinary(entry["group_size"]), *_sizes(entry), **made)
+
+
+class SparseKind(ModuleKind):
+    """A bitmap and the weights that are not zero. FORMAT: of the stored tensors, in case they ever change."""
+
+    module = SparseLinear
+    FORMAT = 1
+
+    def describe(self, module: SparseLinear) -> dict[str, Any]:
+        return {"format": self.FORMAT, "values": module.kind.value, "nonzeros": module.nonzeros}
+
+    def tensors(self, entry: Entry) -> Shapes:
+        return stored_shapes(*self._shape(entry))
+
+    def make(self, entry: Entry, **made: Any) -> nn.Module:
+        return SparseLinear(*self._shape(entry), **made)
+
+    def _shape(self, entry: Entry) -> tuple[int, int, ValueKind, int]:
+        if entry["format"] != self.FORMAT:
+            raise ValueError(
+                f"sparse weights of format {entry['format']}; this version reads format {self.FORMAT}"
+            )
+        return *_sizes(entry), ValueKind(entry["values"]), entry["nonzeros"]
+
+
+class RowSparseKind(ModuleKind):
+    """A transposed matrix of which rows are read, with thin ones beside it where its rank is not 0."""
+
+    module = RowSparseLinear
+    STORES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+    def describe(self, module: RowSparseLinear) -> dict[str, Any]:
+        return {"rank": module.rank, "store": str(module.rows.dtype).removeprefix("torch.")}
+
+    def tensors(self, entry: Entry) -> Shapes:
+        (inputs, outputs), rank, store = _sizes(entry), entry["rank"], self._store(entry)
+        found: Shapes = {"rows": ((inputs, outputs), store), "threshold": ((), torch.float32)}
+        if rank:
+            found["scales"] = (inputs,), torch.float32
+            found["down"], found["up"] = ((inputs, rank), store), ((rank, outputs), store)
+        return found
+
+    def make(self, entry: Entry, **made: Any) -> nn.Module:
+        return RowSparseLinear(*_sizes(entry), entry["rank"], store=self._store(entry), **made)
+
+    def _store(self, entry: Entry) -> torch.dtype:
+        return {str(store).removeprefix("torch."): store for store in self.STORES}[entry["store"]]
+
+
+KINDS: dict[str, ModuleKind] = {
+    kind.module.__name__: kind for kind in (LowRankKind(), DualBinaryKind(), SparseKind(), RowSparseKind())
+}
+"""By the name of the class."""
+
+
+def _sizes(entry: Entry) -> tuple[int, int]:
+    return entry["in_features"], entry["out_features"]

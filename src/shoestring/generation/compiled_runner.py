@@ -1,0 +1,128 @@
+"""Generation by the compiled decode step: the runner of a `Decoder` on the CPU with a plain cache.
+
+What the step cannot do, the decoder itself does, token by token where need be: both work on one cache.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from shoestring.errors import NoCompiler
+from shoestring.generation.decoder_runner import DecoderRunner, decoder_cache
+from shoestring.generation.dense_cache import DenseCache
+from shoestring.kernels.decode_step import MOST_TOKENS, LayerCache
+from shoestring.kernels.dense_linear import STORAGE_KINDS
+from shoestring.kernels.grouped_linear import Activations
+from shoestring.layers.packed_linear import PackedLinear
+from shoestring.layers.row_sparse_linear import row_sparse_layers
+from shoestring.models.compiled_decoder import CannotCompile, CompiledDecoder
+from shoestring.models.decoder import Decoder
+from shoestring.notices import notice_fallback
+
+
+class CompiledRunner(DecoderRunner):
+    """A decoder that runs each step in one compiled call; long prompts of plain weights go the usual way.
+
+    cache: an empty `DenseCache` for one sequence; by default a new one, of the model's type, or in float16
+    where inputs are rounded to int8. activations: in what inputs of packed layers take part.
+
+    Raises: CannotCompile, NoCompiler; TypeError for another cache.
+    """
+
+    cache: DenseCache
+
+    def __init__(
+        self,
+        model: Decoder,
+        cache: Any = None,
+        capacity: int = 0,
+        *,
+        activations: Activations = Activations.INT8,
+    ) -> None:
+        self.compiled = CompiledDecoder(model, activations=activations)
+        self._packed = any(isinstance(module, PackedLinear) for module in model.modules())
+        self._row_sparse = bool(row_sparse_layers(model))
+        if cache is None:
+            narrow = self._packed and activations is Activations.INT8
+            cache = decoder_cache(model, capacity=capacity, dtype=torch.float16 if narrow else None)
+        super().__init__(model, cache, capacity)
+        if reason := _unfit_cache(cache):
+            raise TypeError(f"the compiled step cannot use this cache: {reason}.")
+        self._storage: list[Tensor] = []
+
+    def feed(self, ids: Int[Tensor, "1 n"]) -> Float[Tensor, "1 vocab"]:
+        """Append tokens to the sequence; the logits of the token that follows, float32 from the step."""
+        n, start = ids.shape[1], self.cache.plain_slots()
+        # Of plain weights a long run of tokens is a product of matrices, which torch does best; a prompt of
+        # row-sparse ones is dense, which their kernels are not.
+        by_module = (n > MOST_TOKENS and not self._packed) or (n > 1 and self._row_sparse)
+        if start is None or n == 0 or by_module:
+            return super().feed(ids)
+        return self._step(ids, start, 1)
+
+    def feed_all(self, ids: Int[Tensor, "1 n"]) -> Float[Tensor, "n vocab"]:
+        """Append up to `MOST_TOKENS` tokens; the logits after each of them, as drafts are verified.
+
+        Raises: ValueError for more tokens, or a cache that tokens were evicted from or reordered in.
+        """
+        start = self.cache.plain_slots()
+        if start is None or not 1 <= ids.shape[1] <= MOST_TOKENS:
+            raise ValueError(
+                f"{ids.shape[1]} tokens on this cache: feed_all takes 1 to {MOST_TOKENS}, and a cache that "
+                "holds every token in its place."
+            )
+        return self._step(ids, start, ids.shape[1])
+
+    def _step(self, ids: Tensor, start: int, logit_rows: int) -> Tensor:
+        self.cache.claim(ids.shape[1])
+        self._follow_storage()
+        self.cache.count_reads()
+        # What is given must outlive the next call.
+        return self.compiled(ids[0], start, logit_rows).clone()
+
+    def _follow_storage(self) -> None:
+        storage = self.cache.storage()
+        keys = [part[0] for part in storage]
+        if len(self._storage) == len(keys) and all(a is b for a, b in zip(self._storage, keys, strict=True)):
+            return
+        self.compiled.use([LayerCache(k[0], v[0], pos[0, 0]) for k, v, pos in storage])
+        self._storage = keys
+
+
+def compiled_runner(
+    model: Decoder, cache: Any = None, capacity: int = 0, activations: Activations = Activations.INT8
+) -> CompiledRunner | None:
+    """A `CompiledRunner` where it can do all that is asked, else None.
+
+    Announced is what keeps a model slow that could be fast: no compiler, or a module without a kernel. What
+    asks for another path (a GPU, a quantised cache, float64, autocast) gets it without a word.
+    """
+    if _asks_for_another_path(model, cache):
+        return None
+    try:
+        return CompiledRunner(model, cache, capacity, activations=activations)
+    except (CannotCompile, NoCompiler) as error:
+        notice_fallback("decode step", f"module by module instead of one compiled call ({error})")
+        return None
+
+
+def _asks_for_another_path(model: Decoder, cache: Any) -> bool:
+    parameter = next(model.parameters())
+    if parameter.device.type != "cpu" or parameter.dtype not in STORAGE_KINDS:
+        return True
+    if torch.is_autocast_enabled("cpu"):
+        return True
+    return bool(model.kv_cache_format) if cache is None else _unfit_cache(cache) is not None
+
+
+def _unfit_cache(cache: Any) -> str | None:
+    if type(cache) is not DenseCache:
+        return f"it is a {type(cache).__name__}"
+    if cache.batch != 1:
+        return f"it holds {cache.batch} sequences"
+    keys = cache.storage()[0][0]
+    if keys.device.type != "cpu" or keys.dtype not in STORAGE_KINDS:
+        return f"it holds {keys.dtype} on {keys.device}"
+    return None

@@ -1,0 +1,91 @@
+"""Our own decoder as a runner, module by module, and the caches that it makes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from shoestring.generation.dense_cache import DenseCache
+from shoestring.generation.quantised_cache import QuantCache
+from shoestring.generation.slot_cache import SlotCache
+from shoestring.models.decoder import Decoder
+from shoestring.models.decoder_step import Want
+from shoestring.models.hooks import Context
+from shoestring.models.protocols import KVCache
+from shoestring.numbers.cache_format import CacheFormat
+
+
+class DecoderRunner:
+    """Our own decoder, through a cache of ours.
+
+    cache: an empty `KVCache` for one sequence; by default a new one in the model's `kv_cache_format`. hooks,
+    ctx: passed on to every forward pass.
+
+    Raises: TypeError for a cache of another kind.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        cache: Any = None,
+        capacity: int = 0,
+        *,
+        hooks: Sequence[object] = (),
+        ctx: Context | None = None,
+    ) -> None:
+        self.model, self.device = model, next(model.parameters()).device
+        self.vocab_size: int = model.cfg.vocab_size
+        self.context: int | None = model.cfg.max_position_embeddings
+        self.end_tokens = end_tokens(model.generation_config, model.config, model.cfg)
+        if cache is not None and not isinstance(cache, KVCache):
+            raise TypeError(
+                f"a {type(cache).__name__} is no cache of a Decoder; pass a DenseCache or QuantCache."
+            )
+        self.cache: KVCache = decoder_cache(model, capacity=capacity) if cache is None else cache
+        self.hooks, self.ctx = tuple(hooks), ctx
+
+    def feed(self, ids: Int[Tensor, "1 n"]) -> Float[Tensor, "1 vocab"]:
+        """Append tokens to the sequence; the logits of the token that follows."""
+        out = self.model(ids, cache=self.cache, ctx=self.ctx, hooks=self.hooks, want=Want(logits="last"))
+        return out.logits[:, -1]
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes that the cache holds now."""
+        return self.cache.nbytes()
+
+
+def decoder_cache(
+    model: Decoder,
+    form: CacheFormat | None = None,
+    *,
+    batch: int = 1,
+    capacity: int = 0,
+    dtype: torch.dtype | None = None,
+) -> SlotCache:
+    """An empty cache for a decoder, in `form` or else in its `kv_cache_format`; plain where it has none.
+
+    dtype: of keys and values that are not quantised; by default the model's.
+
+    Raises: ValueError where the format does not fit the model's heads.
+    """
+    cfg, form = model.cfg, form or model.kv_cache_format
+    parameter = next(model.parameters())
+    shape = cfg.num_hidden_layers, batch, cfg.num_key_value_heads, cfg.head_dim
+    options: dict[str, Any] = {
+        "dtype": dtype or parameter.dtype,
+        "device": parameter.device,
+        "capacity": capacity,
+    }
+    return DenseCache(*shape, **options) if form is None else QuantCache(*shape, form, **options)
+
+
+def end_tokens(*configs: Any) -> frozenset[int]:
+    """The end tokens that the first of these configurations names."""
+    for config in configs:
+        ends = getattr(config, "eos_token_id", None)
+        if ends is not None:
+            return frozenset([ends] if isinstance(ends, int) else ends)
+    return frozenset()

@@ -1,0 +1,226 @@
+"""All layers of a decoder in one compiled call: the structs of `decode_step.c` and what keeps them alive."""
+
+import ctypes
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from shoestring.kernels.costs import cost_is_wanted, count_cost
+from shoestring.kernels.dense_linear import FLAGS, STORAGE_KINDS
+from shoestring.kernels.linear_kernel import LinearKernel, aligned_copy, aligned_room
+from shoestring.kernels.native import load_library
+
+MOST_TOKENS = 8
+"""Tokens of one call; more are cut into blocks of as many."""
+
+
+@dataclass(frozen=True)
+class StepShape:
+    """Sizes of a decoder, by the names of `DecoderConfig`. gelu: the gate is GELU (tanh) instead of SiLU."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    rms_norm_eps: float
+    scale: float
+    gelu: bool
+
+
+@dataclass(frozen=True)
+class StepLayer:
+    """One layer: its linear maps, gains of norms (float32, offset included; None: no such norm), its window
+    (None: all positions) and which of the tables of angles it uses."""
+
+    q: LinearKernel
+    k: LinearKernel
+    v: LinearKernel
+    o: LinearKernel
+    gate: LinearKernel
+    up: LinearKernel
+    down: LinearKernel
+    before_attention: Tensor
+    after_attention: Tensor | None
+    before_mlp: Tensor
+    after_mlp: Tensor | None
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    window: int | None
+    angles: int
+
+
+@dataclass(frozen=True)
+class LayerCache:
+    """Where one layer keeps what it has seen: keys, values (kv_heads, capacity, head_dim), contiguous, of a
+    type in `STORAGE_KINDS`; positions (capacity) int32."""
+
+    keys: Tensor
+    values: Tensor
+    positions: Tensor
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("q", "k", "v", "o", "gate", "up", "down")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("before_attention", "after_attention", "before_mlp", "after_mlp", "q_norm", "k_norm")
+        ),
+        *((name, ctypes.c_void_p) for name in ("cosines", "sines", "keys", "values", "positions")),
+        ("capacity", ctypes.c_int64),
+        ("window", ctypes.c_int64),
+    )
+
+
+class _Model(ctypes.Structure):
+    _fields_ = (
+        *(
+            (name, ctypes.c_int64)
+            for name in (
+                "hidden", "intermediate", "heads", "kv_heads", "head_dim", "n_layers", "activation",
+                "cache_kind",
+            )
+        ),
+        ("epsilon", ctypes.c_float),
+        ("scale", ctypes.c_float),
+        ("layers", ctypes.c_void_p),
+        ("final_norm", ctypes.c_void_p),
+        ("head", ctypes.c_void_p),
+    )  # fmt: skip
+
+
+class DecodeStep:
+    """A decoder as one function of (embeddings, cache) -> logits, up to `MOST_TOKENS` tokens a call.
+
+    Raises: ValueError where a kernel's sizes are not those of `shape`; NoCompiler.
+    """
+
+    def __init__(
+        self, shape: StepShape, layers: Sequence[StepLayer], final_norm: Tensor, head: LinearKernel
+    ) -> None:
+        _check(shape, layers, head)
+        self.shape, self._library = shape, _library()
+        self._alive = (tuple(layers), final_norm, head)
+        self._layers = (_Layer * len(layers))()
+        for to, layer in zip(self._layers, layers, strict=True):
+            for name in ("q", "k", "v", "o", "gate", "up", "down"):
+                setattr(to, name, getattr(layer, name).address)
+            for name in (
+                "before_attention", "after_attention", "before_mlp", "after_mlp", "q_norm", "k_norm"
+            ):  # fmt: skip
+                gain = getattr(layer, name)
+                setattr(to, name, None if gain is None else gain.data_ptr())
+            to.window = layer.window or 0
+        self._model = _Model(
+            shape.hidden_size, shape.intermediate_size, shape.num_attention_heads, shape.num_key_value_heads,
+            shape.head_dim, len(layers), int(shape.gelu), 0, shape.rms_norm_eps, shape.scale,
+            ctypes.addressof(self._layers), final_norm.data_ptr(), head.address,
+        )  # fmt: skip
+        self.weight_bytes = head.nbytes + sum(
+            getattr(layer, name).nbytes
+            for layer in layers
+            for name in ("q", "k", "v", "o", "gate", "up", "down")
+        )
+        self._room = aligned_room(0)
+        self._logits = aligned_room(4 * MOST_TOKENS * shape.vocab_size).view(torch.float32)
+        self._known: tuple[int, ...] = ()
+        self._cache: tuple[LayerCache, ...] = ()
+
+    def set_angles(self, tables: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Cosines and signed sines, each (positions, head_dim) float32, for every kind of layer."""
+        for to, layer in zip(self._layers, self._alive[0], strict=True):
+            cosines, sines = tables[layer.angles]
+            to.cosines, to.sines = cosines.data_ptr(), sines.data_ptr()
+        self._tables = tuple(tables)
+
+    def set_cache(self, caches: Sequence[LayerCache]) -> None:
+        """Where keys and values are; to be called again whenever that changes. All layers have one type."""
+        for to, cache in zip(self._layers, caches, strict=True):
+            to.keys, to.values = cache.keys.data_ptr(), cache.values.data_ptr()
+            to.positions, to.capacity = cache.positions.data_ptr(), cache.keys.shape[1]
+        self._model.cache_kind = STORAGE_KINDS[caches[0].keys.dtype]
+        self._cache = tuple(caches)
+
+    def __call__(
+        self, x: Float[Tensor, "tokens hidden"], start: int, logit_rows: int = 1
+    ) -> Float[Tensor, "logit_rows vocab"]:
+        """Run tokens whose positions and slots are start, start + 1, …; the logits of the last `logit_rows`.
+
+        x: float32 embeddings. The logits are a window on a buffer that the next call overwrites. The cache
+        must have room for the tokens and the tables their positions.
+
+        Raises: ValueError for more tokens than `MOST_TOKENS` or than the cache has room for.
+        """
+        tokens = x.shape[0]
+        if not 1 <= tokens <= MOST_TOKENS:
+            raise ValueError(f"{tokens} tokens in one step; it takes 1 to {MOST_TOKENS}.")
+        if not self._cache or start + tokens > self._cache[0].keys.shape[1]:
+            raise ValueError(f"the cache has no room for slots {start} to {start + tokens - 1}.")
+        threads, model, x = torch.get_num_threads(), ctypes.addressof(self._model), aligned_copy(x)
+        # The room depends on the slots only by whole pieces: asked for anew when one begins.
+        key = tokens, (start + tokens) // 128, threads
+        if key != self._known:
+            needed = self._library.decode_room(model, tokens, ((start + tokens) // 128 + 1) * 128, threads)
+            if self._room.numel() < needed:
+                self._room = aligned_room(needed + needed // 4)
+            self._known = key
+        flops, n_bytes = self._cost(start + tokens) if cost_is_wanted() else (0, 0)
+        with count_cost("decode_step", flops=tokens * flops, bytes=n_bytes):
+            self._library.decode_step(
+                model, x.data_ptr(), tokens, start, self._logits.data_ptr(), logit_rows,
+                self._room.data_ptr(), threads,
+            )  # fmt: skip
+        vocab = self.shape.vocab_size
+        return self._logits[: logit_rows * vocab].view(logit_rows, vocab)
+
+    def _cost(self, slots: int) -> tuple[int, int]:
+        """Of one token over so many slots: a multiply-add for every weight, and for every channel of every
+        key and value that is seen, of each query head; and the bytes of weights, keys and values."""
+        layers, _, head = self._alive
+        weights = head.inputs * head.outputs + sum(
+            (kernel := getattr(layer, name)).inputs * kernel.outputs
+            for layer in layers
+            for name in ("q", "k", "v", "o", "gate", "up", "down")
+        )
+        seen = sum(min(slots, layer.window or slots) for layer in layers)
+        inner, shared = (
+            n * self.shape.head_dim for n in (self.shape.num_attention_heads, self.shape.num_key_value_heads)
+        )
+        cache_bytes = 2 * shared * seen * self._cache[0].keys.element_size()
+        return 2 * weights + 4 * inner * seen, self.weight_bytes + cache_bytes
+
+
+def _check(shape: StepShape, layers: Sequence[StepLayer], head: LinearKernel) -> None:
+    hidden, wide = shape.hidden_size, shape.intermediate_size
+    inner, shared = (n * shape.head_dim for n in (shape.num_attention_heads, shape.num_key_value_heads))
+    expected = {
+        "q": (hidden, inner), "k": (hidden, shared), "v": (hidden, shared), "o": (inner, hidden),
+        "gate": (hidden, wide), "up": (hidden, wide), "down": (wide, hidden),
+    }  # fmt: skip
+    found = {(f"{name} of layer {i}", sizes): getattr(layer, name) for i, layer in enumerate(layers)
+             for name, sizes in expected.items()}  # fmt: skip
+    found[("the head", (hidden, shape.vocab_size))] = head
+    for (name, sizes), kernel in found.items():
+        if (kernel.inputs, kernel.outputs) != sizes:
+            raise ValueError(
+                f"{name} maps {kernel.inputs} to {kernel.outputs} numbers; "
+                f"it should map {sizes[0]} to {sizes[1]}."
+            )
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    library = load_library(Path(__file__).with_suffix(".c"), extra_flags=FLAGS)
+    pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+    library.decode_step.argtypes = [pointer, pointer, size, size, pointer, size, pointer, number]
+    library.decode_step.restype = None
+    library.decode_room.argtypes = [pointer, size, size, number]
+    library.decode_room.restype = size
+    return library

@@ -1,0 +1,1 @@
+"""Products with sparse weights: compressed in memory, dense in the arithmetic."""

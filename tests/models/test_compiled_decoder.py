@@ -1,0 +1,146 @@
+"""The compiled decode step against `Decoder` itself."""
+
+import pytest
+import torch
+
+from shoestring.kernels.decode_step import LayerCache
+from shoestring.kernels.dense_linear import dense_linear
+from shoestring.layers.rotary import Rope
+from shoestring.models.compiled_decoder import CannotCompile, CompiledDecoder
+from shoestring.models.decoder import Decoder
+from shoestring.models.decoder_config import DecoderConfig
+
+from .families import MAKERS, ids_of, make
+
+
+def room_of(decoder, slots, dtype=torch.float32):
+    cfg = decoder.cfg
+    shape = cfg.num_key_value_heads, slots, cfg.head_dim
+    return [
+        LayerCache(
+            torch.full(shape, torch.nan, dtype=dtype),
+            torch.full(shape, torch.nan, dtype=dtype),
+            torch.zeros(slots, dtype=torch.int32),
+        )
+        for _ in range(cfg.num_hidden_layers)
+    ]
+
+
+def run(compiled, ids, spans, slots=None, dtype=torch.float32):
+    """Logits of all tokens, fed span by span."""
+    compiled.use(room_of(compiled.decoder, slots or ids.shape[-1], dtype))
+    with torch.no_grad():
+        return torch.cat([compiled(ids[a:b], a, logit_rows=b - a).clone() for a, b in spans])
+
+
+def one_by_one(n):
+    return [(i, i + 1) for i in range(n)]
+
+
+@pytest.mark.parametrize("family", MAKERS)
+def test_logits_equal_the_decoder(family):
+    decoder, ids = Decoder.from_transformers(make(family)), ids_of(1, 40)
+    with torch.no_grad():
+        expected = decoder(ids).logits[0]
+    compiled = CompiledDecoder(decoder)
+    for spans in (
+        one_by_one(40),
+        [(0, 8), (8, 9), (9, 16), (16, 18), (18, 26), (26, 34), (34, 37), (37, 40)],
+    ):
+        torch.testing.assert_close(run(compiled, ids[0], spans), expected, rtol=0, atol=1e-4)
+
+
+def ragged(head_dim=10, heads=6, kv_heads=2, window=None, hidden=37, dtype=torch.float32):
+    torch.manual_seed(3)
+    cfg = DecoderConfig(
+        vocab_size=53, hidden_size=hidden, intermediate_size=45, num_hidden_layers=2,
+        num_attention_heads=heads, num_key_value_heads=kv_heads, head_dim=head_dim,
+        windows=(window, None), ropes=(Rope(), Rope(500.0)),
+    )  # fmt: skip
+    decoder = Decoder(cfg).requires_grad_(False).eval()
+    for parameter in decoder.parameters():
+        if parameter.dim() > 1:
+            parameter.data *= 3
+    return decoder.to(dtype)
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "heads", "kv_heads"), [(8, 3, 3), (10, 6, 2), (16, 8, 1), (48, 2, 1), (128, 3, 1)]
+)
+@pytest.mark.parametrize("window", [None, 1, 5, 150])
+def test_sizes_that_fill_no_vector_and_sequences_of_several_pieces(head_dim, heads, kv_heads, window):
+    decoder = ragged(head_dim, heads, kv_heads, window)
+    ids = torch.randint(53, (1, 300), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = decoder(ids).logits[0, -9:]
+    compiled = CompiledDecoder(decoder)
+    compiled.use(room_of(decoder, 303))
+    with torch.no_grad():
+        compiled(ids[0, :291], 0, logit_rows=0)
+        found = [compiled(ids[0, i : i + 1], i).clone() for i in range(291, 300)]
+    torch.testing.assert_close(torch.cat(found), expected, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_weights_and_caches(dtype):
+    narrow, ids = ragged(dtype=dtype), ids_of(1, 30) % 53
+    wide = ragged(dtype=dtype).float()
+    with torch.no_grad():
+        expected = wide(ids).logits[0]
+    exact = run(CompiledDecoder(narrow), ids[0], one_by_one(30))
+    torch.testing.assert_close(exact, expected, rtol=0, atol=1e-4)
+    rounded = run(CompiledDecoder(narrow), ids[0], one_by_one(30), dtype=dtype)
+    # Keys and values are rounded to 8 or 11 bits: near, but not the same.
+    error = (rounded - expected).abs().max() / expected.std()
+    assert 0 < error < (0.1 if dtype == torch.bfloat16 else 0.01)
+
+
+@pytest.mark.parametrize("family", ["llama, biases", "gemma 3"])
+def test_threads_change_no_bit(family):
+    decoder, ids = Decoder.from_transformers(make(family)), ids_of(1, 200)
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        try:
+            compiled = CompiledDecoder(decoder)
+            spans = [(0, 5), *((i, i + 5) for i in range(5, 200, 5))]
+            found.append(run(compiled, ids[0], spans))
+        finally:
+            torch.set_num_threads(1)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+def test_nothing_is_written_beside_the_new_slots():
+    decoder, ids = ragged(), ids_of(1, 4)[0] % 53
+    compiled, room = CompiledDecoder(decoder), room_of(ragged(), 9)
+    compiled.use(room)
+    with torch.no_grad():
+        compiled(ids, 0)
+    for layer in room:
+        assert not layer.keys[:, :4].isnan().any()
+        assert not layer.values[:, :4].isnan().any()
+        assert layer.keys[:, 4:].isnan().all()
+        assert layer.values[:, 4:].isnan().all()
+        assert layer.positions.tolist() == [0, 1, 2, 3, 0, 0, 0, 0, 0]
+
+
+def test_a_kernel_of_ones_own_takes_part():
+    decoder, ids = ragged(), ids_of(1, 6) % 53
+
+    def twice(module):
+        return dense_linear(2 * module.weight) if module is decoder.lm_head else None
+
+    plain = run(CompiledDecoder(decoder), ids[0], one_by_one(6))
+    assert torch.equal(run(CompiledDecoder(decoder, twice), ids[0], one_by_one(6)), 2 * plain)
+
+
+def test_what_cannot_run_is_named():
+    decoder = ragged(dtype=torch.float64)
+    with pytest.raises(
+        CannotCompile, match=r"model\.layers\.0\.self_attn\.q_proj, a Linear of torch\.float64"
+    ):
+        CompiledDecoder(decoder)
+    compiled = CompiledDecoder(ragged())
+    with pytest.raises(ValueError, match="no room for slots 0 to 0"):
+        compiled(torch.tensor([1]), 0)
