@@ -161,34 +161,29 @@ def test_control_flow_shared_memory_and_workspaces(isa, target):
 
 
 @SMALL
-@pytest.mark.parametrize("store_between", [False, True])
-def test_scalars_read_in_place_are_those_of_the_load(isa, target, store_between):
-    """A store between load and use makes a copy of what the load brings; without one there is none."""
+@pytest.mark.parametrize(("store_between", "rows"), [(False, 1), (True, 1), (False, 3)])
+def test_scalars_read_in_place_are_those_of_the_load(isa, target, store_between, rows):
+    """A store between load and use, or several rows, make a copy; one row in peace is read where it lies."""
     b = single_block(target)
     x = b.view_global(b.pointer("x", "f32"), [2, 4])
-    y = b.view_global(b.pointer("y", "f32"), [3, target.group])
-    layout = local(3, 1) * spatial(1, target.group)
-    part = b.load_global(x, [0, 1], shape=[3, 4], layout=replicate(target.group) * local(3, 4), name="part")
-    ones = b.allocate_register(
-        "f32", [4, target.group], layout=local(4, 1) * spatial(1, target.group), init=1
-    )
-    total = b.allocate_register("f32", [3, target.group], layout=layout, init=0.5)
+    y = b.view_global(b.pointer("y", "f32"), [rows, target.group])
+    same, lanes = replicate(target.group), spatial(1, target.group)
+    part = b.load_global(x, [0, 1], shape=[rows, 4], layout=same * local(rows, 4), name="part")
+    ones = b.allocate_register("f32", [4, target.group], layout=local(4, 1) * lanes, init=1)
+    total = b.allocate_register("f32", [rows, target.group], layout=local(rows, 1) * lanes, init=0.5)
     if store_between:
-        b.store_global(
-            x,
-            b.allocate_register("f32", [2, 4], layout=replicate(target.group) * local(2, 4), init=9),
-            [0, 0],
-        )
+        nines = b.allocate_register("f32", [2, 4], layout=same * local(2, 4), init=9)
+        b.store_global(x, nines, [0, 0])
     b.dot(part, ones, total, out=total)
     b.store_global(y, total, [0, 0])
     program = b.build()
     own = compiled(program, target, isa).rendered.text
-    assert ("const float *part;" in own) is not store_between
+    assert ("const float *part;" in own) is (rows == 1 and not store_between)
     values = np.arange(8, dtype=np.float32).reshape(2, 4)
-    results = both(program, target, isa, {"x": values, "y": np.zeros((3, target.group), np.float32)})
+    results = both(program, target, isa, {"x": values, "y": np.zeros((rows, target.group), np.float32)})
     compare(results)
     sums = np.array([0.5 + 1 + 2 + 3, 0.5 + 5 + 6 + 7, 0.5], np.float32)  # zeros beyond the edges of x
-    assert np.array_equal(results[0]["y"], np.repeat(sums[:, None], target.group, 1))
+    assert np.array_equal(results[0]["y"], np.repeat(sums[:rows, None], target.group, 1))
 
 
 SELECTED = [

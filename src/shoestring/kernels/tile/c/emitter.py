@@ -266,7 +266,7 @@ def _places(held: Held, steps: list[str]) -> tuple[str, ...]:
 
 
 def _read_in_place(body: Body, uses: Mapping[str, Uses], held: Mapping[str, Held]) -> set[str]:
-    """Tensors of scalars that need no copy: loaded once, and used by matrix steps of the same body, which
+    """Rows of scalars that need no copy: loaded once, and used by matrix steps of the same body, which
     compute at once, before anything is stored."""
     found: set[str] = set()
     for number, statement in enumerate(body):
@@ -275,8 +275,10 @@ def _read_in_place(body: Body, uses: Mapping[str, Uses], held: Mapping[str, Held
         if not isinstance(statement, ir.LoadGlobal) or len(uses[statement.out.name].writers) > 1:
             continue
         tile = held[statement.out.name]
+        # rows that lie a power of two apart would push one another out of the cache: they are copied together
+        one_row = tile.layout.shape[-1] == tile.slots
         in_order = tile.layout.flat_table[0].tolist() == list(range(tile.slots))
-        if not (tile.uniform and tile.bits == 32 and tile.groups == 1 and in_order):
+        if not (tile.uniform and tile.bits == 32 and tile.groups == 1 and one_row and in_order):
             continue
         quiet = list(itertools.takewhile(lambda s: isinstance(s, _QUIET), body[number + 1 :]))
         readers = [reader for reader, _ in uses[statement.out.name].readers]
