@@ -22,7 +22,7 @@ class Avx512(Isa):
         return f"vi_or(vi_shr({low}, {shift}), vi_shl({high}, {32 - shift}))"
 
     def decodes_from_top(self, dtype: DataType) -> bool:
-        return dtype.bits > 5 and sign_is_at_top(dtype)
+        return dtype.bits > (6 if dtype.is_float else 5) and sign_is_at_top(dtype)
 
     def decoder(self, dtype: DataType) -> list[str]:
         if dtype.bits <= 4:  # only the low four bits of an index count: the table is repeated up to 16
@@ -31,4 +31,12 @@ class Avx512(Isa):
         if dtype.bits == 5:
             halves = "_mm512_loadu_ps(values), code, _mm512_loadu_ps(values + 16)"
             return [table_of(dtype, "values"), f"return _mm512_permutex2var_ps({halves});"]
+        if dtype.bits == 6 and dtype.is_float:  # a table of magnitudes, of which none is a slow subnormal
+            halves = "_mm512_loadu_ps(values), code, _mm512_loadu_ps(values + 16)"
+            sign = "vi_shl(code, 26), vi_set1(0x80000000), 0xf8 /* a | b & c */"
+            return [
+                table_of(dtype, "values", 32),
+                f"const vi magnitude = vf_bits(_mm512_permutex2var_ps({halves}));",
+                f"return vi_as_float(_mm512_ternarylogic_epi32(magnitude, {sign}));",
+            ]
         return arithmetic_decoder(dtype)
