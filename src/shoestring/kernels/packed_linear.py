@@ -5,7 +5,8 @@ for each group of inputs of each output. A zero point z is the offset −s·z.
 """
 
 import functools
-from dataclasses import dataclass, field
+import itertools
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float, Integer, UInt8
@@ -13,18 +14,20 @@ from torch import Tensor
 
 from shoestring.errors import NoCompiler
 from shoestring.kernels.costs import Cost, states_cost
+from shoestring.kernels.large_pages import on_large_pages
+from shoestring.kernels.packed_choice import DEFAULT_CHOICE, Choice, choices_for, most_sums
 from shoestring.kernels.tile.c.choice import target_here
 from shoestring.kernels.tile.c.compiled import CompiledProgram, compile_program
+from shoestring.kernels.tile.c.emitter import Prefetch
 from shoestring.kernels.tile.programs.group_affine import GroupAffineConfig, group_affine, pack, packed_tile
 from shoestring.kernels.tile.programs.matmul import LANE_RUN
 from shoestring.kernels.tile.target import Target
 from shoestring.kernels.tile.types import DataType, data_type
+from shoestring.kernels.tuning import last_level_cache_bytes, measure_fastest, size_class, tuning_table
 from shoestring.notices import notice_fallback
 
 MOST_ROWS = 16
 """Rows of x for which streaming the codes is the fast way; more are done in blocks of as many."""
-_ACCUMULATORS = {"avx512": 16, "avx2": 8}
-"""Vectors of sums that fit the registers beside a weight and a table."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class PackedWeights:
     """Codes of a weight matrix (outputs, inputs) in the order in which the vectors of `target` read them.
 
     Every group of `group_size` inputs is padded to whole runs of 32 with codes 0, which meet zeros of x.
+
+    Raises: ValueError for data of another shape, such as that of another target.
     """
 
     dtype: DataType
@@ -40,6 +45,20 @@ class PackedWeights:
     group_size: int
     data: UInt8[Tensor, "across down bytes"] = field(repr=False)
     target: Target = field(default_factory=target_here)
+    _kernels: dict[tuple[int, bool, Choice], tuple[CompiledProgram, int]] = field(
+        default_factory=dict, repr=False, compare=False, init=False
+    )
+
+    def __post_init__(self) -> None:
+        tile = packed_tile(self.dtype, self.target)
+        down = self.groups * self.padded_group // LANE_RUN
+        expected = (-(-self.outputs // tile.cols), down, tile.tile_bytes)
+        if tuple(self.data.shape) != expected:
+            raise ValueError(
+                f"packed data of shape {tuple(self.data.shape)}; {self.outputs} outputs and {self.inputs} "
+                f"inputs of {self.dtype} take {expected} on {self.target.name}: packed for another target "
+                "or shape"
+            )
 
     @classmethod
     def pack(
@@ -63,7 +82,7 @@ class PackedWeights:
         here = target or target_here()
         grouped = codes.reshape(outputs, inputs // group_size, group_size)
         padded = torch.nn.functional.pad(grouped, (0, -group_size % LANE_RUN)).reshape(outputs, -1)
-        return cls(kind, outputs, inputs, group_size, pack(padded.T, kind, here), here)
+        return cls(kind, outputs, inputs, group_size, on_large_pages(pack(padded.T, kind, here)), here)
 
     @property
     def groups(self) -> int:
@@ -114,7 +133,8 @@ def packed_linear(
     threads has no part in.
 
     Scales and offsets are best kept as the transpose of contiguous (groups, outputs) tensors: then nothing is
-    copied. Without a compiler, or for another device, the matrix is unpacked in torch, with a notice. For
+    copied. The variant of the kernel is the one that `tune_packed_linear` found, else one that does well in
+    general. Without a compiler, or for another device, the matrix is unpacked in torch, with a notice. For
     inference: no gradient flows.
 
     Raises: ValueError for shapes that do not belong together.
@@ -125,7 +145,9 @@ def packed_linear(
         return naive_packed_linear(x, weights, scales, offsets)
     rows = x.reshape(-1, weights.inputs)
     try:
-        y = _compiled(rows.detach(), weights, scales.detach(), None if offsets is None else offsets.detach())
+        choice = Choice.of(tuning_table().get(_key(weights, len(rows), offsets is not None)))
+        shift = None if offsets is None else offsets.detach()
+        y = _compiled(rows.detach(), weights, scales.detach(), shift, choice)
     except NoCompiler as error:
         notice_fallback("packed_linear", f"unpacks in torch instead of the compiled kernel ({error})")
         return naive_packed_linear(x, weights, scales, offsets)
@@ -143,11 +165,11 @@ def _check(x: Tensor, weights: PackedWeights, scales: Tensor, offsets: Tensor | 
             )
 
 
-def _compiled(rows: Tensor, weights: PackedWeights, scales: Tensor, offsets: Tensor | None) -> Tensor:
+def _compiled(
+    rows: Tensor, weights: PackedWeights, scales: Tensor, offsets: Tensor | None, choice: Choice
+) -> Tensor:
     m = len(rows)
-    kernel, block_rows = kernel_for(
-        weights.dtype, weights.target, weights.padded_group, m, offsets is not None
-    )
+    kernel, block_rows = _kernel_of(weights, m, offsets is not None, choice)
     grouped = rows.float().reshape(m, weights.groups, weights.group_size)
     arguments = {"sums": grouped.sum(-1), "offsets": _by_group(offsets)} if offsets is not None else {}
     # whole blocks of rows and whole runs: no access of the kernel to x lies at an edge
@@ -167,6 +189,16 @@ def _compiled(rows: Tensor, weights: PackedWeights, scales: Tensor, offsets: Ten
     return y[:m]
 
 
+def _kernel_of(weights: PackedWeights, m: int, offsets: bool, choice: Choice) -> tuple[CompiledProgram, int]:
+    """`kernel_for` these weights, looked up once: describing a kernel takes longer than a small product."""
+    key = (m, offsets, choice)
+    if key not in weights._kernels:
+        weights._kernels[key] = kernel_for(
+            weights.dtype, weights.target, weights.padded_group, m, offsets, choice=choice
+        )
+    return weights._kernels[key]
+
+
 def _by_group(tensor: Tensor) -> Tensor:
     return _aligned(tensor.T.float())
 
@@ -177,21 +209,71 @@ def _aligned(tensor: Tensor) -> Tensor:
 
 
 def kernel_for(
-    dtype: DataType, target: Target, group_size: int, rows: int, offsets: bool, isa: str | None = None
+    dtype: DataType,
+    target: Target,
+    group_size: int,
+    rows: int,
+    offsets: bool,
+    isa: str | None = None,
+    choice: Choice = DEFAULT_CHOICE,
 ) -> tuple[CompiledProgram, int]:
     """The kernel for this many rows of x, and the rows of one block of it: 1, 2, 4, 8 or 16.
 
     Raises: NoCompiler.
     """
-    most = min(MOST_ROWS, _ACCUMULATORS.get(target.name, 8))
-    block_rows = min(1 << max(rows - 1, 0).bit_length(), most)
-    columns = min(max(most // block_rows, 1), 4)
-    kernel = _compile(GroupAffineConfig(dtype, target, group_size, block_rows, columns, offsets), isa)
+    block_rows = _block_rows(rows, target)
+    columns = max(min(choice.columns, most_sums(target) // block_rows), 1)
+    config = GroupAffineConfig(dtype, target, group_size, block_rows, columns, offsets)
+    kernel = _compile(config, isa, choice.prefetch)
     if kernel.library is None:
         raise NoCompiler("no compiled kernel")
     return kernel, block_rows
 
 
+def _block_rows(rows: int, target: Target) -> int:
+    return min(1 << max(rows - 1, 0).bit_length(), MOST_ROWS, most_sums(target))
+
+
 @functools.lru_cache(maxsize=256)
-def _compile(config: GroupAffineConfig, isa: str | None) -> CompiledProgram:
-    return compile_program(group_affine(config), config.target, isa)
+def _compile(config: GroupAffineConfig, isa: str | None, prefetch: Prefetch) -> CompiledProgram:
+    return compile_program(group_affine(config), config.target, isa, prefetch=prefetch)
+
+
+def _key(weights: PackedWeights, rows: int, offsets: bool) -> str:
+    """What shares a measurement: template, type, target, rows of a block, shape class, groups, threads."""
+    block = f"{_block_rows(rows, weights.target)} rows"
+    shape = f"{size_class(weights.outputs)} x {size_class(weights.inputs)} by {weights.padded_group}"
+    shift = " with offsets" if offsets else ""
+    where = f"{weights.target.name}, {torch.get_num_threads()} threads"
+    return f"group_affine{shift} {weights.dtype}, {block}, {shape}, {where}"
+
+
+def tune_packed_linear(
+    weights: PackedWeights, rows: int, *, offsets: bool = False, repeats: int = 5
+) -> dict[Choice, float]:
+    """Measure the variants of the kernel on such weights and this many rows, and remember the fastest.
+
+    Returns the seconds of each. Calls rotate over copies that together exceed twice the last-level cache, as
+    the layers of a model do. From then on, in any process on such a processor, `packed_linear` uses the
+    fastest for weights of this type and shape class (sizes up to the next power of two). Variants add up in
+    different orders, so that results differ in their last bits.
+
+    Raises: ValueError for repeats below 1. NoCompiler.
+    """
+    generator = torch.Generator().manual_seed(0)
+    copies = [weights.data]
+    while sum(c.nbytes for c in copies) <= 2 * last_level_cache_bytes():
+        copies.append(on_large_pages(weights.data.clone()))
+    x = torch.randn(rows, weights.inputs, generator=generator)
+    shape = (weights.groups, weights.outputs)
+    scales = torch.rand(shape, generator=generator).T
+    shift = torch.rand(shape, generator=generator).T if offsets else None
+    turn = itertools.cycle([replace(weights, data=data) for data in copies])
+    works = {
+        choice: lambda choice=choice: _compiled(x, next(turn), scales, shift, choice)
+        for choice in choices_for(_block_rows(rows, weights.target), weights.target)
+    }
+    seconds = measure_fastest(works, repeats)
+    best = min(seconds, key=seconds.__getitem__)
+    tuning_table().put(_key(weights, rows, offsets), best.numbers())
+    return seconds

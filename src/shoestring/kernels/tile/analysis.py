@@ -105,7 +105,7 @@ def run_of(window: Window, layout: RegisterLayout) -> int:
         return 1
     along = window.dims[last.dim]
     if window.tensor.space is Space.SHARED:
-        return _shared_run(window, along, last.size)
+        return shared_run(window, along, last.size)
     run = math.gcd(last.size, contiguous_elements(window, along))
     return run
 
@@ -127,7 +127,7 @@ def contiguous_elements(window: Window, along: int) -> int:
     return run
 
 
-def _shared_run(window: Window, along: int, slots: int) -> int:
+def shared_run(window: Window, along: int, slots: int) -> int:
     """The same for shared memory: unit stride along the last mode, everything else a multiple of the run."""
     memory = window.tensor.memory
     sizes, strides = memory.mode_shape, memory.mode_strides

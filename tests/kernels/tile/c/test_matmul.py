@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 from tests.kernels.tile.c.programs import both, on_each_isa
 
 from shoestring.kernels.tile.group_quantise import dequantise_groups, quantise_groups
 from shoestring.kernels.tile.programs.gemv import gemv, gemv_tile
+from shoestring.kernels.tile.programs.group_affine import GroupAffineConfig, group_affine, pack
 from shoestring.kernels.tile.programs.matmul import MatmulConfig, pipelined_matmul, streaming_matmul
 from shoestring.kernels.tile.types import data_type
 
@@ -70,4 +72,25 @@ def test_lanes_along_k(isa, target):
     }  # fmt: skip
     expected = arguments["x"] @ dequantise_groups(codes, scales, dtype, group, single)
     for given in both(gemv(tile), target, isa, arguments):
+        assert np.abs(given["y"] - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+@on_each_isa()
+@pytest.mark.parametrize(("weights", "rows", "columns"), [("u3", 2, 1), ("i6", 1, 2), ("f7e3m3", 4, 1)])
+def test_scaled_groups_on_ragged_shapes(isa, target, weights, rows, columns):
+    """Blocks hang over at the last row and at the last output; x is read where it lies, except there."""
+    rng = np.random.default_rng(0)
+    config = GroupAffineConfig(data_type(weights), target, 64, rows, columns, offsets=True)
+    m, n, groups = 5, 2 * target.group + 3, 3
+    codes = rng.integers(0, 1 << config.weights.bits, (groups * 64, n))
+    x = rng.standard_normal((m, groups * 64)).astype(np.float32)
+    scales, offsets = (rng.standard_normal((groups, n)).astype(np.float32) for _ in range(2))
+    arguments = {
+        "m": m, "n": n, "k": groups * 64, "x": x, "scales": scales, "offsets": offsets,
+        "packed": pack(torch.from_numpy(codes), config.weights, target).numpy(),
+        "sums": np.ascontiguousarray(x.reshape(m, groups, 64).sum(-1)), "y": np.full((m, n), 7, np.float32),
+    }  # fmt: skip
+    values = config.weights.decode(codes).reshape(groups, 64, n) * scales[:, None] + offsets[:, None]
+    expected = x @ values.reshape(-1, n)
+    for given in both(group_affine(config), target, isa, arguments):
         assert np.abs(given["y"] - expected).max() <= 1e-5 * np.abs(expected).max()

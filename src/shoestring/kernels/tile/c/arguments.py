@@ -22,35 +22,58 @@ _ACCEPTED = {
 }
 
 
-def bind(
-    program: Program, arguments: Mapping[str, "int | Buffer"]
-) -> tuple[dict[str, int], dict[str, Buffer]]:
-    """Scalars and buffers by name, all of them fit for the program.
+class Binder:
+    """Checks the arguments of one program; what follows from the program alone is worked out once."""
 
-    Raises: ProgramError for a missing or unknown name, a scalar that breaks its promise, or a buffer of the
-    wrong type, too short, not contiguous, not aligned, or not on the processor.
-    """
-    expected = {p.name for p in program.params}
-    if expected != set(arguments):
-        raise ProgramError(f"{program.name} takes {sorted(expected)}, not {sorted(arguments)}")
-    scalars: dict[str, int] = {}
-    for scalar in program.scalars:
-        value = arguments[scalar.name]
-        if not isinstance(value, int) or value % scalar.divisible_by:
-            raise ProgramError(
-                f"{program.name}: {scalar.name}={value!r} must be an int divisible by {scalar.divisible_by}"
-            )
-        scalars[scalar.name] = value
-    buffers: dict[str, Buffer] = {}
-    written = {i.out.tensor.name for i in program.instructions() if isinstance(i, ir.StoreGlobal)}
-    for pointer in program.pointers:
-        buffer = arguments[pointer.name]
-        if isinstance(buffer, int):
-            raise ProgramError(f"{program.name}: {pointer.name} must be an array, not {buffer!r}")
-        _check_buffer(program, pointer, buffer)
-        buffers[pointer.name] = buffer
-    _check_views(program, scalars, buffers, written)
-    return scalars, buffers
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self._names = {p.name for p in program.params}
+        self._scalars, self._pointers = program.scalars, program.pointers
+        self._views = [step for step in program.instructions() if isinstance(step, ir.ViewGlobal)]
+        self._written = {i.out.tensor.name for i in program.instructions() if isinstance(i, ir.StoreGlobal)}
+        self._needed: dict[tuple[int, ...], list[int]] = {}
+
+    def bind(self, arguments: Mapping[str, "int | Buffer"]) -> tuple[dict[str, int], dict[str, Buffer]]:
+        """Scalars and buffers by name, all of them fit for the program.
+
+        Raises: ProgramError for a missing or unknown name, a scalar that breaks its promise, or a buffer of
+        the wrong type, too short, not contiguous, not aligned, or not on the processor.
+        """
+        program = self.program
+        if self._names != set(arguments):
+            raise ProgramError(f"{program.name} takes {sorted(self._names)}, not {sorted(arguments)}")
+        scalars: dict[str, int] = {}
+        for scalar in self._scalars:
+            value = arguments[scalar.name]
+            if not isinstance(value, int) or value % scalar.divisible_by:
+                raise ProgramError(
+                    f"{program.name}: {scalar.name}={value!r} must be an int divisible by "
+                    f"{scalar.divisible_by}"
+                )
+            scalars[scalar.name] = value
+        buffers: dict[str, Buffer] = {}
+        for pointer in self._pointers:
+            buffer = arguments[pointer.name]
+            if isinstance(buffer, int):
+                raise ProgramError(f"{program.name}: {pointer.name} must be an array, not {buffer!r}")
+            _check_buffer(program, pointer, buffer)
+            buffers[pointer.name] = buffer
+        self._check_views(scalars, buffers)
+        return scalars, buffers
+
+    def _check_views(self, scalars: Mapping[str, int], buffers: Mapping[str, Buffer]) -> None:
+        key = tuple(scalars.values())
+        if key not in self._needed:
+            self._needed[key] = [bytes_of_view(step, scalars) for step in self._views]
+        for step, needed in zip(self._views, self._needed[key], strict=True):
+            buffer = buffers[step.pointer.name]
+            if needed > nbytes(buffer):
+                raise ProgramError(
+                    f"{self.program.name}: {step}: a tensor of {needed} bytes in a buffer of {nbytes(buffer)}"
+                )
+            read_only = isinstance(buffer, np.ndarray) and not buffer.flags.writeable
+            if read_only and step.out.name in self._written:
+                raise ProgramError(f"{self.program.name}: {step.pointer.name} is written to but read-only")
 
 
 def _check_buffer(program: Program, pointer: Pointer, buffer: Buffer) -> None:
@@ -71,22 +94,6 @@ def _check_buffer(program: Program, pointer: Pointer, buffer: Buffer) -> None:
     if address(buffer) % ALIGNMENT_BYTES and nbytes(buffer):
         copy = "clone" if is_torch else "copy"
         raise ProgramError(f"{where} must start at a multiple of {ALIGNMENT_BYTES} bytes; use .{copy}()")
-
-
-def _check_views(
-    program: Program, scalars: Mapping[str, int], buffers: Mapping[str, Buffer], written: set[str]
-) -> None:
-    for step in program.instructions():
-        if not isinstance(step, ir.ViewGlobal):
-            continue
-        buffer = buffers[step.pointer.name]
-        needed = bytes_of_view(step, scalars)
-        if needed > nbytes(buffer):
-            raise ProgramError(
-                f"{program.name}: {step}: a tensor of {needed} bytes in a buffer of {nbytes(buffer)}"
-            )
-        if step.out.name in written and isinstance(buffer, np.ndarray) and not buffer.flags.writeable:
-            raise ProgramError(f"{program.name}: {step.pointer.name} is written to but read-only")
 
 
 def bytes_of_view(step: ir.ViewGlobal, scalars: Mapping[str, int]) -> int:

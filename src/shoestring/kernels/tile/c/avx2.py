@@ -1,6 +1,6 @@
 """Instruction selection for AVX2: tables of 8 and 16 floats in registers, arithmetic for wider codes."""
 
-from shoestring.kernels.tile.c.isa import Isa, arithmetic_decoder, table_of
+from shoestring.kernels.tile.c.isa import Isa, arithmetic_decoder, sign_is_at_top, table_of
 from shoestring.kernels.tile.types import DataType
 
 
@@ -14,6 +14,9 @@ class Avx2(Isa):
 
     def funnel(self, low: str, high: str, shift: int) -> str:
         return f"vi_or(vi_shr({low}, {shift}), vi_shl({high}, {32 - shift}))"
+
+    def decodes_from_top(self, dtype: DataType) -> bool:
+        return dtype.bits > 4 and sign_is_at_top(dtype)
 
     def decoder(self, dtype: DataType) -> list[str]:
         look_up = "_mm256_permutevar8x32_ps(_mm256_loadu_ps(values{}), code)"

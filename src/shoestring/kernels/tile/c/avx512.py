@@ -1,6 +1,6 @@
 """Instruction selection for AVX-512: tables of 16 and 32 floats in registers, funnel shifts."""
 
-from shoestring.kernels.tile.c.isa import Isa, arithmetic_decoder, table_of
+from shoestring.kernels.tile.c.isa import Isa, arithmetic_decoder, sign_is_at_top, table_of
 from shoestring.kernels.tile.types import DataType
 
 
@@ -21,6 +21,9 @@ class Avx512(Isa):
             return f"_mm512_shrdi_epi32({low}, {high}, {shift})"
         return f"vi_or(vi_shr({low}, {shift}), vi_shl({high}, {32 - shift}))"
 
+    def decodes_from_top(self, dtype: DataType) -> bool:
+        return dtype.bits > (6 if dtype.is_float else 5) and sign_is_at_top(dtype)
+
     def decoder(self, dtype: DataType) -> list[str]:
         if dtype.bits <= 4:  # only the low four bits of an index count: the table is repeated up to 16
             look_up = "_mm512_permutexvar_ps(code, _mm512_loadu_ps(values))"
@@ -28,4 +31,12 @@ class Avx512(Isa):
         if dtype.bits == 5:
             halves = "_mm512_loadu_ps(values), code, _mm512_loadu_ps(values + 16)"
             return [table_of(dtype, "values"), f"return _mm512_permutex2var_ps({halves});"]
+        if dtype.bits == 6 and dtype.is_float:  # a table of magnitudes, of which none is a slow subnormal
+            halves = "_mm512_loadu_ps(values), code, _mm512_loadu_ps(values + 16)"
+            sign = "vi_shl(code, 26), vi_set1(0x80000000), 0xf8 /* a | b & c */"
+            return [
+                table_of(dtype, "values", 32),
+                f"const vi magnitude = vf_bits(_mm512_permutex2var_ps({halves}));",
+                f"return vi_as_float(_mm512_ternarylogic_epi32(magnitude, {sign}));",
+            ]
         return arithmetic_decoder(dtype)

@@ -68,7 +68,7 @@ def _copied(e: Emitter, held: Held) -> str:
     name, total = e.fresh("each"), held.groups * held.count
     e.line(f"{held.c_type} {name}[{total}];")
     for number in range(total):
-        e.line(f"{name}[{number}] = {held.name}[{number}];")
+        e.line(f"{name}[{number}] = {held.register(0, number)};")
     return name
 
 

@@ -1,7 +1,8 @@
 """Compiled tile programs, called like functions."""
 
 import ctypes
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,11 +11,12 @@ from shoestring.errors import NoCompiler, ProgramError
 from shoestring.kernels.costs import cost_is_wanted, count_cost
 from shoestring.kernels.native import load_library
 from shoestring.kernels.tile import interpreter
-from shoestring.kernels.tile.c.arguments import Buffer, address, as_numpy, bind, nbytes, workspace
+from shoestring.kernels.tile.c.arguments import Binder, Buffer, address, as_numpy, nbytes, workspace
 from shoestring.kernels.tile.c.choice import choose_isa
-from shoestring.kernels.tile.c.renderer import PREFETCH_TURNS, Rendered, render, workspaces
+from shoestring.kernels.tile.c.emitter import DEFAULT_PREFETCH, Prefetch
+from shoestring.kernels.tile.c.renderer import Rendered, render, workspaces
 from shoestring.kernels.tile.c.work import flops_of
-from shoestring.kernels.tile.ir import Program
+from shoestring.kernels.tile.ir import Program, Tensor
 from shoestring.kernels.tile.prepare import prepare
 from shoestring.kernels.tile.target import Target
 from shoestring.notices import notice_fallback
@@ -41,7 +43,7 @@ class CompiledProgram:
 
         Raises: ProgramError for arguments that do not fit, or what went wrong inside.
         """
-        scalars, buffers = bind(self.program, arguments)
+        scalars, buffers = self._binder.bind(arguments)
         if not cost_is_wanted():
             self._run(scalars, buffers)
             return
@@ -49,13 +51,27 @@ class CompiledProgram:
         with count_cost(self.program.name, flops=flops_of(self.program, scalars), bytes=moved):
             self._run(scalars, buffers)
 
+    @functools.cached_property
+    def _binder(self) -> Binder:
+        return Binder(self.program)
+
+    @functools.cached_property
+    def _workspaces(self) -> list[Tensor]:
+        return workspaces(self.program)
+
+    @functools.cached_property
+    def _function(self) -> Callable[..., int]:
+        assert self.library is not None
+        function: Callable[..., int] = self.library[self.program.name]
+        return function
+
     def _run(self, scalars: Mapping[str, int], buffers: Mapping[str, Buffer]) -> None:
         if self.library is None:
             kinds = {p.name: p.dtype for p in self.program.pointers}
             arrays = {name: as_numpy(buffer, kinds[name]) for name, buffer in buffers.items()}
             interpreter.run(self.program, {**scalars, **arrays})
             return
-        spaces = [workspace(tensor, scalars) for tensor in workspaces(self.program)]
+        spaces = [workspace(tensor, scalars) for tensor in self._workspaces]
         values: list[ctypes.c_int64 | ctypes.c_void_p | int] = [
             ctypes.c_int64(scalars[p.name])
             if p.name in scalars
@@ -63,13 +79,13 @@ class CompiledProgram:
             for p in self.program.params
         ]
         values += [ctypes.c_void_p(address(space)) for space in spaces]
-        code = self.library[self.program.name](*values, torch.get_num_threads())
+        code = self._function(*values, torch.get_num_threads())
         if code:
             raise ProgramError(self.rendered.failures[code - 1])
 
 
 def compile_program(
-    program: Program, target: Target, isa: str | None = None, *, prefetch: int = PREFETCH_TURNS
+    program: Program, target: Target, isa: str | None = None, *, prefetch: Prefetch = DEFAULT_PREFETCH
 ) -> CompiledProgram:
     """Prepare `program` for `target`, render it in C and compile it.
 

@@ -1,5 +1,6 @@
 """Collects the C text of a program, and knows where the value of every register slot is found."""
 
+import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +17,26 @@ from shoestring.kernels.tile.ir import Body, Instruction, Program, Space, Tensor
 from shoestring.kernels.tile.prepare import PreparedProgram
 from shoestring.kernels.tile.types import DataType
 
+
+@dataclass(frozen=True)
+class Prefetch:
+    """How far ahead loads from memory are announced: `turns` of an innermost loop, 0 for not at all.
+
+    `locality`: 3 into the nearest cache, 2 into the next, as GCC's __builtin_prefetch counts.
+
+    Raises: ValueError for negative turns or another locality.
+    """
+
+    turns: int = 16
+    locality: int = 2
+
+    def __post_init__(self) -> None:
+        if self.turns < 0 or self.locality not in (1, 2, 3):
+            raise ValueError(f"{self}: turns are at least 0, the locality is 1, 2 or 3")
+
+
+DEFAULT_PREFETCH = Prefetch()
+
 Slot = Callable[[int, int], str]
 """C text of the value in (group, slot)."""
 
@@ -31,11 +52,11 @@ class Uses:
 class Emitter:
     """The text of one program, and what has been decided about it.
 
-    `lazy`: tensors that are computed where they are used, slot by slot. `prefetch`: loop turns that a load
-    from memory is announced ahead.
+    `lazy`: tensors that are computed where they are used, slot by slot. `loops`: the variables of the loops
+    around what is rendered. `inner_turns`: for each of them the turns of the loops inside, where known.
     """
 
-    def __init__(self, prepared: PreparedProgram, isa: Isa, prefetch: int) -> None:
+    def __init__(self, prepared: PreparedProgram, isa: Isa, prefetch: Prefetch) -> None:
         self.prepared = prepared
         self.program: Program = prepared.program
         self.isa = isa
@@ -44,6 +65,7 @@ class Emitter:
         self.lines: list[str] = []
         self.depth = 1
         self.loops: list[str] = []
+        self.inner_turns: list[int] = []
         self.decoders: dict[str, DataType] = {}
         self.encoders: dict[str, DataType] = {}
         self.failures: list[str] = []
@@ -57,6 +79,11 @@ class Emitter:
             for name, tensor in tensors.items()
             if tensor.space is Space.REGISTER
         }
+        self.in_place = _read_in_place(self.program.body, self.uses, self.held)
+        for name in self.in_place:
+            held = self.held[name]
+            steps = [f"{held.name}_step{dim}" for dim in range(held.layout.rank)]
+            self.held[name] = replace(held, places=_places(held, steps))
         self._fresh = 0
 
     # Text
@@ -107,7 +134,18 @@ class Emitter:
 
     def rename(self, out: Tensor, source: Tensor) -> None:
         """From here on `out` is the registers of `source`."""
-        self.held[out.name] = replace(self.held[out.name], name=self.held[source.name].name)
+        old = self.held[source.name]
+        self.held[out.name] = replace(self.held[out.name], name=old.name, places=old.places)
+
+    def is_read_in_place(self, step: Instruction) -> bool:
+        """Whether what a load brings is left where it lies in memory."""
+        return any(t.name in self.in_place for t in step.writes)
+
+    def turns_ahead(self) -> int:
+        """Turns of the loop around that loads are announced ahead: in time as far as in an innermost one."""
+        if not self.loops or not self.prefetch.turns:
+            return 0
+        return -(-self.prefetch.turns // self.inner_turns[-1])
 
     # Values
 
@@ -139,6 +177,14 @@ class Emitter:
             return f"vi_shr({low}, {start})"
         return self.isa.funnel(low, held.register(group, word + 1), start)
 
+    def field_at_top(self, held: Held, group: int, slot: int) -> str:
+        """The code in a slot at the high end of a word, noise below it."""
+        word, start = divmod(slot * held.bits, 32)
+        low, beyond = held.register(group, word), start + held.bits - 32
+        if beyond <= 0:
+            return f"vi_shl({low}, {-beyond})" if beyond else low
+        return self.isa.funnel(low, held.register(group, word + 1), beyond)
+
     def _vector_value(self, held: Held, group: int, slot: int) -> str:
         if held.bits == 32:
             return held.register(group, slot)
@@ -149,7 +195,8 @@ class Emitter:
             upper = f"vi_and({word}, vi_set1(0xffff0000))" if slot % 2 else f"vi_shl({word}, 16)"
             return f"vi_as_float({upper})"
         self.decoders[held.dtype.name] = held.dtype
-        return f"decode_{held.dtype.name}({self.field(held, group, slot)})"
+        field = self.field_at_top if self.isa.decodes_from_top(held.dtype) else self.field
+        return f"decode_{held.dtype.name}({field(held, group, slot)})"
 
     def _uniform_value(self, held: Held, group: int, slot: int) -> str:
         if held.bits == 32:
@@ -207,6 +254,41 @@ def _takes_each_slot_once(reader: Instruction, tensor: Tensor) -> bool:
         both = reader.a.name == reader.b.name
         return not both and reader.out.dtype.bits == 32 and tensor.extents == reader.out.extents
     return isinstance(reader, ir.Reduce | ir.Unary | ir.ElementwiseScalar) and tensor.dtype.bits == 32
+
+
+def _places(held: Held, steps: list[str]) -> tuple[str, ...]:
+    """Indices of the slots of a tile in memory whose dimensions have the strides called `steps`."""
+    terms = [
+        [f"{at} * {step}" for at, step in zip(index, steps, strict=True) if at]
+        for index in held.layout.index_table[0].tolist()
+    ]
+    return tuple(" + ".join(parts) or "0" for parts in terms)
+
+
+def _read_in_place(body: Body, uses: Mapping[str, Uses], held: Mapping[str, Held]) -> set[str]:
+    """Rows of scalars that need no copy: loaded once, and used by matrix steps of the same body, which
+    compute at once, before anything is stored."""
+    found: set[str] = set()
+    for number, statement in enumerate(body):
+        for part in ir.bodies_of(statement):
+            found |= _read_in_place(part, uses, held)
+        if not isinstance(statement, ir.LoadGlobal) or len(uses[statement.out.name].writers) > 1:
+            continue
+        tile = held[statement.out.name]
+        # rows that lie a power of two apart would push one another out of the cache: they are copied together
+        one_row = tile.layout.shape[-1] == tile.slots
+        in_order = tile.layout.flat_table[0].tolist() == list(range(tile.slots))
+        if not (tile.uniform and tile.bits == 32 and tile.groups == 1 and one_row and in_order):
+            continue
+        quiet = list(itertools.takewhile(lambda s: isinstance(s, _QUIET), body[number + 1 :]))
+        readers = [reader for reader, _ in uses[statement.out.name].readers]
+        if all(isinstance(r, ir.Dot) and r.b.name != statement.out.name and r in quiet for r in readers):
+            found.add(statement.out.name)
+    return found
+
+
+_QUIET = (ir.LoadGlobal, ir.LoadShared, ir.AllocateRegister, ir.View, ir.Cast, ir.Elementwise, ir.Dot)
+"""Instructions that change no memory."""
 
 
 def _uses_of(program: Program) -> Mapping[str, Uses]:

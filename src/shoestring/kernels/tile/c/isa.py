@@ -37,8 +37,12 @@ class Isa(ABC):
         """The words low, high shifted right by `shift` bits as one, of which the low word."""
 
     @abstractmethod
+    def decodes_from_top(self, dtype: DataType) -> bool:
+        """Whether the decoder wants a code at the high end of a word, noise below; else noise is above it."""
+
+    @abstractmethod
     def decoder(self, dtype: DataType) -> list[str]:
-        """Statements that return the float values of the narrow codes `code`; bits above a code are noise."""
+        """Statements that return the float values of the narrow codes `code`."""
 
 
 def literal(value: float) -> str:
@@ -57,24 +61,31 @@ def table_of(dtype: DataType, name: str, count: int | None = None) -> str:
     return f"static const float {name}[{len(values)}] = {{{', '.join(map(literal, values.tolist()))}}};"
 
 
+def sign_is_at_top(dtype: DataType) -> bool:
+    """Whether `arithmetic_decoder` shifts the sign down from the high end of a word."""
+    return not dtype.is_unsigned
+
+
 def arithmetic_decoder(dtype: DataType) -> list[str]:
-    """Without a table: mask or sign-extend and convert, or put the exponent in its place and rescale."""
+    """Without a table: mask or sign-extend and convert, or put the exponent in its place and rescale.
+
+    The code of a type with a sign is at the high end of its word (`sign_is_at_top`). Shifted down with its
+    sign, a float's code has the fields of a float32 but for copies of the sign, which a mask removes.
+    """
     bits = dtype.bits
     if not isinstance(dtype.format, FloatFormat):
         if dtype.is_unsigned:
             return [f"return vf_from_int(vi_and(code, vi_set1({(1 << bits) - 1})));"]
-        return [f"return vf_from_int(vi_sar(vi_shl(code, {32 - bits}), {32 - bits}));"]
+        return [f"return vf_from_int(vi_sar(code, {32 - bits}));"]
     exponent, scale = dtype.format.exp_bits, 2.0 ** (127 - dtype.format.bias)
+    fields = 0x80000000 | ((1 << (bits - 1)) - 1) << (24 - bits + exponent)
     lines = [
-        f"vi top = vi_shl(code, {32 - bits}); /* sign, exponent and significand at the upper end */",
-        "vi magnitude = vi_and(top, vi_set1(0x7fffffff));",
-        f"vf value = vf_mul(vi_as_float(vi_shr(magnitude, {8 - exponent})), vf_set1({literal(scale)}));",
+        f"vi placed = vi_and(vi_sar(code, {8 - exponent}), vi_set1({fields:#x}u));",
+        f"vf value = vf_mul(vi_as_float(placed), vf_set1({literal(scale)}));",
     ]
-    inner = "vf_bits(value)"
     finite = np.isfinite(cast_table(dtype)[: 1 << (bits - 1)])
-    if not finite.all():
-        limit = int(np.argmin(finite)) << (32 - bits)
-        infinite = f"vi_or_where({inner}, magnitude, {limit:#x}, 0x7f800000)"
-        lines.append(f"value = vi_as_float({infinite}); /* infinities and NaNs */")
-    lines.append(f"return vi_as_float(vi_or({inner}, vi_and(top, vi_set1(0x80000000))));")
-    return lines
+    if finite.all():
+        return [*lines, "return value;"]
+    limit = int(np.argmin(finite)) << (24 - bits + exponent)
+    infinite = f"vi_or_where(vf_bits(value), vi_and(placed, vi_set1(0x7fffffff)), {limit:#x}, 0x7f800000)"
+    return [*lines, f"return vi_as_float({infinite}); /* infinities and NaNs */"]

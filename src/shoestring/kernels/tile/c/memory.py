@@ -1,6 +1,7 @@
 """Loads, stores and copies: full vectors where lanes are neighbours in memory, masked at the edge of a
 tensor, element by element elsewhere."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -49,6 +50,8 @@ def load(e: Emitter, step: ir.LoadGlobal | ir.LoadShared) -> None:
         along = vector_dim(held, step.source)
         if along is not None:
             _load_vectors(e, held, place, along)
+        elif e.is_read_in_place(step):
+            _point_at(e, held, place)
         elif held.uniform and held.bits == 32 and strides_of(place.tensor) is not None:
             with e.block(f"if ({whole(e, place, held.layout.shape)})"):
                 _load_runs(e, held, place)
@@ -176,19 +179,19 @@ def _load_vectors(e: Emitter, held: Held, place: Place, along: int) -> None:
 
 
 def _announce(e: Emitter, held: Held, place: Place, starts: list[tuple[int, int, str]]) -> None:
-    """Prefetch what the innermost loop will load some turns later."""
-    window = place.window
-    if not (e.prefetch and e.loops and place.tensor.space is Space.GLOBAL):
+    """Prefetch what the loop around it will load some turns later."""
+    window, turns = place.window, e.turns_ahead()
+    if not turns or place.tensor.space is not Space.GLOBAL:
         return
     if all(e.loops[-1] not in variables_of(offset) for offset in window.offsets):
         return
-    later = [e.scalar(substitute(offset, e.loops[-1], e.prefetch)) for offset in window.offsets]
+    later = [e.scalar(substitute(offset, e.loops[-1], turns)) for offset in window.offsets]
     e.line(
         f"const {c_element(place.tensor.dtype)} *ahead = {place.base} + {element(e, place.tensor, later)};"
     )
     for number, (_, _, start) in enumerate(starts):
         if number * held.lanes * 4 % 64 == 0:
-            e.line(f"__builtin_prefetch(ahead + {start}, 0, 3);")
+            e.line(f"__builtin_prefetch(ahead + {start}, 0, {e.prefetch.locality});")
 
 
 def _mask(e: Emitter, held: Held, place: Place, along: int, group: int, number: int) -> str:
@@ -223,6 +226,22 @@ def _load_runs(e: Emitter, held: Held, place: Place) -> None:
             else:
                 e.line(f"memcpy(&{held.register(group, slot)}, from + {start}, {4 * length});")
             slot += length
+
+
+def _point_at(e: Emitter, held: Held, place: Place) -> None:
+    """Scalars that stay in memory: a pointer to them, or to a copy with zeros where the tensor ends."""
+    strides = strides_of(place.tensor)
+    assert strides is not None
+    along = [strides[dim] for dim in place.window.dims]
+    with e.block(f"if ({whole(e, place, held.layout.shape)})"):
+        e.line(f"{held.name} = {place.base} + {element(e, place.tensor, place.offsets)};")
+        for dim, stride in enumerate(along):
+            e.line(f"{held.name}_step{dim} = {e.scalar(stride)};")
+    with e.block("else"):
+        _load_each(e, held, place, f"{held.name}_edge")
+        e.line(f"{held.name} = {held.name}_edge;")
+        for dim in range(len(along)):
+            e.line(f"{held.name}_step{dim} = {math.prod(held.layout.shape[dim + 1 :])};")
 
 
 def _run_at(held: Held, place: Place, group: int, slot: int) -> int:
@@ -283,7 +302,7 @@ def _store_each(e: Emitter, held: Held, place: Place) -> None:
     total = held.groups * held.count
     e.line(f"{held.c_type} {copy}[{total}];")
     for number in range(total):
-        e.line(f"{copy}[{number}] = {held.name}[{number}];")
+        e.line(f"{copy}[{number}] = {held.register(0, number)};")
     with e.block(_thread_loop(held)):
         writer = _writer(held)
         if writer:

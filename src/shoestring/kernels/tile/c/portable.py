@@ -16,6 +16,9 @@ class Portable(Isa):
     def funnel(self, low: str, high: str, shift: int) -> str:
         return f"vi_or(vi_shr({low}, {shift}), vi_shl({high}, {32 - shift}))"
 
+    def decodes_from_top(self, dtype: DataType) -> bool:
+        return False
+
     def decoder(self, dtype: DataType) -> list[str]:
         look_up = f"values[U(code[t]) & {(1 << dtype.bits) - 1}]"
         return [table_of(dtype, "values"), "vf out;", f"EACH_LANE out[t] = {look_up};", "return out;"]

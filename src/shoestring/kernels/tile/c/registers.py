@@ -17,13 +17,18 @@ from shoestring.kernels.tile.types import DataType
 
 @dataclass(frozen=True)
 class Held:
-    """A register tensor in C: `name[groups * count]`."""
+    """A register tensor in C: `name[groups * count]`.
+
+    `places`: C expressions of the indices of the registers, where they are not numbered one after another:
+    scalars that are read where they lie in memory.
+    """
 
     name: str
     dtype: DataType
     layout: RegisterLayout
     lanes: int
     uniform: bool
+    places: tuple[str, ...] = ()
 
     @property
     def bits(self) -> int:
@@ -54,7 +59,8 @@ class Held:
         return table.reshape(self.groups, self.lanes, self.slots, self.layout.rank)
 
     def register(self, group: int, number: int) -> str:
-        return f"{self.name}[{group * self.count + number}]"
+        place = group * self.count + number
+        return f"{self.name}[{self.places[place] if self.places else place}]"
 
 
 def hold(name: str, tensor: Tensor, lanes: int) -> Held:

@@ -8,15 +8,14 @@ from shoestring.errors import LayoutError
 from shoestring.kernels.tile import ir
 from shoestring.kernels.tile.c import compute, memory
 from shoestring.kernels.tile.c.casts import cast, limits_table
-from shoestring.kernels.tile.c.emitter import Emitter
+from shoestring.kernels.tile.c.emitter import DEFAULT_PREFETCH, Emitter, Prefetch
 from shoestring.kernels.tile.c.isa import Isa, table_of
 from shoestring.kernels.tile.c.memory import c_element
+from shoestring.kernels.tile.c.registers import Held
 from shoestring.kernels.tile.c.scalars import c_of
-from shoestring.kernels.tile.expressions import variables_of
+from shoestring.kernels.tile.expressions import Const, variables_of
 from shoestring.kernels.tile.ir import Body, Instruction, Program, Statement, Var
 from shoestring.kernels.tile.prepare import PreparedProgram
-
-PREFETCH_TURNS = 4
 
 
 @dataclass(frozen=True)
@@ -27,12 +26,12 @@ class Rendered:
     failures: tuple[str, ...]
 
 
-def render(prepared: PreparedProgram, isa: Isa, *, prefetch: int = PREFETCH_TURNS) -> Rendered:
+def render(prepared: PreparedProgram, isa: Isa, *, prefetch: Prefetch = DEFAULT_PREFETCH) -> Rendered:
     """The program in C for `isa`.
 
     The function has the program's name; it takes the parameters in their order (scalars as int64_t), then the
-    workspaces that the program allocates, then the number of threads. `prefetch`: loop turns that loads are
-    announced ahead, 0 for none.
+    workspaces that the program allocates, then the number of threads. `prefetch`: how far loads are announced
+    ahead.
 
     Raises: ProgramError or LayoutError naming the instruction that cannot be rendered.
     """
@@ -58,8 +57,10 @@ def _statement(e: Emitter, statement: Statement) -> None:
         e.line(f"const int64_t {end} = {e.scalar(statement.extent)};")
         with e.block(f"for (int64_t {name} = 0; {name} < {end}; {name}++)"):
             e.loops.append(statement.variable.name)
+            e.inner_turns.append(_turns_inside(statement.body))
             _body(e, statement.body)
             e.loops.pop()
+            e.inner_turns.pop()
     elif isinstance(statement, ir.While):
         with e.block(f"while ({e.scalar(statement.condition)})"):
             _body(e, statement.body)
@@ -72,6 +73,16 @@ def _statement(e: Emitter, statement: Statement) -> None:
     else:
         assert isinstance(statement, Instruction)
         _instruction(e, statement)
+
+
+def _turns_inside(body: Body) -> int:
+    """Turns of the loops in a body, as far as constants tell; 1 without a loop."""
+    turns = [
+        s.extent.value * _turns_inside(s.body)
+        for s in body
+        if isinstance(s, ir.For) and isinstance(s.extent, Const)
+    ]
+    return max([1, *turns])
 
 
 def _instruction(e: Emitter, step: Instruction) -> None:
@@ -172,6 +183,9 @@ def _block_function(e: Emitter, signature: list[tuple[str, str]]) -> list[str]:
             continue
         shape = ", ".join(map(str, held.layout.shape))
         same = ", the same in all lanes" if held.uniform else ""
+        if held.places:
+            registers += _pointer(held)
+            continue
         text = f"    {held.c_type} {held.name}[{held.groups * held.count}];"
         registers.append(f"{text} /* {held.dtype}[{shape}] {held.layout!r}{same} */")
     return [
@@ -184,6 +198,16 @@ def _block_function(e: Emitter, signature: list[tuple[str, str]]) -> list[str]:
         "    return 0;",
         "}",
         "",
+    ]
+
+
+def _pointer(held: Held) -> list[str]:
+    """Declarations of scalars that are read where they lie: pointer, strides, and a copy for an edge."""
+    steps = ", ".join(f"{held.name}_step{dim}" for dim in range(held.layout.rank))
+    return [
+        f"    const {held.c_type} *{held.name}; /* {held.dtype}{list(held.layout.shape)}, in memory */",
+        f"    int64_t {steps};",
+        f"    {held.c_type} {held.name}_edge[{held.slots}];",
     ]
 
 

@@ -1,0 +1,50 @@
+"""The variants of the kernel of `packed_linear` that a processor may prefer."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from shoestring.kernels.tile.c.emitter import DEFAULT_PREFETCH, Prefetch
+from shoestring.kernels.tile.target import Target
+
+_SUMS = {"avx512": 16, "avx2": 8}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One variant: `columns` of tiles in a block, and how far ahead the codes are asked for."""
+
+    columns: int = 1
+    prefetch: Prefetch = DEFAULT_PREFETCH
+
+    def numbers(self) -> dict[str, int]:
+        """What a table keeps."""
+        ahead = self.prefetch
+        return {"columns": self.columns, "turns": ahead.turns, "locality": ahead.locality}
+
+    @classmethod
+    def of(cls, numbers: Mapping[str, int] | None) -> "Choice":
+        """The variant that a table names; the default without an entry, or for one that makes no sense."""
+        try:
+            if numbers is None or numbers["columns"] < 1:
+                return cls()
+            return cls(numbers["columns"], Prefetch(numbers["turns"], numbers["locality"]))
+        except (KeyError, ValueError):
+            return cls()
+
+
+DEFAULT_CHOICE = Choice()
+
+
+def most_sums(target: Target) -> int:
+    """Vectors of sums that fit the registers beside a weight and a table."""
+    return _SUMS.get(target.name, 8)
+
+
+def choices_for(block_rows: int, target: Target) -> list[Choice]:
+    """Variants worth measuring for blocks of so many rows: streams side by side, distances, caches."""
+    found = [Choice(1, Prefetch(turns, 2)) for turns in (8, 16, 32)]
+    found.append(Choice(1, Prefetch(16, 3)))
+    found += [
+        Choice(columns, Prefetch(8, 2)) for columns in (2, 4) if columns * block_rows <= most_sums(target)
+    ]
+    return found
