@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from shoestring import kernels
+from shoestring.kernels.dense_linear import dense_linear
 from shoestring.kernels.dequantise import dequantise_rows
 from shoestring.kernels.grouped_rounding import compensate_block, empty_grid, fit_groups
 from shoestring.kernels.ngram_counting import count_matches
@@ -45,9 +46,19 @@ def modules():
 
 
 def test_no_kernel_is_forgotten():
-    """Whoever adds a compiled kernel adds its cost, and its line below."""
+    """Whoever adds a compiled kernel adds its cost, and a test of it: here, or beside the kernel's own."""
     compiled = {m.__name__.rpartition(".")[2] for m in modules() if hasattr(m, "load_library")} - {"native"}
-    assert compiled == {"dequantise", "grouped_rounding", "ngram_counting", "rounding"}
+    here = {"dequantise", "grouped_rounding", "ngram_counting", "rounding"}
+    as_linear_kernels = {"dense_linear", "grouped_linear", "linear_kernel"}
+    elsewhere = {"dual_binary", "row_gather", "decode_step"}
+    assert compiled == here | as_linear_kernels | elsewhere
+
+
+def test_a_linear_kernel_is_a_multiply_add_for_every_weight():
+    weight, x = torch.randn(6, 10).bfloat16(), torch.randn(3, 10)
+    cost = count(lambda: dense_linear(weight)(x))
+    assert cost.stated_flops == 2 * 3 * 60
+    assert cost.bytes == weight.nbytes + x.nbytes + 3 * 6 * 4
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from shoestring.kernels.costs import count_cost
 from shoestring.kernels.native import load_library
 
 ALIGNMENT_BYTES = 64
@@ -89,9 +90,11 @@ class LinearKernel:
         x, y = aligned_copy(x), aligned_room(4 * tokens * self.outputs)
         stride = -(-library.linear_scratch_bytes(self.address, tokens) // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
         scratch = aligned_room(max(1, stride * threads))
-        library.apply_linear(
-            self.address, x.data_ptr(), y.data_ptr(), tokens, scratch.data_ptr(), stride, threads
-        )
+        moved = self.nbytes + x.nbytes + 4 * tokens * self.outputs
+        with count_cost("linear_kernel", flops=2 * tokens * self.inputs * self.outputs, bytes=moved):
+            library.apply_linear(
+                self.address, x.data_ptr(), y.data_ptr(), tokens, scratch.data_ptr(), stride, threads
+            )
         return y.view(torch.float32)[: tokens * self.outputs].view(tokens, self.outputs)
 
 
