@@ -77,7 +77,8 @@ class TensorBlocks:
     nbytes: int
 
 
-class GGUFFile(Mapping[str, Tensor]):
+# Not Mapping[str, Tensor]: whoever checks types at run time would decode a tensor to look at its class.
+class GGUFFile(Mapping):
     """The metadata of a GGUF file and its tensors by their names there, decoded when they are asked for.
 
     metadata: numbers as int, float or bool, arrays of numbers as NumPy arrays, other arrays as lists.
