@@ -35,7 +35,7 @@ from shoestring.numbers.grouped_affine import ZeroPoint
 from shoestring.yardstick.environment import Environment
 from shoestring.yardstick.timing import InterleavedTimes, time_interleaved
 
-OURS, THEIRS, LIMIT = "ours, Q4_1", "llama.cpp, Q4_1", "reading the Q4_1 weights"
+OURS, THEIRS, LIMIT = "ours, Q4_1, inputs in int8", "llama.cpp, Q4_1", "reading the Q4_1 weights"
 READ_SUM = """
 #include <stdint.h>
 uint64_t read_sum(const uint64_t *from, int64_t words, int threads) {

@@ -118,8 +118,8 @@ def test_the_text_of_the_user_is_used(monkeypatch, tmp_path):
     monkeypatch.setattr(r_sparse, "load_model", lambda _: (tiny, Words()))
     model, texts, origin = r_sparse._smollm2(Effort.QUICK)
     assert model is tiny
-    assert origin.startswith("own.txt: 4 x 512 tokens to calibrate")
-    assert texts.calibration.shape == (4, 512)
+    assert origin.startswith("own.txt: 8 x 512 tokens to calibrate")
+    assert texts.calibration.shape == (8, 512)
     assert texts.held_out.shape == (8, 512)
     # searched on what thresholds were not set on
     assert int(texts.search.min()) == int(texts.calibration.max()) + 1

@@ -39,7 +39,7 @@ class CompiledRunner(DecoderRunner):
         cache: Any = None,
         capacity: int = 0,
         *,
-        activations: Activations = Activations.INT8,
+        activations: Activations = Activations.FLOAT32,
     ) -> None:
         self.compiled = CompiledDecoder(model, activations=activations)
         self._packed = any(isinstance(module, PackedLinear) for module in model.modules())
@@ -92,7 +92,7 @@ class CompiledRunner(DecoderRunner):
 
 
 def compiled_runner(
-    model: Decoder, cache: Any = None, capacity: int = 0, activations: Activations = Activations.INT8
+    model: Decoder, cache: Any = None, capacity: int = 0, activations: Activations = Activations.FLOAT32
 ) -> CompiledRunner | None:
     """A `CompiledRunner` where it can do all that is asked, else None.
 

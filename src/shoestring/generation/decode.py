@@ -79,7 +79,7 @@ def stream(
     stop_tokens: Sequence[int] | None = None,
     cache: Any = None,
     prefill_chunk: int = 512,
-    activation_bits: int = 8,
+    activation_bits: int = 32,
 ) -> Stream:
     """Generate from `prompt`, text or token ids, one piece at a time.
 
@@ -88,7 +88,8 @@ def stream(
     before which the output ends. stop_tokens: tokens that end it, kept in `tokens`; by default the model's
     own. cache: an empty cache of the model's kind. prefill_chunk: tokens of the prompt per forward pass.
     activation_bits: of a `Decoder` on the CPU with packed weights: 8 rounds the inputs of its linear layers
-    to int8, block by block, and keeps keys and values in float16; 32 computes with the weights in float32.
+    to int8, block by block, and keeps keys and values in float16, which is faster, above all for prompts, and
+    costs about 0.5 % in perplexity; 32, the default, computes with the weights as they are, in float32.
 
     Raises: ValueError for an empty prompt, one that the context cannot hold, ids outside the vocabulary, or
     numbers below 1; TypeError for a model that does not generate.

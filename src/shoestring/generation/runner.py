@@ -72,7 +72,7 @@ def make_runner(
     model: nn.Module,
     cache: Any = None,
     capacity: int = 0,
-    activations: Activations = Activations.INT8,
+    activations: Activations = Activations.FLOAT32,
 ) -> Runner:
     """The runner for a model: for a `Decoder` on the CPU the compiled step, where it can do what is asked.
 

@@ -49,7 +49,7 @@ class CompiledDecoder:
         decoder: Decoder,
         kernel_of: KernelOf | None = None,
         *,
-        activations: Activations = Activations.INT8,
+        activations: Activations = Activations.FLOAT32,
     ) -> None:
         cfg = decoder.cfg
         _require_plain_modules(decoder)

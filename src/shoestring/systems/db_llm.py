@@ -159,16 +159,17 @@ def measure(effort: Effort, seed: int) -> Comparison:
     run trains all blocks (about an hour)."""
     started = time.perf_counter()
     smoke = effort is Effort.SMOKE
-    task = tiny_task(seed) if smoke else language_task((32, 512), (8, 512))
+    full = effort is Effort.FULL
+    task = tiny_task(seed) if smoke else language_task((32, 512), (8 if full else 4, 512))
     group = 32 if smoke else GROUP
     block = 1 if smoke else BLOCK
-    calibration = capture(task.model, [w[None] for w in task.calibration[:16]])
-    rows, best, compensated = untrained_rows(task, calibration, group, full=effort is Effort.FULL)
+    calibration = capture(task.model, [w[None] for w in task.calibration[: 16 if full else 8]])
+    rows, best, compensated = untrained_rows(task, calibration, group, full=full)
     rows += block_rows(task, calibration, block, group, steps=4 if smoke else 100)
     rows += time_rows(*((256, 256, 3) if smoke else (8192, 4096, 9)))
     rows += size_rows(task.model, compensated, group)
     notes = [task.origin]
-    if effort is Effort.FULL:
+    if full:
         rows += distilled_rows(task, calibration, best, seed)
     else:
         for claim in (STUDENT, DEVIATION):
@@ -197,7 +198,8 @@ def untrained_rows(
         recipes["weights"] = DualBinarize(group, Fit.WEIGHTS)
     models = {name: _applied(task.model, recipe, calibration) for name, recipe in recipes.items()}
     found = {name: _nll(model, task) for name, model in models.items()}
-    found["GPTQ"] = _nll(_applied(task.model, GPTQ(2, group, ZeroPoint.INTEGER), calibration), task)
+    if full:
+        found["GPTQ"] = _nll(_applied(task.model, GPTQ(2, group, ZeroPoint.INTEGER), calibration), task)
     share = (rounded - found["inputs"]) / (rounded - exact) if rounded != exact else math.nan
     rows = [GAP.row(baseline=None, method=share, against="float32 and rounding")]
     labels = {

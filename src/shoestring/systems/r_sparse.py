@@ -42,7 +42,7 @@ card = Card(
 
 SEARCH = {
     Effort.SMOKE: Evolution(population=3, generations=1, elite=2),
-    Effort.QUICK: Evolution(population=8, generations=4, elite=4),
+    Effort.QUICK: Evolution(population=6, generations=4, elite=3),
     Effort.FULL: Evolution(),
 }
 """By effort; the quick one is a part of the full one."""
@@ -76,7 +76,7 @@ def _smollm2(effort: Effort) -> tuple[Decoder, Texts, str]:
     path = os.environ.get("SHOESTRING_TEXT")
     halves = file_halves(path) if path else default_halves()
     name = halves.name
-    calibration = token_windows(halves.calibration, tokenizer, 512, limit=8 if effort is Effort.FULL else 4)
+    calibration = token_windows(halves.calibration, tokenizer, 512, limit=8)
     windows = token_windows(halves.calibration, tokenizer, 256, name=name)[2 * len(calibration) :]
     search = windows[: 8 if effort is Effort.FULL else 4]
     held_out = token_windows(halves.held_out, tokenizer, 512, limit=8, name=name)
