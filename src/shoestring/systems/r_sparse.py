@@ -42,7 +42,7 @@ card = Card(
 
 SEARCH = {
     Effort.SMOKE: Evolution(population=3, generations=1, elite=2),
-    Effort.QUICK: Evolution(population=6, generations=4, elite=3),
+    Effort.QUICK: Evolution(population=8, generations=4, elite=4),
     Effort.FULL: Evolution(),
 }
 """By effort; the quick one is a part of the full one."""
@@ -76,9 +76,11 @@ def _smollm2(effort: Effort) -> tuple[Decoder, Texts, str]:
     path = os.environ.get("SHOESTRING_TEXT")
     halves = file_halves(path) if path else default_halves()
     name = halves.name
-    calibration = token_windows(halves.calibration, tokenizer, 512, limit=8)
-    windows = token_windows(halves.calibration, tokenizer, 256, name=name)[2 * len(calibration) :]
-    search = windows[: 8 if effort is Effort.FULL else 4]
+    windows = token_windows(halves.calibration, tokenizer, 512, name=name)
+    # Spread over the text: thresholds are of the whole of it, not of its first article.
+    spread = torch.linspace(0, len(windows) - 1, 16).long()
+    between = spread[1 :: 2 if effort is Effort.FULL else 4]
+    calibration, search = windows[spread[::2]], windows[between, :256]
     held_out = token_windows(halves.held_out, tokenizer, 512, limit=8, name=name)
     sizes = f"{len(calibration)} x 512 tokens to calibrate, {len(search)} x 256 to search"
     return model, Texts(calibration, search, held_out, 256, 128), f"{name}: {sizes}, others to judge"

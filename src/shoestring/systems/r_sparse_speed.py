@@ -37,7 +37,7 @@ class SpeedSettings:
 
     tokens: int = 128
     rounds: int = 5
-    linear_rounds: int = 15
+    linear_rounds: int = 11
 
 
 def speed_rows(
