@@ -11,6 +11,7 @@ from shoestring.models.compiled_decoder import CannotCompile, CompiledDecoder
 from shoestring.models.decoder import Decoder
 from shoestring.models.decoder_config import DecoderConfig
 from shoestring.numbers.dual_binary import DualBinary
+from shoestring.yardstick.flops import CostCounter
 
 from .families import MAKERS, ids_of, make
 
@@ -172,3 +173,17 @@ def test_binary_planes_take_part():
     with torch.no_grad():
         expected = decoder(ids).logits[0]
     torch.testing.assert_close(run(CompiledDecoder(decoder), ids[0], [(0, 6)]), expected, rtol=0, atol=1e-4)
+
+
+def test_the_cost_of_a_step_is_every_weight_and_every_key_and_value_once():
+    decoder = ragged(head_dim=10, heads=6, kv_heads=2, hidden=37)
+    compiled = CompiledDecoder(decoder)
+    compiled.use(room_of(decoder, 9))
+    compiled(torch.arange(8), 0)
+    with CostCounter() as cost:
+        compiled(torch.tensor([8]), 8)
+    layer = 37 * (60 + 20 + 20) + 60 * 37 + 3 * 37 * 45
+    weights = 2 * layer + 37 * 53
+    assert cost.flops_by_operation["decode_step"] == 2 * weights + 2 * (4 * 60 * 9)
+    embedding = 8 + 2 * 4 * 37  # its id and row are read, the row is written
+    assert cost.bytes == 4 * weights + 2 * (2 * 20 * 9 * 4) + embedding

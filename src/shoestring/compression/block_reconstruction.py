@@ -7,7 +7,6 @@ Source: Nagel et al. 2020, "Up or Down? Adaptive Rounding for Post-Training Quan
 al. 2021, "BRECQ", section 3.2 (a block at a time).
 """
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from shoestring.layers.dual_binary_linear import LatentDualBinaryLinear
+from shoestring.training.latent_steps import latent_steps
 from shoestring.yardstick.language_quality import without_cache
 
 
@@ -100,45 +100,13 @@ def reconstruct(
     layers = [module for module in block.modules() if isinstance(module, LatentDualBinaryLinear)]
     if not layers:
         raise ValueError("the block has no latent layer to train; make some with DualBinarize.latent.")
-    groups = [
-        {"params": [layer.theta for layer in layers], "lr": settings.level_rate},
-        {"params": [layer.latent for layer in layers], "lr": settings.latent_rate},
-    ]
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), weight_decay=0.0)
-    rate = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / settings.steps))
-    )
-    parameters = [p for group in groups for p in group["params"]]  # type: ignore[attr-defined]
-    with _only(block, parameters), torch.enable_grad():
+    rates = {"level_rate": settings.level_rate, "latent_rate": settings.latent_rate}
+    with latent_steps(block, layers, steps=settings.steps, **rates) as make_step:
         for step in range(settings.steps):
             index = step % len(trace.outputs)
-            error = (trace.run(block, index) - trace.outputs[index])[:, 1:]
-            optimizer.zero_grad(set_to_none=True)
-            error.square().mean().backward()
-            nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            rate.step()
-            for layer in layers:
-                layer.project()
+            make_step((trace.run(block, index) - trace.outputs[index])[:, 1:].square().mean())
             if progress is not None:
                 progress(step + 1, settings.steps)
-
-
-class _only:
-    """Within, only these parameters of a block have gradients."""
-
-    def __init__(self, block: nn.Module, parameters: list[nn.Parameter]) -> None:
-        self._before = [(p, p.requires_grad) for p in block.parameters()]
-        self._chosen = {id(p) for p in parameters}
-
-    def __enter__(self) -> None:
-        for parameter, _ in self._before:
-            parameter.requires_grad_(id(parameter) in self._chosen)
-
-    def __exit__(self, *_: object) -> None:
-        for parameter, before in self._before:
-            parameter.requires_grad_(before)
-            parameter.grad = None
 
 
 def _hidden(output: Any) -> Tensor:

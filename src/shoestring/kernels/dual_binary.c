@@ -7,29 +7,8 @@
    - bitwise: x in 8-bit integers, cut into bit planes; AND and popcount only.
    Every thread computes its own rows, each in one fixed order: the number of threads changes no bit. */
 
+#include "lanes.h"
 #include "linear_kernel.h"
-#include <string.h>
-#if defined(__AVX512F__) || defined(__F16C__)
-#include <immintrin.h>
-#endif
-
-static inline float half_to_float(uint16_t half) {
-#ifdef __F16C__
-    return _cvtsh_ss(half);
-#else
-    uint32_t sign = (uint32_t)(half & 0x8000) << 16, magnitude = half & 0x7fff;
-    float value;
-    uint32_t bits = magnitude << 13;
-    memcpy(&value, &bits, 4);
-    value *= 0x1p112f; /* moves the exponent, subnormal halves too */
-    memcpy(&bits, &value, 4);
-    if (magnitude >= 0x7c00) bits |= 0x7f800000;
-    bits |= sign;
-    memcpy(&value, &bits, 4);
-    return value;
-#endif
-}
-
 static void share(int64_t total, int64_t step, int thread, int n_threads, int64_t *first, int64_t *last) {
     int64_t blocks = (total + step - 1) / step;
     *first = blocks * thread / n_threads * step;

@@ -1,7 +1,6 @@
 """A pruned language model: its perplexity, its text, and the time of a token."""
 
 import copy
-import os
 from dataclasses import dataclass
 from functools import partial
 
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from shoestring.compression import MagnitudePrune, StoreSparse, Wanda, apply, capture, prune_in_place
 from shoestring.compression.load_model import load_model
-from shoestring.data.text import default_halves, file_halves, token_windows
+from shoestring.data.text import token_windows
 from shoestring.generation import batch_memory
 from shoestring.kernels.decode_step import LayerCache
 from shoestring.layers.rotary import Rope
@@ -18,6 +17,7 @@ from shoestring.models.compiled_decoder import CompiledDecoder
 from shoestring.models.decoder import Decoder
 from shoestring.models.decoder_config import DecoderConfig
 from shoestring.systems.flash_llm_claims import DECODING, SAME_TEXT, WANDA_AGAINST_MAGNITUDE, WANDA_QUALITY
+from shoestring.systems.language_task import text_halves
 from shoestring.yardstick.comparison import Row
 from shoestring.yardstick.language_quality import perplexity
 from shoestring.yardstick.timing import time_interleaved
@@ -44,8 +44,7 @@ def trained_task(calibrating: int, judged: int, window: int) -> Task:
     Raises: MissingData where the model is not installed.
     """
     decoder, tokenizer = load_model("smollm2-135m")
-    path = os.environ.get("SHOESTRING_TEXT")
-    halves = file_halves(path) if path else default_halves()
+    halves = text_halves()
 
     def windows(text: str, count: int) -> Tensor:
         return _spread(token_windows(text, tokenizer, window, name=halves.name), count)

@@ -3,19 +3,18 @@
 A prompt is dense, a decoded token reads half of the weights, and nothing is trained.
 """
 
-import os
-
 import torch
 from torch import Tensor
 
 from shoestring.compression.alpha_search import Evolution
 from shoestring.compression.load_model import load_model
-from shoestring.data.text import default_halves, file_halves, token_windows
+from shoestring.data.text import token_windows
 from shoestring.layers.rotary import Rope
 from shoestring.models.decoder import Decoder
 from shoestring.models.decoder_config import DecoderConfig
 from shoestring.notices import record_fallbacks
 from shoestring.systems.card import Card, Effort
+from shoestring.systems.language_task import text_halves
 from shoestring.systems.r_sparse_claims import CLAIMS
 from shoestring.systems.r_sparse_quality import QualityRun, Texts
 from shoestring.systems.r_sparse_speed import PROMPT, SpeedSettings, speed_rows
@@ -73,8 +72,7 @@ def measure(effort: Effort, seed: int) -> Comparison:
 def _smollm2(effort: Effort) -> tuple[Decoder, Texts, str]:
     """SmolLM2-135M on `$SHOESTRING_TEXT` or the default text: the first half calibrates, the other judges."""
     model, tokenizer = load_model("smollm2-135m")
-    path = os.environ.get("SHOESTRING_TEXT")
-    halves = file_halves(path) if path else default_halves()
+    halves = text_halves()
     name = halves.name
     windows = token_windows(halves.calibration, tokenizer, 512, name=name)
     # Spread over the text: thresholds are of the whole of it, not of its first article.

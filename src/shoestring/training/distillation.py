@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shoestring.layers.dual_binary_linear import DualBinaryLinear, LatentDualBinaryLinear
+from shoestring.training.latent_steps import latent_steps
 from shoestring.yardstick.language_quality import without_cache
 
 Logits = Float[Tensor, "*batch vocabulary"]
@@ -138,35 +139,18 @@ def distil(
     batches = list(batches)
     if not batches:
         raise ValueError("there is no batch to distil on; give token ids.")
-    student.requires_grad_(False)
-    groups = [
-        {"params": [layer.theta for layer in layers], "lr": settings.level_rate},
-        {"params": [layer.latent for layer in layers], "lr": settings.latent_rate},
-    ]
-    parameters = [p for layer in layers for p in (layer.theta, layer.latent)]
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), weight_decay=0.0)
-    rate = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / settings.steps))
-    )
-    for step in range(settings.steps):
-        ids = batches[step % len(batches)]
-        with torch.autocast(ids.device.type, autocast, enabled=autocast is not None):
-            with torch.no_grad():
-                target = _logits(teacher, ids)
-            predicted = _logits(student, ids)
-        labels = F.pad(ids[:, 1:], (0, 1), value=-100)
-        loss = settings.loss(predicted, target, labels)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        rate.step()
-        for layer in layers:
-            layer.project()
-        if progress is not None:
-            progress(step + 1, settings.steps, float(loss.detach()))
+    rates = {"level_rate": settings.level_rate, "latent_rate": settings.latent_rate}
+    with latent_steps(student, layers, steps=settings.steps, **rates) as make_step:
+        for step in range(settings.steps):
+            ids = batches[step % len(batches)]
+            with torch.autocast(ids.device.type, autocast, enabled=autocast is not None):
+                with torch.no_grad():
+                    target = _logits(teacher, ids)
+                predicted = _logits(student, ids)
+            loss = settings.loss(predicted, target, F.pad(ids[:, 1:], (0, 1), value=-100))
+            make_step(loss)
+            if progress is not None:
+                progress(step + 1, settings.steps, float(loss.detach()))
     student.requires_grad_(False)
 
 

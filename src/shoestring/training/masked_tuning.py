@@ -20,7 +20,7 @@ Progress = Callable[[int, float], None]
 
 @dataclass(frozen=True)
 class MaskedTuning:
-    """How long and how fast; 100 to 300 steps recover most of what one-shot pruning loses.
+    """How long and how fast.
 
     lr: highest, after a linear rise over a tenth of the steps; it falls along a cosine to 0. distillation:
     share of the teacher's distribution in the loss, the rest is the text's next token. temperature: of both
