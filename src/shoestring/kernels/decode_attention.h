@@ -1,104 +1,168 @@
 /* Attention of a few new tokens over the slots of a cache, in pieces of CHUNK slots with partial softmaxes.
 
    A piece of one key-value head belongs to one thread; how a sequence is cut does not depend on the number of
-   threads, and pieces are merged in their order, so neither does the result.
-   Source: Dao et al. 2023, "Flash-Decoding": a softmax over a split sequence, merged by its maxima and sums. */
+   threads, and pieces are merged in their order, so neither does the result. Every key and value is read once
+   for all queries of its head. Codes are never decoded: with k = s·c + l, q·k = s·(q·c) + l·Σ q, and
+   Σ p·v = Σ (p·s)·c + Σ p·l.
+   Sources: Dao et al. 2023, "Flash-Decoding": a softmax over a split sequence, merged by its maxima and sums;
+   grids outside the inner loop: TurboMind, InternLM/lmdeploy. */
 
 #ifndef SHOESTRING_DECODE_ATTENTION_H
 #define SHOESTRING_DECODE_ATTENTION_H
 
-#include "lanes.h"
+#include "attention_shape.h"
 
 enum { CHUNK = 128, GROUP = 4 /* queries that share a key when it is read */ };
-
-typedef struct {
-    int64_t heads, kv_heads, head_dim, tokens, start, window; /* window 0: all */
-    int64_t capacity;                                         /* slots between two heads of the cache */
-    float scale;
-    int kind; /* how the cache stores numbers */
-} attention_shape;
+enum { KINDS = 6, STRIP = 4 /* vectors of a row of values that are summed up together */ };
 
 /* Partial results of one row and head in one piece: the largest score, the sum, and head_dim weighted sums. */
 INLINE int64_t partial_floats(int64_t head_dim) { return head_dim + 2; }
 
 INLINE int64_t chunks_until(int64_t slots) { return (slots + CHUNK - 1) / CHUNK; }
 
-/* scores[query][slot] of up to GROUP queries with a run of `slots` <= 16 slots; every key is read once. */
-INLINE void score_run(const float *q, const void *keys, const void *values, int64_t index, int64_t slots, int64_t n, float scale,
-                      int queries, int kind, float scores[GROUP][CHUNK]) {
+/* Ask for `slots` rows of values, which come next, and for the keys of as many slots further on. */
+INLINE void prefetch_rows(const char *keys, int64_t key_bytes, const char *values, int64_t value_bytes, int64_t s) {
+    int64_t every = key_bytes < 64 ? 64 / key_bytes : 1;
+    if (s % every == 0)
+        for (int64_t i = 0; i < key_bytes; i += 64) __builtin_prefetch(keys + (s + LANES) * key_bytes + i);
+    every = value_bytes < 64 ? 64 / value_bytes : 1;
+    if (s % every == 0)
+        for (int64_t i = 0; i < value_bytes; i += 64) __builtin_prefetch(values + s * value_bytes + i);
+}
+
+/* dots[query] <- the products of up to GROUP queries with a run of `slots` <= 16 rows, a lane each. */
+INLINE void multiply_run(const float *q, const char *keys, const char *values, int64_t value_bytes, int64_t slots,
+                         int64_t n, int queries, int kind, lanes dots[GROUP]) {
     lanes sums[GROUP][LANES] = {0};
-    int64_t whole = n - n % LANES;
+    int64_t bytes = row_bytes(kind, n), parts = vectors_of_run(kind), whole = n / LANES;
     for (int64_t s = 0; s < slots; s++) {
-        int64_t here = index + s * n, bytes = storage_bytes(kind);
+        const char *row = keys + s * bytes;
         lanes sum[GROUP] = {0};
-        /* Ask for the values, which come next, and for the keys of the next run. */
-        for (int64_t i = 0; i < n * bytes; i += 64) {
-            __builtin_prefetch((const char *)values + here * bytes + i);
-            __builtin_prefetch((const char *)keys + (here + LANES * n) * bytes + i);
-        }
-        for (int64_t i = 0; i < whole; i += LANES) {
-            lanes key = load_stored(keys, here + i, kind);
-            for (int g = 0; g < queries; g++) sum[g] += load_lanes(q + g * n + i) * key;
-        }
-        if (whole < n) {
-            lanes key = load_some(keys, here + whole, n - whole, kind);
-            for (int g = 0; g < queries; g++) sum[g] += load_some(q, g * n + whole, n - whole, FLOAT32) * key;
+        prefetch_rows(keys, bytes, values, value_bytes, s);
+        for (int64_t i = 0; i < whole; i += parts)
+            for (int64_t part = 0; part < parts; part++) {
+                lanes key = load_vector(row, i + part, kind);
+                for (int g = 0; g < queries; g++) sum[g] += load_lanes(q + g * n + (i + part) * LANES) * key;
+            }
+        if (n % LANES) {
+            lanes key = load_rest(row, n, kind);
+            for (int g = 0; g < queries; g++) sum[g] += load_some(q, g * n + whole * LANES, n % LANES, FLOAT32) * key;
         }
         for (int g = 0; g < queries; g++) sums[g][s] = sum[g];
     }
-    for (int g = 0; g < queries; g++) store_lanes(scores[g], scale * sum_each(sums[g]));
+    for (int g = 0; g < queries; g++) dots[g] = sum_each(sums[g]);
 }
 
-INLINE lanes stored_or_some(const void *from, int64_t index, int64_t count, int kind) {
-    return count == LANES ? load_stored(from, index, kind) : load_some(from, index, count, kind);
-}
+typedef void score_function(const float *q, const attention_shape *shape, int64_t index, int64_t slots,
+                            float scores[GROUP][CHUNK]);
+typedef void weigh_function(const attention_shape *shape, int64_t index, int64_t slots, float weights[GROUP][CHUNK],
+                            float *const out[GROUP]);
 
-/* out[query][i…] = Σ weights[query][slot] · value, for `count` <= 16 channels; every value is read once. */
-INLINE void weigh_channels(const void *values, int64_t index, int64_t slots, int64_t n, int64_t count, int queries,
-                           int kind, float weights[GROUP][CHUNK], float *const out[GROUP], int64_t i) {
-    lanes even[GROUP] = {0}, odd[GROUP] = {0};
-    int64_t s = 0;
-    for (; s + 2 <= slots; s += 2) {
-        lanes first = stored_or_some(values, index + s * n, count, kind);
-        lanes second = stored_or_some(values, index + (s + 1) * n, count, kind);
-        for (int g = 0; g < queries; g++) {
-            even[g] += weights[g][s] * first;
-            odd[g] += weights[g][s + 1] * second;
-        }
+/* scores[query][slot] for `slots` <= CHUNK rows from `index` on, −∞ in what is left of the last run. */
+INLINE void score_rows(const float *q, const attention_shape *shape, int64_t index, int64_t slots,
+                       float scores[GROUP][CHUNK], int queries, int kind) {
+    int64_t n = shape->head_dim, value_bytes = row_bytes((int)shape->values.kind, n);
+    const char *keys = shape->keys.rows + index * row_bytes(kind, n), *values = shape->values.rows + index * value_bytes;
+    float q_sums[GROUP] = {0};
+    for (int g = 0; g < queries && kind >= CODES8; g++) {
+        lanes sum = {0};
+        for (int64_t i = 0; i < n; i += LANES) sum += load_lanes(q + g * n + i);
+        q_sums[g] = sum_lanes(sum);
     }
-    if (s < slots) {
-        lanes last = stored_or_some(values, index + s * n, count, kind);
-        for (int g = 0; g < queries; g++) even[g] += weights[g][s] * last;
-    }
-    for (int g = 0; g < queries; g++) {
-        lanes sum = even[g] + odd[g];
-        memcpy(out[g] + i, &sum, (size_t)count * 4);
-    }
-}
-
-INLINE void weigh_values(const void *values, int64_t index, int64_t slots, int64_t n, int queries, int kind,
-                         float weights[GROUP][CHUNK], float *const out[GROUP]) {
-    int64_t i = 0;
-    for (; i + LANES <= n; i += LANES)
-        weigh_channels(values, index + i, slots, n, LANES, queries, kind, weights, out, i);
-    if (i < n) weigh_channels(values, index + i, slots, n, n - i, queries, kind, weights, out, i);
-}
-
-/* Up to GROUP queries against slots [first, end) of one head: partials <- their softmaxes over them. */
-INLINE void attend_queries(const float *q, const void *keys, const void *values, int64_t base, int64_t first,
-                           int64_t end, const attention_shape *shape, int queries, int kind,
-                           float *const partials[GROUP]) {
-    int64_t slots = end - first, n = shape->head_dim, index = base + first * n;
-    float scores[GROUP][CHUNK], *out[GROUP];
     for (int64_t s = 0; s < slots; s += LANES) {
         int64_t run = slots - s < LANES ? slots - s : LANES;
-        float here[GROUP][CHUNK];
-        score_run(q, keys, values, index + s * n, run, n, shape->scale, queries, kind, here);
+        lanes dots[GROUP];
+        if (run == LANES)
+            multiply_run(q, keys + s * row_bytes(kind, n), values + s * value_bytes, value_bytes, LANES, n, queries, kind, dots);
+        else
+            multiply_run(q, keys + s * row_bytes(kind, n), values + s * value_bytes, value_bytes, run, n, queries, kind, dots);
+        if (kind >= CODES8) {
+            grid_lanes grid = load_some_grids(shape->keys.grids + 2 * (index + s), run);
+            for (int g = 0; g < queries; g++) dots[g] = grid.scale * dots[g] + grid.lowest * q_sums[g];
+        }
         for (int g = 0; g < queries; g++) {
-            for (int64_t i = run; i < LANES; i++) here[g][i] = -INFINITY;
-            memcpy(scores[g] + s, here[g], LANES * 4);
+            store_lanes(scores[g] + s, shape->scale * dots[g]);
+            for (int64_t i = run; i < LANES; i++) scores[g][s + i] = -INFINITY;
         }
     }
+}
+
+INLINE lanes load_either(const char *row, int64_t i, int64_t n, int kind) {
+    return (i + 1) * LANES <= n ? load_vector(row, i, kind) : load_rest(row, n, kind);
+}
+
+/* out[query][vectors i…] = Σ weights[query][slot] · value + more[query]; every value is read once. */
+INLINE void weigh_strip(const char *values, int64_t slots, int64_t n, int64_t i, int width, int queries, int kind,
+                        float weights[GROUP][CHUNK], const float more[GROUP], float *const out[GROUP]) {
+    lanes sums[GROUP][STRIP] = {0};
+    int64_t bytes = row_bytes(kind, n);
+    for (int64_t s = 0; s < slots; s++)
+        for (int v = 0; v < width; v++) {
+            lanes value = load_either(values + s * bytes, i + v, n, kind);
+            for (int g = 0; g < queries; g++) sums[g][v] += weights[g][s] * value;
+        }
+    for (int g = 0; g < queries; g++)
+        for (int v = 0; v < width; v++) {
+            int64_t begin = (i + v) * LANES, count = n - begin < LANES ? n - begin : LANES;
+            lanes sum = sums[g][v] + more[g];
+            memcpy(out[g] + begin, &sum, (size_t)count * 4);
+        }
+}
+
+/* out[query] <- Σ weights[query][slot] · value over `slots` rows; the weights are overwritten. */
+INLINE void weigh_rows(const attention_shape *shape, int64_t index, int64_t slots, float weights[GROUP][CHUNK],
+                       float *const out[GROUP], int queries, int kind) {
+    int64_t n = shape->head_dim, i = 0;
+    const char *values = shape->values.rows + index * row_bytes(kind, n);
+    float more[GROUP] = {0};
+    if (kind >= CODES8) {
+        lanes sums[GROUP] = {0};
+        for (int64_t s = 0; s < slots; s += LANES) {
+            grid_lanes grid = load_some_grids(shape->values.grids + 2 * (index + s), slots - s < LANES ? slots - s : LANES);
+            for (int g = 0; g < queries; g++) {
+                lanes weight = load_lanes(weights[g] + s);
+                sums[g] += weight * grid.lowest;
+                store_lanes(weights[g] + s, weight * grid.scale);
+            }
+        }
+        for (int g = 0; g < queries; g++) more[g] = sum_lanes(sums[g]);
+    }
+    int64_t whole = n / LANES, parts = vectors_of_run(kind);
+    for (; i + STRIP <= whole; i += STRIP) weigh_strip(values, slots, n, i, STRIP, queries, kind, weights, more, out);
+    for (; i + parts <= whole; i += parts)
+        weigh_strip(values, slots, n, i, vectors_of_run(kind), queries, kind, weights, more, out);
+    if (n % LANES) weigh_strip(values, slots, n, i, 1, queries, kind, weights, more, out);
+}
+
+/* One function for every kind of storage and number of queries: keys and values may differ in kind. */
+#define WITH_QUERIES(KIND, QUERIES)                                                                                  \
+    static void score_##KIND##_##QUERIES(const float *q, const attention_shape *shape, int64_t index, int64_t slots, \
+                                         float scores[GROUP][CHUNK]) {                                               \
+        score_rows(q, shape, index, slots, scores, QUERIES, KIND);                                                   \
+    }                                                                                                                \
+    static void weigh_##KIND##_##QUERIES(const attention_shape *shape, int64_t index, int64_t slots,                 \
+                                         float weights[GROUP][CHUNK], float *const out[GROUP]) {                     \
+        weigh_rows(shape, index, slots, weights, out, QUERIES, KIND);                                                \
+    }
+#define WITH_KIND(KIND) WITH_QUERIES(KIND, 1) WITH_QUERIES(KIND, 2) WITH_QUERIES(KIND, 3) WITH_QUERIES(KIND, 4)
+WITH_KIND(FLOAT32)
+WITH_KIND(BFLOAT16)
+WITH_KIND(FLOAT16)
+WITH_KIND(CODES8)
+WITH_KIND(CODES4)
+WITH_KIND(CODES2)
+#define EACH_COUNT(NAME, KIND) {NAME##_##KIND##_1, NAME##_##KIND##_2, NAME##_##KIND##_3, NAME##_##KIND##_4}
+#define EACH_KIND(NAME)                                                                                         \
+    {EACH_COUNT(NAME, FLOAT32), EACH_COUNT(NAME, BFLOAT16), EACH_COUNT(NAME, FLOAT16), EACH_COUNT(NAME, CODES8), \
+     EACH_COUNT(NAME, CODES4),  EACH_COUNT(NAME, CODES2)}
+static score_function *const score_functions[KINDS][GROUP] = EACH_KIND(score);
+static weigh_function *const weigh_functions[KINDS][GROUP] = EACH_KIND(weigh);
+
+/* Up to GROUP queries against slots [first, end) of one head: partials <- their softmaxes over them. */
+static void attend_queries(const float *q, const attention_shape *shape, int64_t index, int64_t slots, int queries,
+                           float *const partials[GROUP]) {
+    float scores[GROUP][CHUNK], *out[GROUP];
+    score_functions[shape->keys.kind][queries - 1](q, shape, index, slots, scores);
     for (int g = 0; g < queries; g++) {
         lanes most = all(-INFINITY), sum = {0};
         for (int64_t s = 0; s < slots; s += LANES) most = larger(most, load_lanes(scores[g] + s));
@@ -112,13 +176,12 @@ INLINE void attend_queries(const float *q, const void *keys, const void *values,
         partials[g][0] = largest, partials[g][1] = sum_lanes(sum);
         out[g] = partials[g] + 2;
     }
-    weigh_values(values, index, slots, n, queries, kind, scores, out);
+    weigh_functions[shape->values.kind][queries - 1](shape, index, slots, scores, out);
 }
 
-INLINE void attend_piece(const float *q, const void *keys, const void *values, int64_t head, int64_t chunk,
-                         int64_t n_chunks, const attention_shape *shape, int kind, float *partials) {
+static void attend_piece(const float *q, const attention_shape *shape, int64_t head, int64_t chunk, int64_t n_chunks,
+                         float *partials) {
     int64_t group = shape->heads / shape->kv_heads, n = shape->head_dim;
-    int64_t base = head * shape->capacity * n;
     for (int64_t row = 0; row < shape->tokens; row++) {
         int64_t position = shape->start + row, first = chunk * CHUNK, end = first + CHUNK;
         if (end > position + 1) end = position + 1;
@@ -130,36 +193,28 @@ INLINE void attend_piece(const float *q, const void *keys, const void *values, i
                 part[i] = partials + ((one + i) * n_chunks + chunk) * partial_floats(n);
                 part[i][0] = -INFINITY;
             }
-            if (first >= end) continue;
-            if (queries == 1) attend_queries(q + one * n, keys, values, base, first, end, shape, 1, kind, part);
-            else if (queries == 2) attend_queries(q + one * n, keys, values, base, first, end, shape, 2, kind, part);
-            else if (queries == 3) attend_queries(q + one * n, keys, values, base, first, end, shape, 3, kind, part);
-            else attend_queries(q + one * n, keys, values, base, first, end, shape, 4, kind, part);
+            if (first < end)
+                attend_queries(q + one * n, shape, head * shape->capacity + first, end - first, (int)queries, part);
         }
     }
 }
 
+/* The first piece that any of the tokens sees. */
+INLINE int64_t skipped_chunks(const attention_shape *shape) {
+    return shape->window && shape->start + 1 > shape->window ? (shape->start + 1 - shape->window) / CHUNK : 0;
+}
+
 /* The pieces of this thread. */
-static void attend_share(const float *q, const void *keys, const void *values, const attention_shape *shape,
-                         float *partials, int thread, int n_threads) {
-    int64_t n_chunks = chunks_until(shape->start + shape->tokens);
-    int64_t skipped = shape->window && shape->start + 1 > shape->window ? (shape->start + 1 - shape->window) / CHUNK : 0;
+static void attend_share(const float *q, const attention_shape *shape, float *partials, int thread, int n_threads) {
+    int64_t n_chunks = chunks_until(shape->start + shape->tokens), skipped = skipped_chunks(shape);
     int64_t pieces = shape->kv_heads * (n_chunks - skipped);
-    for (int64_t piece = pieces * thread / n_threads; piece < pieces * (thread + 1) / n_threads; piece++) {
-        int64_t head = piece / (n_chunks - skipped), chunk = skipped + piece % (n_chunks - skipped);
-        if (shape->kind == FLOAT32)
-            attend_piece(q, keys, values, head, chunk, n_chunks, shape, FLOAT32, partials);
-        else if (shape->kind == BFLOAT16)
-            attend_piece(q, keys, values, head, chunk, n_chunks, shape, BFLOAT16, partials);
-        else
-            attend_piece(q, keys, values, head, chunk, n_chunks, shape, FLOAT16, partials);
-    }
+    for (int64_t piece = pieces * thread / n_threads; piece < pieces * (thread + 1) / n_threads; piece++)
+        attend_piece(q, shape, piece / (n_chunks - skipped), skipped + piece % (n_chunks - skipped), n_chunks, partials);
 }
 
 /* out (tokens, heads, head_dim): all of it, by every thread for itself. */
 static void merge_pieces(const float *partials, const attention_shape *shape, float *out) {
-    int64_t n = shape->head_dim, n_chunks = chunks_until(shape->start + shape->tokens);
-    int64_t skipped = shape->window && shape->start + 1 > shape->window ? (shape->start + 1 - shape->window) / CHUNK : 0;
+    int64_t n = shape->head_dim, n_chunks = chunks_until(shape->start + shape->tokens), skipped = skipped_chunks(shape);
     for (int64_t one = 0; one < shape->tokens * shape->heads; one++, out += n) {
         const float *part = partials + one * n_chunks * partial_floats(n);
         float largest = -INFINITY, total = 0.0f;
@@ -177,6 +232,7 @@ static void merge_pieces(const float *partials, const attention_shape *shape, fl
         }
         float inverse = 1.0f / total;
         for (int64_t i = 0; i < n; i++) out[i] *= inverse;
+        from_row_order(out, n, (int)shape->values.kind);
     }
 }
 

@@ -141,6 +141,47 @@ INLINE void store_number(void *to, int64_t index, float value, int kind) {
     }
 }
 
+INLINE half_lanes narrow_lanes(lanes value, int kind) {
+    half_lanes halves;
+    if (kind == BFLOAT16) {
+        bit_lanes bits = (bit_lanes)value, even = bits + 0x7FFF + ((bits >> 16) & 1);
+        int_lanes is_nan = value != value;
+        bits = ((bit_lanes)is_nan & 0x7FC00000) | (~(bit_lanes)is_nan & even);
+        return __builtin_convertvector(bits >> 16, half_lanes);
+    }
+#if defined(__AVX512F__)
+    __m512 wide;
+    memcpy(&wide, &value, sizeof wide);
+    __m256i packed = _mm512_cvtps_ph(wide, _MM_FROUND_TO_NEAREST_INT);
+    memcpy(&halves, &packed, sizeof halves);
+#elif defined(__F16C__)
+    __m256 wide[2];
+    memcpy(wide, &value, sizeof wide);
+    __m128i packed[2] = {_mm256_cvtps_ph(wide[0], _MM_FROUND_TO_NEAREST_INT),
+                         _mm256_cvtps_ph(wide[1], _MM_FROUND_TO_NEAREST_INT)};
+    memcpy(&halves, packed, sizeof halves);
+#else
+    uint16_t each[LANES];
+    for (int i = 0; i < LANES; i++) store_number(each, i, value[i], FLOAT16);
+    memcpy(&halves, each, sizeof halves);
+#endif
+    return halves;
+}
+
+/* `count` numbers, each rounded as `store_number` does it. */
+INLINE void store_numbers(void *to, const float *from, int64_t count, int kind) {
+    int64_t i = 0;
+    if (kind == FLOAT32) {
+        memcpy(to, from, (size_t)count * 4);
+        return;
+    }
+    for (; i + LANES <= count; i += LANES) {
+        half_lanes halves = narrow_lanes(load_lanes(from + i), kind);
+        memcpy((uint16_t *)to + i, &halves, sizeof halves);
+    }
+    for (; i < count; i++) store_number(to, i, from[i], kind);
+}
+
 /* exp(x) to about one unit in the last place: 2^n times a polynomial on [−ln 2 / 2, ln 2 / 2].
    Coefficients: Taylor's, whose remainder there is below 2^-24 at degree 7. */
 INLINE lanes exp_lanes(lanes x) {

@@ -1,0 +1,48 @@
+/* Attention over a cache by itself: what the decode step does between its linear layers. */
+
+#include <omp.h>
+
+#include "attention.h"
+
+/* Of the shared room first, then of every thread's own; each starts on 64 bytes. */
+static int64_t shared_bytes(const attention_shape *shape) {
+    int64_t slots = shape->start + shape->tokens;
+    return (4 * attention_floats(shape->heads, shape->kv_heads, shape->head_dim, shape->tokens, slots) + 63) / 64 * 64;
+}
+
+static int64_t own_bytes(const attention_shape *shape) {
+    return (4 * attention_own_floats(shape->heads, shape->kv_heads, shape->head_dim, shape->tokens) + 63) / 64 * 64;
+}
+
+int64_t cached_attention_room(const attention_shape *shape, int threads) {
+    return shared_bytes(shape) + threads * own_bytes(shape);
+}
+
+/* Stores `count` rows of x (kv_heads, count, head_dim) from slot `first` on; 0 where float16 holds no grid. */
+int store_rows(const cache_rows *to, const float *x, int64_t kv_heads, int64_t capacity, int64_t first, int64_t count,
+               int64_t head_dim) {
+    int stored = 1;
+    for (int64_t head = 0; head < kv_heads; head++)
+        for (int64_t row = 0; row < count; row++)
+            stored &= store_row(x + (head * count + row) * head_dim, head_dim, to, head * capacity + first + row);
+    return stored;
+}
+
+/* q (tokens, heads, head_dim) is put into the order of the keys; out has its shape. */
+void cached_attention(const attention_shape *shape, float *q, char *room, float *out, int threads) {
+    team_barrier barrier = {0};
+    int64_t rows = shape->tokens * shape->heads, n = shape->head_dim;
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp single
+        barrier.size = omp_get_num_threads();
+        int thread = omp_get_thread_num(), n_threads = barrier.size;
+        float *own = (float *)(room + shared_bytes(shape) + thread * own_bytes(shape));
+        for (int64_t row = rows * thread / n_threads; row < rows * (thread + 1) / n_threads; row++)
+            to_row_order(q + row * n, n, (int)shape->keys.kind);
+        meet(&barrier);
+        const float *found = attend(q, shape, (float *)room, own, thread, n_threads, &barrier);
+        for (int64_t row = rows * thread / n_threads; row < rows * (thread + 1) / n_threads; row++)
+            memcpy(out + row * n, found + row * n, (size_t)n * 4);
+    }
+}

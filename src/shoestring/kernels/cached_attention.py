@@ -1,0 +1,196 @@
+"""Attention of new tokens over a KV cache that holds them already, by the loops of the decode step.
+
+A few tokens share out the cache in pieces; many are taken in blocks of queries. Keys and values may be stored in
+float32, bfloat16 or float16, or in codes of 8, 4 or 2 bits (`TokenCacheFormat`), each in a width of its own.
+"""
+
+import ctypes
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from shoestring.kernels.dense_linear import FLAGS, STORAGE_KINDS
+from shoestring.kernels.linear_kernel import aligned_copy, aligned_room
+from shoestring.kernels.native import load_library
+from shoestring.numbers.token_cache_format import TOKEN_BITS, decode_rows
+
+CODE_KINDS = {8: 3, 4: 4, 2: 5}
+"""Codes by their width, as numbered in `cache_rows.h`."""
+
+
+class CacheRows(ctypes.Structure):
+    """`cache_rows` of cache_rows.h."""
+
+    _fields_ = (("rows", ctypes.c_void_p), ("grids", ctypes.c_void_p), ("kind", ctypes.c_int64))
+
+
+class AttentionShape(ctypes.Structure):
+    """`attention_shape` of attention_shape.h."""
+
+    _fields_ = (
+        *(
+            (name, ctypes.c_int64)
+            for name in ("heads", "kv_heads", "head_dim", "tokens", "start", "window", "capacity")
+        ),
+        ("scale", ctypes.c_float),
+        ("keys", CacheRows),
+        ("values", CacheRows),
+    )
+
+
+@dataclass(frozen=True)
+class StoredRows:
+    """The keys or the values of one layer: rows (kv_heads, capacity, head_dim) of a type in `STORAGE_KINDS`, or
+    packed codes (kv_heads, capacity, bytes) uint8 with grids (kv_heads, capacity, 2) float16; contiguous.
+
+    Raises: ValueError or TypeError for tensors that do not go together, or widths without a kernel.
+    """
+
+    rows: Tensor
+    head_dim: int
+    grids: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        heads, capacity, width = self.rows.shape
+        if self.grids is None:
+            if self.rows.dtype not in STORAGE_KINDS or width != self.head_dim:
+                raise TypeError(
+                    f"rows {tuple(self.rows.shape)} of {self.rows.dtype} hold no numbers of heads of "
+                    f"{self.head_dim} channels; use one of {list(STORAGE_KINDS)}, or give grids with codes."
+                )
+            return
+        if self.bits not in CODE_KINDS or width % 16 or self.rows.dtype != torch.uint8:
+            raise ValueError(
+                f"codes {tuple(self.rows.shape)} of {self.rows.dtype} are not {self.head_dim} channels of 8, 4 or "
+                "2 bits in whole runs of 16 bytes; use another width or 16 bits."
+            )
+        if self.grids.shape != (heads, capacity, 2) or self.grids.dtype != torch.float16:
+            raise ValueError(
+                f"grids {tuple(self.grids.shape)} of {self.grids.dtype} must be {(heads, capacity, 2)} float16."
+            )
+
+    @property
+    def bits(self) -> int:
+        """Bits of a number or code."""
+        return 8 * self.rows.shape[2] * self.rows.element_size() // self.head_dim
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of a token, all heads and grids included."""
+        parts = [self.rows] if self.grids is None else [self.rows, self.grids]
+        return sum(part.shape[0] * part.shape[2] * part.element_size() for part in parts)
+
+    @property
+    def struct(self) -> CacheRows:
+        """For C; good as long as the tensors are."""
+        if self.grids is None:
+            return CacheRows(self.rows.data_ptr(), None, STORAGE_KINDS[self.rows.dtype])
+        return CacheRows(self.rows.data_ptr(), self.grids.data_ptr(), CODE_KINDS[self.bits])
+
+    def numbers(self) -> Float[Tensor, "heads capacity dim"]:
+        """What is stored, float32."""
+        if self.grids is None:
+            return self.rows.float()
+        return decode_rows(self.rows, self.grids, self.bits, self.head_dim)
+
+
+def empty_rows(kv_heads: int, capacity: int, head_dim: int, bits: int) -> StoredRows:
+    """Room for rows in float16 (16 bits) or codes, zeros. Raises: ValueError for a width that does not fit."""
+    if bits not in TOKEN_BITS:
+        raise ValueError(f"bits={bits} is not a width of cached keys and values; use 16, 8, 4 or 2.")
+    if bits == 16:
+        return StoredRows(torch.zeros(kv_heads, capacity, head_dim, dtype=torch.float16), head_dim)
+    if head_dim * bits % 128:
+        raise ValueError(
+            f"heads of {head_dim} channels in {bits} bits fill no whole runs of 16 bytes; use a multiple of "
+            f"{128 // bits} channels, or 16 bits."
+        )
+    codes = torch.zeros(kv_heads, capacity, head_dim * bits // 8, dtype=torch.uint8)
+    return StoredRows(codes, head_dim, torch.zeros(kv_heads, capacity, 2, dtype=torch.float16))
+
+
+def store_rows(to: StoredRows, x: Float[Tensor, "heads count dim"], first: int) -> None:
+    """Write rows from slot `first` on, as the decode step does.
+
+    Raises: ValueError where they are beyond the room, or codes cannot hold them; NoCompiler.
+    """
+    heads, capacity, _ = to.rows.shape
+    if x.shape[0] != heads or x.shape[2] != to.head_dim or not 0 <= first <= first + x.shape[1] <= capacity:
+        raise ValueError(f"rows {tuple(x.shape)} from slot {first} on do not fit {tuple(to.rows.shape)}.")
+    x = x.float().contiguous()
+    stored = _library().store_rows(
+        ctypes.byref(to.struct), x.data_ptr(), heads, capacity, first, x.shape[1], to.head_dim
+    )
+    if not stored:
+        raise ValueError(f"a key or value is not finite or beyond ±65504; {to.bits} bits cannot store it.")
+
+
+def cached_attention(
+    q: Float[Tensor, "tokens heads dim"],
+    keys: StoredRows,
+    values: StoredRows,
+    start: int,
+    scale: float,
+    window: int | None = None,
+    threads: int | None = None,
+) -> Float[Tensor, "tokens heads dim"]:
+    """Attention of tokens at slots and positions start, start + 1, …, each of which sees itself and those before.
+
+    window: how many positions a token sees, itself included; None: all. threads: default torch's.
+
+    Raises: ValueError where sizes do not fit; NoCompiler.
+    """
+    tokens, heads, dim = q.shape
+    kv_heads, capacity, _ = keys.rows.shape
+    if values.rows.shape[:2] != (kv_heads, capacity) or heads % kv_heads or not keys.head_dim == dim == values.head_dim:
+        raise ValueError(
+            f"queries {tuple(q.shape)}, keys {tuple(keys.rows.shape)} and values {tuple(values.rows.shape)} do not "
+            "go together: heads must be a multiple of key-value heads, of one size."
+        )
+    if not tokens or not 0 <= start <= start + tokens <= capacity or (window is not None and window < 1):
+        raise ValueError(f"{tokens} tokens from slot {start}, window={window}: the cache has {capacity} slots.")
+    shape = AttentionShape(
+        heads, kv_heads, dim, tokens, start, window or 0, capacity, scale, keys.struct, values.struct
+    )  # fmt: skip
+    threads = threads or torch.get_num_threads()
+    ordered, out = aligned_copy(q.float()).clone(), torch.empty(q.shape)
+    room = aligned_room(_library().cached_attention_room(ctypes.byref(shape), threads))
+    _library().cached_attention(
+        ctypes.byref(shape), ordered.data_ptr(), room.data_ptr(), out.data_ptr(), threads
+    )
+    return out
+
+
+def naive_cached_attention(
+    q: Float[Tensor, "tokens heads dim"],
+    keys: StoredRows,
+    values: StoredRows,
+    start: int,
+    scale: float,
+    window: int | None = None,
+) -> Float[Tensor, "tokens heads dim"]:
+    """The same by its definition, in float64: softmax(scale · q kᵀ) v over what each token sees."""
+    group = q.shape[1] // keys.rows.shape[0]
+    k, v = (rows.numbers().double().repeat_interleave(group, 0) for rows in (keys, values))
+    scores = scale * torch.einsum("thd,hsd->ths", q.double(), k)
+    slot, position = torch.arange(k.shape[1]), start + torch.arange(q.shape[0])[:, None]
+    seen = (slot <= position) & (slot > position - (window or k.shape[1] + 1))
+    weights = scores.masked_fill(~seen[:, None], -torch.inf).softmax(-1)
+    return torch.einsum("ths,hsd->thd", weights, v.masked_fill(~seen.any(0)[:, None], 0))
+
+
+@functools.cache
+def _library(flags: tuple[str, ...] = ()) -> ctypes.CDLL:
+    library = load_library(Path(__file__).with_suffix(".c"), extra_flags=FLAGS + flags)
+    pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+    library.cached_attention.argtypes = [pointer, pointer, pointer, pointer, number]
+    library.cached_attention.restype = None
+    library.cached_attention_room.argtypes = [pointer, number]
+    library.cached_attention_room.restype = size
+    library.store_rows.argtypes = [pointer, pointer, size, size, size, size, size]
+    library.store_rows.restype = number
+    return library

@@ -1,0 +1,194 @@
+/* Attention of many new tokens: blocks of 48 queries against tiles of the cache, with a running softmax.
+
+   A lane is a query, all the way: scores are (slot, query), sums (channel, query), so that maxima, exponentials
+   and the rescaling of sums need no look across lanes. Keys and values are made floats once per tile and block
+   of queries, and both products keep 8 rows by 48 queries in registers. A block of one key-value head belongs to
+   one thread.
+   Source: Dao et al. 2022, "FlashAttention: Fast and Memory-Efficient Exact Attention", algorithm 1. */
+
+#ifndef SHOESTRING_PROMPT_ATTENTION_H
+#define SHOESTRING_PROMPT_ATTENTION_H
+
+#include "attention_shape.h"
+
+#if defined(__AVX512F__)
+enum { TALL = 8 }; /* rows of a product that stay in registers */
+#else
+enum { TALL = 2 };
+#endif
+enum { WIDE = 3, QUERIES = WIDE * LANES, TILE = 64 };
+
+typedef struct {
+    float *queries, *keys, *values, *weights, *sums; /* (n, QUERIES), 2 × (TILE, n), (TILE, QUERIES), (n, QUERIES) */
+} block_room;
+
+typedef struct {
+    int_lanes first[WIDE], last[WIDE]; /* slots that each query sees, both included */
+    lanes most[WIDE], total[WIDE];     /* of the scores so far: the largest, the sum of exponentials below it */
+} block_state;
+
+INLINE int64_t prompt_floats(int64_t n) { return 2 * (QUERIES + TILE) * n + TILE * QUERIES; }
+
+INLINE block_room cut_block(float *room, int64_t n) {
+    float *keys = room + n * QUERIES, *values = keys + TILE * n, *weights = values + TILE * n;
+    return (block_room){room, keys, values, weights, weights + TILE * QUERIES};
+}
+
+/* to[i][query] = to[i][query] · factor[query] + Σ over `depth` of from[i · down + k · right] · with[k][query],
+   for `tall` i's. */
+INLINE void multiply_block(const float *from, int64_t down, int64_t right, const float *with, int64_t depth, int tall,
+                           const lanes factor[WIDE], float *to) {
+    lanes sums[TALL][WIDE];
+    for (int i = 0; i < tall; i++)
+        for (int j = 0; j < WIDE; j++) sums[i][j] = load_lanes(to + i * QUERIES + j * LANES) * factor[j];
+    for (int64_t k = 0; k < depth; k++, from += right, with += QUERIES)
+        for (int i = 0; i < tall; i++)
+            for (int j = 0; j < WIDE; j++) sums[i][j] += from[i * down] * load_lanes(with + j * LANES);
+    for (int i = 0; i < tall; i++)
+        for (int j = 0; j < WIDE; j++) store_lanes(to + i * QUERIES + j * LANES, sums[i][j]);
+}
+
+INLINE void multiply_rows(const float *from, int64_t down, int64_t right, const float *with, int64_t depth, int64_t rows,
+                          const lanes factor[WIDE], float *to) {
+    int64_t i = 0;
+    for (; i + TALL <= rows; i += TALL)
+        multiply_block(from + i * down, down, right, with, depth, TALL, factor, to + i * QUERIES);
+    for (; i < rows; i++) multiply_block(from + i * down, down, right, with, depth, 1, factor, to + i * QUERIES);
+}
+
+/* Rows of the cache as floats, (slots, n), channels in the order of the vectors. */
+INLINE void load_tile_of(const cache_rows *from, int64_t index, int64_t slots, int64_t n, int kind, float *to) {
+    const char *row = from->rows + index * row_bytes(kind, n);
+    for (int64_t s = 0; s < slots; s++, row += row_bytes(kind, n), to += n) {
+        float scale = 1.0f, lowest = 0.0f;
+        if (kind >= CODES8) {
+            scale = half_to_float(from->grids[2 * (index + s)]);
+            lowest = half_to_float(from->grids[2 * (index + s) + 1]);
+        }
+        for (int64_t i = 0; i < n / LANES; i++) {
+            lanes numbers = load_vector(row, i, kind);
+            store_lanes(to + i * LANES, kind >= CODES8 ? numbers * scale + lowest : numbers);
+        }
+        if (n % LANES) {
+            lanes rest = load_rest(row, n, kind);
+            memcpy(to + n - n % LANES, &rest, (size_t)(n % LANES) * 4);
+        }
+    }
+}
+
+static void load_tile(const cache_rows *from, int64_t index, int64_t slots, int64_t n, float *to) {
+    switch (from->kind) {
+    case FLOAT32: load_tile_of(from, index, slots, n, FLOAT32, to); break;
+    case BFLOAT16: load_tile_of(from, index, slots, n, BFLOAT16, to); break;
+    case FLOAT16: load_tile_of(from, index, slots, n, FLOAT16, to); break;
+    case CODES8: load_tile_of(from, index, slots, n, CODES8, to); break;
+    case CODES4: load_tile_of(from, index, slots, n, CODES4, to); break;
+    default: load_tile_of(from, index, slots, n, CODES2, to);
+    }
+}
+
+/* Scores of a tile into weights and a running softmax; factor: by what earlier sums shrink. */
+INLINE void weigh_tile(float *scores, int64_t slots, int64_t first, int masked, block_state *state,
+                       lanes factor[WIDE]) {
+    lanes most[WIDE];
+    for (int j = 0; j < WIDE; j++) most[j] = state->most[j];
+    for (int64_t s = 0; s < slots; s++)
+        for (int j = 0; j < WIDE; j++) {
+            lanes score = load_lanes(scores + s * QUERIES + j * LANES);
+            if (masked) {
+                int_lanes slot = (int32_t)(first + s) - (int_lanes){0};
+                int_lanes seen = (slot >= state->first[j]) & (slot <= state->last[j]);
+                score = choose(seen, score, all(-INFINITY));
+                store_lanes(scores + s * QUERIES + j * LANES, score);
+            }
+            most[j] = larger(score, most[j]);
+        }
+    for (int j = 0; j < WIDE; j++) {
+        /* A query that has seen nothing yet has nothing to rescale. */
+        lanes base = choose(most[j] == all(-INFINITY), (lanes){0}, most[j]);
+        factor[j] = exp_lanes(state->most[j] - base);
+        state->total[j] *= factor[j];
+        state->most[j] = most[j], most[j] = base;
+    }
+    for (int64_t s = 0; s < slots; s++)
+        for (int j = 0; j < WIDE; j++) {
+            lanes score = load_lanes(scores + s * QUERIES + j * LANES), weight = exp_lanes(score - most[j]);
+            if (masked) weight = choose(score == all(-INFINITY), (lanes){0}, weight);
+            state->total[j] += weight;
+            store_lanes(scores + s * QUERIES + j * LANES, weight);
+        }
+}
+
+INLINE void attend_tile(const attention_shape *shape, const block_room *room, int64_t head, int64_t first,
+                        int64_t slots, int masked, block_state *state) {
+    int64_t n = shape->head_dim, index = head * shape->capacity + first;
+    const lanes nothing[WIDE] = {{0}};
+    lanes factor[WIDE];
+    load_tile(&shape->keys, index, slots, n, room->keys);
+    load_tile(&shape->values, index, slots, n, room->values);
+    memset(room->weights, 0, (size_t)(slots * QUERIES) * 4);
+    multiply_rows(room->keys, n, 1, room->queries, n, slots, nothing, room->weights);
+    weigh_tile(room->weights, slots, first, masked, state, factor);
+    multiply_rows(room->values, 1, n, room->weights, slots, n, factor, room->sums);
+}
+
+/* Queries first, first + 1, … of a head, counted (token, head of the group); what is missing at the end of the
+   last block stands in as the last query. */
+INLINE int64_t query_row(const attention_shape *shape, int64_t head, int64_t query) {
+    int64_t group = shape->heads / shape->kv_heads, last = shape->tokens * group - 1;
+    query = query < last ? query : last;
+    return query / group * shape->heads + head * group + query % group;
+}
+
+static void begin_block(const float *q, const attention_shape *shape, int64_t head, int64_t first,
+                        const block_room *room, block_state *state) {
+    int64_t n = shape->head_dim;
+    for (int64_t lane = 0; lane < QUERIES; lane++) {
+        int64_t row = query_row(shape, head, first + lane), position = shape->start + row / shape->heads;
+        int64_t begin = shape->window && position + 1 > shape->window ? position + 1 - shape->window : 0;
+        state->first[lane / LANES][lane % LANES] = (int32_t)begin;
+        state->last[lane / LANES][lane % LANES] = (int32_t)position;
+        for (int64_t i = 0; i < n; i++) room->queries[i * QUERIES + lane] = shape->scale * q[row * n + i];
+    }
+    for (int j = 0; j < WIDE; j++) state->most[j] = all(-INFINITY), state->total[j] = (lanes){0};
+    memset(room->sums, 0, (size_t)(n * QUERIES) * 4);
+}
+
+static void end_block(const attention_shape *shape, int64_t head, int64_t first, const block_room *room,
+                      const block_state *state, float *out) {
+    int64_t n = shape->head_dim, queries = shape->tokens * (shape->heads / shape->kv_heads);
+    for (int64_t lane = 0; lane < QUERIES && first + lane < queries; lane++) {
+        float *to = out + query_row(shape, head, first + lane) * n;
+        float inverse = 1.0f / state->total[lane / LANES][lane % LANES];
+        for (int64_t i = 0; i < n; i++) to[i] = inverse * room->sums[i * QUERIES + lane];
+        from_row_order(to, n, (int)shape->values.kind);
+    }
+}
+
+static void attend_block(const float *q, const attention_shape *shape, int64_t head, int64_t first,
+                         const block_room *room, float *out) {
+    block_state state;
+    begin_block(q, shape, head, first, room, &state);
+    int64_t begin = state.first[0][0], lowest = state.last[0][0];
+    int64_t inside = state.first[WIDE - 1][LANES - 1], end = state.last[WIDE - 1][LANES - 1] + 1;
+    for (int64_t slot = begin; slot < end; slot += TILE) {
+        int64_t slots = end - slot < TILE ? end - slot : TILE;
+        if (slot >= inside && slot + slots <= lowest + 1)
+            attend_tile(shape, room, head, slot, slots, 0, &state);
+        else
+            attend_tile(shape, room, head, slot, slots, 1, &state);
+    }
+    end_block(shape, head, first, room, &state, out);
+}
+
+/* Every so-manieth block for this thread, heads in turn: early blocks see less than late ones. */
+static void attend_blocks(const float *q, const attention_shape *shape, float *room, float *out, int thread,
+                          int n_threads) {
+    int64_t queries = shape->tokens * (shape->heads / shape->kv_heads);
+    int64_t blocks = (queries + QUERIES - 1) / QUERIES * shape->kv_heads;
+    block_room own = cut_block(room, shape->head_dim);
+    for (int64_t block = thread; block < blocks; block += n_threads)
+        attend_block(q, shape, block % shape->kv_heads, block / shape->kv_heads * QUERIES, &own, out);
+}
+
+#endif
