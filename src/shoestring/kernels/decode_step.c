@@ -6,8 +6,9 @@
 
 #include <omp.h>
 
-#include "decode_attention.h"
+#include "attention.h"
 #include "decode_team.h"
+#include "head_placement.h"
 #include "lanes.h"
 #include "linear_kernel.h"
 
@@ -19,13 +20,13 @@ typedef struct {
     const linear_kernel *q, *k, *v, *o, *gate, *up, *down;
     const float *before_attention, *after_attention, *before_mlp, *after_mlp, *q_norm, *k_norm;
     const float *cosines, *sines; /* (positions, head_dim): the sines signed for the half-split order */
-    void *keys, *values;          /* (kv_heads, capacity, head_dim) */
-    int32_t *positions;           /* (capacity) what the cache notes beside each slot */
+    cache_rows keys, values;
+    int32_t *positions; /* (capacity) what the cache notes beside each slot */
     int64_t capacity, window;
 } decode_layer;
 
 typedef struct {
-    int64_t hidden, intermediate, heads, kv_heads, head_dim, n_layers, activation, cache_kind;
+    int64_t hidden, intermediate, heads, kv_heads, head_dim, n_layers, activation;
     float epsilon, scale;
     const decode_layer *layers;
     const float *final_norm;
@@ -34,7 +35,8 @@ typedef struct {
 
 /* What one call works on. The first block is shared, the second belongs to one thread. */
 typedef struct {
-    float *q, *k, *v, *partials, *attended, *gate, *up, *down;
+    float *q, *k, *v, *pieces, *attended, *gate, *up, *down;
+    int64_t *refused; /* 1 + a layer whose keys or values could not be stored, else 0 */
 } shared_room;
 
 typedef struct {
@@ -72,7 +74,8 @@ static int64_t lay_out_shared(const decode_model *m, int64_t tokens, int64_t slo
     to->gate = cut(&room, &used, tokens * m->intermediate);
     to->up = cut(&room, &used, tokens * m->intermediate);
     to->down = cut(&room, &used, tokens * m->hidden);
-    to->partials = cut(&room, &used, tokens * m->heads * chunks_until(slots) * partial_floats(m->head_dim));
+    to->pieces = cut(&room, &used, attention_floats(m->heads, m->kv_heads, m->head_dim, tokens, slots));
+    to->refused = (int64_t *)cut(&room, &used, 2);
     return used;
 }
 
@@ -80,7 +83,7 @@ static int64_t lay_out_own(const decode_model *m, int64_t tokens, int64_t scratc
     int64_t used = 0;
     to->stream = cut(&room, &used, tokens * m->hidden);
     to->input = cut(&room, &used, tokens * m->hidden);
-    to->attention = cut(&room, &used, tokens * m->heads * m->head_dim);
+    to->attention = cut(&room, &used, attention_own_floats(m->heads, m->kv_heads, m->head_dim, tokens));
     to->gated = cut(&room, &used, tokens * m->intermediate);
     to->scratch = cut(&room, &used, scratch / 4);
     return used;
@@ -93,18 +96,6 @@ int64_t decode_room(const decode_model *model, int64_t tokens, int64_t slots, in
     own_room own;
     return lay_out_shared(model, tokens, slots, NULL, &shared) +
            threads * lay_out_own(model, tokens, scratch_bytes(model, tokens), NULL, &own);
-}
-
-static void normalise(const float *x, const float *gain, float epsilon, int64_t n, float *out) {
-    lanes squares = {0};
-    int64_t i = 0;
-    for (; i + LANES <= n; i += LANES) squares += load_lanes(x + i) * load_lanes(x + i);
-    if (i < n) {
-        lanes rest = load_some(x, i, n - i, FLOAT32);
-        squares += rest * rest;
-    }
-    float factor = 1.0f / sqrtf(sum_lanes(squares) / (float)n + epsilon);
-    for (i = 0; i < n; i++) out[i] = x[i] * factor * gain[i];
 }
 
 static void normalise_rows(const float *x, const float *gain, float epsilon, int64_t rows, int64_t n, float *out) {
@@ -121,15 +112,6 @@ static void add_output(float *stream, const float *y, const float *gain, float e
     for (int64_t i = 0; i < rows * n; i++) stream[i] += y[i];
 }
 
-static void rotate(float *x, const float *cosines, const float *sines, int64_t n) {
-    int64_t half = n / 2;
-    for (int64_t i = 0; i < half; i++) {
-        float first = x[i], second = x[i + half];
-        x[i] = first * cosines[i] + second * sines[i];
-        x[i + half] = second * cosines[i + half] + first * sines[i + half];
-    }
-}
-
 /* Norm and rotation of this thread's heads of queries and keys; keys and values go to the cache. */
 static void place_heads(const decode_model *m, const decode_layer *layer, const shared_room *room, int64_t tokens,
                         int64_t start, int thread, int n_threads) {
@@ -142,13 +124,14 @@ static void place_heads(const decode_model *m, const decode_layer *layer, const 
         const float *gain = is_key ? layer->k_norm : layer->q_norm;
         if (gain) normalise(x, gain, m->epsilon, n, x);
         rotate(x, layer->cosines + slot * n, layer->sines + slot * n, n);
-        if (!is_key) continue;
-        const float *v = room->v + (row * m->kv_heads + head) * n;
-        int64_t index = (head * layer->capacity + slot) * n;
-        for (int64_t i = 0; i < n; i++) {
-            store_number(layer->keys, index + i, x[i], (int)m->cache_kind);
-            store_number(layer->values, index + i, v[i], (int)m->cache_kind);
+        if (!is_key) {
+            to_row_order(x, n, (int)layer->keys.kind);
+            continue;
         }
+        int64_t index = head * layer->capacity + slot;
+        const float *v = room->v + (row * m->kv_heads + head) * n;
+        if (!store_row(x, n, &layer->keys, index) || !store_row(v, n, &layer->values, index))
+            __atomic_store_n(room->refused, 1 + (layer - m->layers), __ATOMIC_RELAXED);
         if (head == 0) layer->positions[slot] = (int32_t)slot;
     }
 }
@@ -172,8 +155,8 @@ static void multiply(const linear_kernel *kernel, const float *x, float *y, int6
 static void attention_block(const decode_model *m, const decode_layer *layer, const shared_room *room,
                             const own_room *own, int64_t tokens, int64_t start, int thread, int n_threads,
                             team_barrier *barrier) {
-    attention_shape shape = {m->heads, m->kv_heads,   m->head_dim, tokens,
-                             start,    layer->window, layer->capacity, m->scale, (int)m->cache_kind};
+    attention_shape shape = {m->heads, m->kv_heads, m->head_dim, tokens, start, layer->window, layer->capacity,
+                             m->scale, layer->keys, layer->values};
     normalise_rows(own->stream, layer->before_attention, m->epsilon, tokens, m->hidden, own->input);
     multiply(layer->q, own->input, room->q, tokens, thread, n_threads, own->scratch);
     multiply(layer->k, own->input, room->k, tokens, thread, n_threads, own->scratch);
@@ -181,10 +164,8 @@ static void attention_block(const decode_model *m, const decode_layer *layer, co
     meet(barrier);
     place_heads(m, layer, room, tokens, start, thread, n_threads);
     meet(barrier);
-    attend_share(room->q, layer->keys, layer->values, &shape, room->partials, thread, n_threads);
-    meet(barrier);
-    merge_pieces(room->partials, &shape, own->attention);
-    multiply(layer->o, own->attention, room->attended, tokens, thread, n_threads, own->scratch);
+    const float *seen = attend(room->q, &shape, room->pieces, own->attention, thread, n_threads, barrier);
+    multiply(layer->o, seen, room->attended, tokens, thread, n_threads, own->scratch);
     meet(barrier);
     add_output(own->stream, room->attended, layer->after_attention, m->epsilon, tokens, m->hidden, own->input);
 }
@@ -204,12 +185,13 @@ static void feed_forward_block(const decode_model *m, const decode_layer *layer,
 
 /* x: (tokens, hidden) embeddings of the tokens that go to slots and positions start, start + 1, …
    logits: (logit_rows, vocabulary) of the last so many tokens; 0 rows fill the cache only.
-   room: `decode_room` bytes, 64-byte aligned. */
-void decode_step(const decode_model *model, const float *x, int64_t tokens, int64_t start, float *logits,
+   room: `decode_room` bytes, 64-byte aligned. Returns 0, or 1 + a layer that the cache could not store. */
+int64_t decode_step(const decode_model *model, const float *x, int64_t tokens, int64_t start, float *logits,
                  int64_t logit_rows, char *room, int threads) {
     team_barrier barrier = {0};
     shared_room shared;
     int64_t scratch = scratch_bytes(model, tokens), offset = lay_out_shared(model, tokens, start + tokens, room, &shared);
+    *shared.refused = 0;
 #pragma omp parallel num_threads(threads)
     {
         own_room own;
@@ -229,4 +211,5 @@ void decode_step(const decode_model *model, const float *x, int64_t tokens, int6
             multiply(model->head, own.input, logits, logit_rows, thread, n_threads, own.scratch);
         }
     }
+    return *shared.refused;
 }

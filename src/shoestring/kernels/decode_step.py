@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from shoestring.kernels.cached_attention import CacheRows, StoredRows
 from shoestring.kernels.costs import cost_is_wanted, count_cost
-from shoestring.kernels.dense_linear import FLAGS, STORAGE_KINDS
+from shoestring.kernels.dense_linear import FLAGS
 from shoestring.kernels.linear_kernel import LinearKernel, aligned_copy, aligned_room
 from shoestring.kernels.native import load_library
 
@@ -60,12 +61,14 @@ class StepLayer:
 
 @dataclass(frozen=True)
 class LayerCache:
-    """Where one layer keeps what it has seen: keys, values (kv_heads, capacity, head_dim), contiguous, of a
-    type in `STORAGE_KINDS`; positions (capacity) int32."""
+    """Where one layer keeps what it has seen: keys and values with their grids where they are codes, each as in
+    `StoredRows`; positions (capacity) int32."""
 
     keys: Tensor
     values: Tensor
     positions: Tensor
+    key_grids: Tensor | None = None
+    value_grids: Tensor | None = None
 
 
 class _Layer(ctypes.Structure):
@@ -75,7 +78,9 @@ class _Layer(ctypes.Structure):
             (name, ctypes.c_void_p)
             for name in ("before_attention", "after_attention", "before_mlp", "after_mlp", "q_norm", "k_norm")
         ),
-        *((name, ctypes.c_void_p) for name in ("cosines", "sines", "keys", "values", "positions")),
+        *((name, ctypes.c_void_p) for name in ("cosines", "sines")),
+        *((name, CacheRows) for name in ("keys", "values")),
+        ("positions", ctypes.c_void_p),
         ("capacity", ctypes.c_int64),
         ("window", ctypes.c_int64),
     )
@@ -87,7 +92,6 @@ class _Model(ctypes.Structure):
             (name, ctypes.c_int64)
             for name in (
                 "hidden", "intermediate", "heads", "kv_heads", "head_dim", "n_layers", "activation",
-                "cache_kind",
             )
         ),
         ("epsilon", ctypes.c_float),
@@ -122,7 +126,7 @@ class DecodeStep:
             to.window = layer.window or 0
         self._model = _Model(
             shape.hidden_size, shape.intermediate_size, shape.num_attention_heads, shape.num_key_value_heads,
-            shape.head_dim, len(layers), int(shape.gelu), 0, shape.rms_norm_eps, shape.scale,
+            shape.head_dim, len(layers), int(shape.gelu), shape.rms_norm_eps, shape.scale,
             ctypes.addressof(self._layers), final_norm.data_ptr(), head.address,
         )  # fmt: skip
         self.weight_bytes = head.nbytes + sum(
@@ -134,6 +138,7 @@ class DecodeStep:
         self._logits = aligned_room(4 * MOST_TOKENS * shape.vocab_size).view(torch.float32)
         self._known: tuple[int, ...] = ()
         self._cache: tuple[LayerCache, ...] = ()
+        self._stored: tuple[tuple[StoredRows, StoredRows], ...] = ()
 
     def set_angles(self, tables: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Cosines and signed sines, each (positions, head_dim) float32, for every kind of layer."""
@@ -143,12 +148,18 @@ class DecodeStep:
         self._tables = tuple(tables)
 
     def set_cache(self, caches: Sequence[LayerCache]) -> None:
-        """Where keys and values are; to be called again whenever that changes. All layers have one type."""
+        """Where keys and values are; to be called again whenever that changes.
+
+        Raises: as `StoredRows`.
+        """
+        dim, stored = self.shape.head_dim, []
         for to, cache in zip(self._layers, caches, strict=True):
-            to.keys, to.values = cache.keys.data_ptr(), cache.values.data_ptr()
-            to.positions, to.capacity = cache.positions.data_ptr(), cache.keys.shape[1]
-        self._model.cache_kind = STORAGE_KINDS[caches[0].keys.dtype]
-        self._cache = tuple(caches)
+            keys = StoredRows(cache.keys, dim, cache.key_grids)
+            values = StoredRows(cache.values, dim, cache.value_grids)
+            to.keys, to.values, to.positions = keys.struct, values.struct, cache.positions.data_ptr()
+            to.capacity = cache.keys.shape[1]
+            stored.append((keys, values))
+        self._cache, self._stored = tuple(caches), tuple(stored)
 
     def __call__(
         self, x: Float[Tensor, "tokens hidden"], start: int, logit_rows: int = 1
@@ -158,8 +169,8 @@ class DecodeStep:
         x: float32 embeddings. The logits are a window on a buffer that the next call overwrites. The cache
         must have room for the tokens and the tables their positions.
 
-        Raises: ValueError for more tokens than `PROMPT_TOKENS`, more logits than `MOST_TOKENS`, or a cache
-        without room for them.
+        Raises: ValueError for more tokens than `PROMPT_TOKENS`, more logits than `MOST_TOKENS`, a cache
+        without room for them, or keys and values that its codes cannot hold.
         """
         tokens = x.shape[0]
         if not 1 <= tokens <= PROMPT_TOKENS or not 0 <= logit_rows <= min(tokens, MOST_TOKENS):
@@ -179,10 +190,15 @@ class DecodeStep:
             self._known = key
         flops, n_bytes = self._cost(start + tokens) if cost_is_wanted() else (0, 0)
         with count_cost("decode_step", flops=tokens * flops, bytes=n_bytes):
-            self._library.decode_step(
+            refused = self._library.decode_step(
                 model, x.data_ptr(), tokens, start, self._logits.data_ptr(), logit_rows,
                 self._room.data_ptr(), threads,
             )  # fmt: skip
+        if refused:
+            raise ValueError(
+                f"keys or values of layer {refused - 1} are not finite or beyond what a grid in float16 holds "
+                "(±65504); use a cache in full precision, and check the model's weights for NaN."
+            )
         vocab = self.shape.vocab_size
         return self._logits[: logit_rows * vocab].view(logit_rows, vocab)
 
@@ -196,10 +212,8 @@ class DecodeStep:
             for name in ("q", "k", "v", "o", "gate", "up", "down")
         )
         seen = sum(min(slots, layer.window or slots) for layer in layers)
-        inner, shared = (
-            n * self.shape.head_dim for n in (self.shape.num_attention_heads, self.shape.num_key_value_heads)
-        )
-        cache_bytes = 2 * shared * seen * self._cache[0].keys.element_size()
+        inner = self.shape.num_attention_heads * self.shape.head_dim
+        cache_bytes = seen * sum(rows.token_bytes for rows in self._stored[0])
         return 2 * weights + 4 * inner * seen, self.weight_bytes + cache_bytes
 
 
@@ -226,7 +240,7 @@ def _library() -> ctypes.CDLL:
     library = load_library(Path(__file__).with_suffix(".c"), extra_flags=FLAGS)
     pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
     library.decode_step.argtypes = [pointer, pointer, size, size, pointer, size, pointer, number]
-    library.decode_step.restype = None
+    library.decode_step.restype = size
     library.decode_room.argtypes = [pointer, size, size, number]
     library.decode_room.restype = size
     return library
