@@ -8,7 +8,9 @@ import torch
 from shoestring.generation.dense_cache import DenseCache
 from shoestring.generation.quantised_cache import QuantCache
 from shoestring.generation.slot_cache import SlotCache
+from shoestring.generation.token_cache import TokenCache
 from shoestring.numbers.cache_format import CacheFormat
+from shoestring.numbers.token_cache_format import TokenCacheFormat
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,23 @@ def quantised(bits: int, group_size: int = 8, tail_tokens: int = 3) -> Callable[
     return make
 
 
+def by_token(key_bits: int, value_bits: int) -> Callable[..., SlotCache]:
+    form = TokenCacheFormat(key_bits, value_bits)
+
+    def make(n_layers: int, batch: int, heads: int, dim: int, **options: object) -> SlotCache:
+        return TokenCache(n_layers, batch, heads, dim, form, **options)
+
+    return make
+
+
 KINDS = [
     CacheKind("dense", DenseCache),
     CacheKind("quantised, all in the tail", quantised(4, tail_tokens=10_000)),
     CacheKind("quantised to 8 bits", quantised(8), step=1 / 255),
     CacheKind("quantised to 4 bits", quantised(4), step=1 / 15),
     CacheKind("quantised to 2 bits", quantised(2), step=1 / 3),
+    CacheKind("by token in 8 bits", by_token(8, 8), step=1 / 255),
+    CacheKind("by token, keys in float16 and values in 8 bits", by_token(16, 8), step=1 / 255),
 ]
 EXACT = [kind for kind in KINDS if kind.exact]
 HEAD_DIM = 16

@@ -236,6 +236,8 @@ def _cache_kind(document: dict[str, Any]) -> str:
     cache, tokens = document["cache"], f"{document['context']} tokens"
     if cache is None:
         return f"{tokens} in full"
+    if "key_bits" in cache:
+        return f"{tokens}, keys in {cache['key_bits']} bits, values in {cache['value_bits']}"
     return f"{tokens} in {cache['bits']} bits, the last {cache['tail_tokens']} or more in full"
 
 

@@ -9,7 +9,7 @@ from shoestring.compression.dual_binarize import DualBinarize
 from shoestring.compression.emulation import emulate, emulate_static
 from shoestring.compression.gguf_export import export_gguf, export_gguf_q8
 from shoestring.compression.group_quantize import GPTQ, PackedRecipe, RoundToNearest
-from shoestring.compression.kv_quantize import KVQuantize
+from shoestring.compression.kv_quantize import KVQuantize, KVQuantizeTokens
 from shoestring.compression.low_rank import ActivationAwareLowRank, LowRank
 from shoestring.compression.pruning import (
     MagnitudePrune,
@@ -33,6 +33,7 @@ __all__ = [
     "DualBinarize",
     "Evolution",
     "KVQuantize",
+    "KVQuantizeTokens",
     "KullbackLeibler",
     "LowRank",
     "MagnitudePrune",

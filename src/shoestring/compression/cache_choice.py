@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from shoestring.compression.kv_quantize import KVQuantize
+from shoestring.compression.kv_quantize import CacheRecipe, KVQuantize, KVQuantizeTokens
 from shoestring.compression.sensitivity import logits_of
 from shoestring.generation.cache_bytes import bytes_for
 from shoestring.generation.decoder_runner import decoder_cache
@@ -16,7 +16,14 @@ from shoestring.generation.transformers_cache import TransformersCache
 from shoestring.models.decoder import Decoder
 from shoestring.yardstick.language_quality import without_cache
 
-CACHE_RECIPES = tuple(KVQuantize(bits, 32, tail_tokens=32) for bits in (8, 4, 2))
+CACHE_RECIPES: tuple[CacheRecipe, ...] = (
+    KVQuantizeTokens(8, 8),
+    KVQuantizeTokens(8, 4),
+    KVQuantize(4, 32, tail_tokens=32),
+    KVQuantize(2, 32, tail_tokens=32),
+)
+"""Token by token where that costs next to nothing: those are what the compiled step reads. Keys in 4 bits and
+less need scales along the tokens."""
 
 CHUNK_TOKENS = 32
 """Tokens fed at a time, so that all but the nearest are read back from the quantised cache."""
@@ -26,7 +33,7 @@ CHUNK_TOKENS = 32
 class CacheOption:
     """A cache: its recipe (None: full precision), its bytes, the divergence it adds (nats a token)."""
 
-    recipe: KVQuantize | None
+    recipe: CacheRecipe | None
     nbytes: int
     loss: float
 
@@ -37,7 +44,7 @@ def cache_options(
     windows: Int[Tensor, "windows tokens"],
     autocast: torch.dtype | None,
 ) -> list[CacheOption]:
-    """The cache in full precision and in 8, 4 and 2 bits, each with what it costs on `windows`.
+    """The cache in full precision and by `CACHE_RECIPES`, each with what it costs on `windows`.
 
     Raises: as `check_context`.
     """
@@ -64,7 +71,7 @@ def check_context(model: nn.Module, context: int) -> None:
 def cached_divergence(
     model: nn.Module,
     original: nn.Module,
-    recipe: KVQuantize,
+    recipe: CacheRecipe,
     windows: Int[Tensor, "windows tokens"],
     autocast: torch.dtype | None,
 ) -> float:
@@ -82,7 +89,7 @@ def cached_divergence(
     return total / windows.numel()
 
 
-def _fed(model: nn.Module, recipe: KVQuantize) -> Callable[[Tensor], Tensor]:
+def _fed(model: nn.Module, recipe: CacheRecipe) -> Callable[[Tensor], Tensor]:
     """Feeds ids to the model after what came before, through a new cache; their logits."""
     if isinstance(model, Decoder):
         own = decoder_cache(model, recipe.form)

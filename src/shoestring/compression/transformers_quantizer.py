@@ -14,6 +14,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from shoestring.compression.apply import forget_tied_parameters
 from shoestring.compression.module_formats import Document, describe_modules, install_modules
 from shoestring.numbers.cache_format import CacheFormat
+from shoestring.numbers.token_cache_format import TokenCacheFormat
 
 QUANT_METHOD = "shoestring"
 FORMAT_VERSION = 1
@@ -22,7 +23,8 @@ FORMAT_VERSION = 1
 class ShoestringConfig(QuantizationConfigMixin):
     """The `quantization_config` of a saved model.
 
-    modules: what `describe_modules` gives. kv_cache: the fields of a `CacheFormat`, or None.
+    modules: what `describe_modules` gives. kv_cache: the fields of a `CacheFormat` or a
+    `TokenCacheFormat`, or None.
     Raises: ValueError for a version that this one does not know.
     """
 
@@ -65,7 +67,9 @@ class ShoestringQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         if self.quantization_config.kv_cache is not None:
-            model.kv_cache_format = CacheFormat(**self.quantization_config.kv_cache)
+            fields = self.quantization_config.kv_cache
+            form = TokenCacheFormat if "key_bits" in fields else CacheFormat
+            model.kv_cache_format = form(**fields)
         return model
 
     def is_serializable(self) -> bool:

@@ -8,6 +8,7 @@ from shoestring.generation.quantised_cache import QuantCache
 from shoestring.generation.sampling import Sampling
 from shoestring.generation.shared_rows import SharedRows
 from shoestring.generation.slot_cache import SlotCache
+from shoestring.generation.token_cache import TokenCache
 from shoestring.generation.transformers_cache import TransformersCache
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "SharedRows",
     "SlotCache",
     "Stream",
+    "TokenCache",
     "TransformersCache",
     "batch_memory",
     "bytes_for",

@@ -10,6 +10,7 @@ from shoestring.models.load import expected_shapes
 from shoestring.numbers.bitmap_matrix import bitmap_bytes
 from shoestring.numbers.cache_format import CacheFormat
 from shoestring.numbers.sparse_values import ValueKind
+from shoestring.numbers.token_cache_format import TokenCacheFormat
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def batch_memory(
     values: ValueKind = ValueKind.BFLOAT16,
     dtype: torch.dtype = torch.bfloat16,
     cache_dtype: torch.dtype = torch.bfloat16,
-    cache_format: CacheFormat | None = None,
+    cache_format: CacheFormat | TokenCacheFormat | None = None,
 ) -> BatchMemory:
     """The memory of a decoder with `context` tokens for each sequence.
 

@@ -3,6 +3,7 @@
 What the step cannot do, the decoder itself does, token by token where need be: both work on one cache.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,6 +13,9 @@ from torch import Tensor
 from shoestring.errors import NoCompiler
 from shoestring.generation.decoder_runner import DecoderRunner, decoder_cache
 from shoestring.generation.dense_cache import DenseCache
+from shoestring.generation.slot_cache import POS
+from shoestring.generation.step_cache import StepCache
+from shoestring.generation.token_cache import TokenCache, grid_column
 from shoestring.kernels.decode_step import MOST_TOKENS, LayerCache
 from shoestring.kernels.dense_linear import STORAGE_KINDS
 from shoestring.kernels.grouped_linear import Activations
@@ -20,18 +24,20 @@ from shoestring.layers.row_sparse_linear import row_sparse_layers
 from shoestring.models.compiled_decoder import CannotCompile, CompiledDecoder
 from shoestring.models.decoder import Decoder
 from shoestring.notices import notice_fallback
+from shoestring.numbers.cache_format import CacheFormat
 
 
 class CompiledRunner(DecoderRunner):
     """A decoder that runs each step in one compiled call; long prompts of plain weights go the usual way.
 
-    cache: an empty `DenseCache` for one sequence; by default a new one, of the model's type, or in float16
-    where inputs are rounded to int8. activations: in what inputs of packed layers take part.
+    cache: an empty `DenseCache` or `TokenCache` for one sequence; by default a new one in the model's
+    `kv_cache_format`, else of the model's type, or in float16 where inputs are rounded to int8. activations:
+    in what inputs of packed layers take part.
 
     Raises: CannotCompile, NoCompiler; TypeError for another cache.
     """
 
-    cache: DenseCache
+    cache: StepCache
 
     def __init__(
         self,
@@ -79,16 +85,32 @@ class CompiledRunner(DecoderRunner):
         self.cache.claim(ids.shape[1])
         self._follow_storage()
         self.cache.count_reads()
-        # What is given must outlive the next call.
-        return self.compiled(ids[0], start, logit_rows).clone()
+        try:
+            # What is given must outlive the next call.
+            return self.compiled(ids[0], start, logit_rows).clone()
+        except ValueError:
+            # Keys or values that the cache cannot hold: it is left as it was.
+            self.cache.give_back(ids.shape[1])
+            raise
 
     def _follow_storage(self) -> None:
         storage = self.cache.storage()
-        keys = [part[0] for part in storage]
+        keys = [columns["k"] for columns in storage]
         if len(self._storage) == len(keys) and all(a is b for a, b in zip(self._storage, keys, strict=True)):
             return
-        self.compiled.use([LayerCache(k[0], v[0], pos[0, 0]) for k, v, pos in storage])
+        self.compiled.use([_layer_cache(columns) for columns in storage])
         self._storage = keys
+
+
+def _layer_cache(columns: Mapping[str, Tensor]) -> LayerCache:
+    k_grids, v_grids = (columns.get(grid_column(part)) for part in ("k", "v"))
+    return LayerCache(
+        columns["k"][0],
+        columns["v"][0],
+        columns[POS][0, 0],
+        None if k_grids is None else k_grids[0],
+        None if v_grids is None else v_grids[0],
+    )
 
 
 def compiled_runner(
@@ -97,7 +119,7 @@ def compiled_runner(
     """A `CompiledRunner` where it can do all that is asked, else None.
 
     Announced is what keeps a model slow that could be fast: no compiler, or a module without a kernel. What
-    asks for another path (a GPU, a quantised cache, float64, autocast) gets it without a word.
+    asks for another path (a GPU, a `QuantCache`, float64, autocast) gets it without a word.
     """
     if _asks_for_another_path(model, cache):
         return None
@@ -114,15 +136,17 @@ def _asks_for_another_path(model: Decoder, cache: Any) -> bool:
         return True
     if torch.is_autocast_enabled("cpu"):
         return True
-    return bool(model.kv_cache_format) if cache is None else _unfit_cache(cache) is not None
+    if cache is None:
+        return isinstance(model.kv_cache_format, CacheFormat)
+    return _unfit_cache(cache) is not None
 
 
 def _unfit_cache(cache: Any) -> str | None:
-    if type(cache) is not DenseCache:
+    if type(cache) not in (DenseCache, TokenCache):
         return f"it is a {type(cache).__name__}"
     if cache.batch != 1:
         return f"it holds {cache.batch} sequences"
-    keys = cache.storage()[0][0]
-    if keys.device.type != "cpu" or keys.dtype not in STORAGE_KINDS:
+    keys = cache.storage()[0]["k"]
+    if keys.device.type != "cpu" or keys.dtype not in (torch.uint8, *STORAGE_KINDS):
         return f"it holds {keys.dtype} on {keys.device}"
     return None

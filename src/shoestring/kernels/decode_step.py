@@ -61,7 +61,7 @@ class StepLayer:
 
 @dataclass(frozen=True)
 class LayerCache:
-    """Where one layer keeps what it has seen: keys and values with their grids where they are codes, each as in
+    """Where one layer keeps what it has seen: keys and values, with grids where they are codes, as in
     `StoredRows`; positions (capacity) int32."""
 
     keys: Tensor
@@ -196,8 +196,8 @@ class DecodeStep:
             )  # fmt: skip
         if refused:
             raise ValueError(
-                f"keys or values of layer {refused - 1} are not finite or beyond what a grid in float16 holds "
-                "(±65504); use a cache in full precision, and check the model's weights for NaN."
+                f"keys or values of layer {refused - 1} are not finite or beyond what a grid in float16 "
+                "holds (±65504); use a cache in full precision, and check the model's weights for NaN."
             )
         vocab = self.shape.vocab_size
         return self._logits[: logit_rows * vocab].view(logit_rows, vocab)

@@ -49,7 +49,8 @@ class KVCache(Protocol):
 
     @property
     def exact_tokens(self) -> int | None:
-        """How many of the last appended tokens a view gives back as they were, unrounded; None: all."""
+        """How many new tokens a step may read back through a view, where tokens are rounded when older; None:
+        any number, as a view gives back every token as it will stay."""
         ...
 
     @property

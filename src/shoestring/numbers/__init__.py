@@ -34,6 +34,7 @@ from shoestring.numbers.rounder import Rounder
 from shoestring.numbers.rounding import round_to_format
 from shoestring.numbers.rounding_bits import Rounding
 from shoestring.numbers.soft_errors import FaultyRounder, flip_significand_bits
+from shoestring.numbers.token_cache_format import TokenCacheFormat
 
 __all__ = [
     "BLOCK_FLOAT_FORMATS",
@@ -61,6 +62,7 @@ __all__ = [
     "MicroscalingFormat",
     "Rounder",
     "Rounding",
+    "TokenCacheFormat",
     "ZeroPoint",
     "backward_error",
     "cholesky",

@@ -4,9 +4,9 @@ x ≈ scale · code + lowest, over the channels of one token and head. Keys and 
 16 bits are plain float16. No token waits for others, so nothing is kept in full, and slots may be evicted,
 reordered and taken back without rounding anything again.
 
-Source: TurboMind (InternLM/lmdeploy), KV cache quantisation; the directed rounding of the grid is our own: the
-lowest value is rounded down to float16 first, the scale for it up, so that no value is off by more than half a
-stored scale.
+Source: TurboMind (InternLM/lmdeploy), KV cache quantisation; the directed rounding of the grid is our own:
+the lowest value is rounded down to float16 first, the scale for it up, so that no value is off by more than
+half a stored scale.
 """
 
 from dataclasses import dataclass
@@ -79,24 +79,38 @@ def encode_rows(
 ) -> tuple[UInt8[Tensor, "*rows bytes"], Float16[Tensor, "*rows 2"]]:
     """Codes of every row, packed from the lowest bit on, and its grid: scale and lowest value.
 
-    Ties go to the even code. name: of x, for messages. Raises: ValueError where a value is not finite or a grid
-    is beyond float16.
+    Ties go to the even code. name: of x, for messages.
+
+    Raises: ValueError where a value is not finite or a grid is beyond float16.
     """
     x = x.float()
     if not bool(torch.isfinite(x).all()):
-        raise ValueError(f"{name} hold NaN or infinite values, which have no codes; check the model's weights.")
+        raise ValueError(
+            f"{name} hold NaN or infinite values, which have no codes; check the model's weights."
+        )
     least, most = x.aminmax(dim=-1, keepdim=True)
     lowest = _half_below(least)
     scale = _half_above((most - lowest.float()) / ((1 << bits) - 1))
     grid = torch.cat([scale, lowest], dim=-1)
     if bool((least.abs() > torch.finfo(torch.float16).max).any()) or bool(grid.isinf().any()):
         raise ValueError(
-            f"{name} reach from {float(least.min()):g} to {float(most.max()):g}; float16 holds a grid for values "
-            "up to 65504 only. Use 16 bits or a model whose keys and values are smaller."
+            f"{name} reach from {float(least.min()):g} to {float(most.max()):g}; float16 holds a grid for "
+            "values up to 65504 only. Use 16 bits or a model whose keys and values are smaller."
         )
     steps = (x - lowest.float()) / torch.where(scale == 0, 1.0, scale.float())
     codes = steps.round().clamp(0, (1 << bits) - 1).to(torch.uint8)
     return pack_bits(codes, bits), grid
+
+
+def check_float16(x: Float[Tensor, "*rows dim"], name: str) -> Float16[Tensor, "*rows dim"]:
+    """x in float16. Raises: ValueError where a value is not finite or beyond it."""
+    half = x.half()
+    if not bool(torch.isfinite(half).all()):
+        raise ValueError(
+            f"{name} hold values that are not finite or beyond ±65504, the range of float16; check the "
+            "model's weights."
+        )
+    return half
 
 
 def decode_rows(

@@ -1,0 +1,62 @@
+"""What the compiled decode step asks of a cache that it reads and writes by itself."""
+
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+from shoestring.generation.slot_cache import LayerStore, SlotCache
+
+
+@runtime_checkable
+class ColumnStore(LayerStore, Protocol):
+    """A layer store that is columns of its slot table and nothing else."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Their names: keys, values, positions, and what else it fills."""
+        ...
+
+
+class StepCache(SlotCache):
+    """A cache of `ColumnStore`s: slots may be claimed and written by others."""
+
+    def plain_slots(self) -> int | None:
+        """The slots of every layer, where slot i of each holds the token at position i and nothing else is
+        kept beside keys and values; None where tokens were evicted, reordered or left out."""
+        tables = [layer.table for layer in self.layers]
+        slots, columns = tables[0].uniform, len(self._columns())
+        plain = all(
+            table.uniform == slots and table.rows == 1 and len(table.columns) == columns for table in tables
+        )
+        # As many slots as positions so far: none is missing.
+        return (
+            slots if plain and not self.permuted and self.batch == 1 and slots == int(self.next_pos) else None
+        )
+
+    def claim(self, n: int) -> None:
+        """Count `n` more slots and positions as filled: the caller writes them, keys rotated, there."""
+        for layer in self.layers:
+            layer.table.claim(n)
+        self.next_pos, self._last_pos = self.next_pos + n, None
+
+    def give_back(self, n: int) -> None:
+        """Take back the claim of the last `n` slots."""
+        for layer in self.layers:
+            layer.table.truncate(layer.table.counts - n)
+        self.next_pos, self._last_pos = self.next_pos - n, None
+
+    def storage(self) -> list[dict[str, Tensor]]:
+        """Of each layer: its columns by name, (batch, heads or 1, capacity, …), as they are allocated now; a
+        growing cache allocates anew."""
+        names = self._columns()
+        return [{name: layer.table.columns[name].data for name in names} for layer in self.layers]
+
+    def count_reads(self) -> None:
+        """Note in `traffic` that all keys and values of all layers are read once."""
+        for layer in self.layers:
+            self.traffic.count(*layer.read_bits)
+
+    def _columns(self) -> tuple[str, ...]:
+        first = self.layers[0]
+        assert isinstance(first, ColumnStore)
+        return first.columns
