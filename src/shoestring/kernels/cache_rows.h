@@ -35,16 +35,35 @@ INLINE int64_t channel_of(int64_t i, int64_t lane, int kind) {
     return (run * LANES + lane) * parts + i % parts;
 }
 
-/* Vector i of a row: its numbers, or its codes as floats; `kind` is a constant wherever this is inlined. */
-INLINE lanes load_vector(const char *row, int64_t i, int kind) {
-    if (kind < CODES8) return load_stored(row, i * LANES, kind);
-    byte_lanes run;
+INLINE int_lanes widen_bytes(byte_lanes bytes) {
+    int_lanes wide;
+#if defined(__AVX512F__)
+    __m128i packed;
+    memcpy(&packed, &bytes, sizeof packed);
+    __m512i all = _mm512_cvtepu8_epi32(packed);
+    memcpy(&wide, &all, sizeof wide);
+#elif defined(__AVX2__)
+    __m128i packed;
+    memcpy(&packed, &bytes, sizeof packed);
+    __m256i halves[2] = {_mm256_cvtepu8_epi32(packed), _mm256_cvtepu8_epi32(_mm_srli_si128(packed, 8))};
+    memcpy(&wide, halves, sizeof wide);
+#else
+    wide = __builtin_convertvector(bytes, int_lanes);
+#endif
+    return wide;
+}
+
+/* The vectors of one run of a row: its numbers, or its codes as floats; `part` and `kind` are constants wherever
+   this is inlined. */
+INLINE lanes load_vector(const char *row, int64_t run, int part, int kind) {
+    if (kind < CODES8) return load_stored(row, run * LANES, kind);
+    byte_lanes bytes;
     int parts = vectors_of_run(kind), bits = code_bits(kind);
-    memcpy(&run, row + i / parts * LANES, sizeof run);
-    int_lanes codes = __builtin_convertvector(run, int_lanes);
+    memcpy(&bytes, row + run * LANES, sizeof bytes);
+    int_lanes codes = widen_bytes(bytes);
     /* The highest code of a byte has nothing above it. */
-    if (i % parts) codes >>= (int)(i % parts) * bits;
-    if (i % parts < parts - 1) codes &= (1 << bits) - 1;
+    if (part) codes >>= part * bits;
+    if (part < parts - 1) codes &= (1 << bits) - 1;
     return __builtin_convertvector(codes, lanes);
 }
 

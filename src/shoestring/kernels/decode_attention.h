@@ -34,15 +34,16 @@ INLINE void prefetch_rows(const char *keys, int64_t key_bytes, const char *value
 INLINE void multiply_run(const float *q, const char *keys, const char *values, int64_t value_bytes, int64_t slots,
                          int64_t n, int queries, int kind, lanes dots[GROUP]) {
     lanes sums[GROUP][LANES] = {0};
-    int64_t bytes = row_bytes(kind, n), parts = vectors_of_run(kind), whole = n / LANES;
+    int64_t bytes = row_bytes(kind, n), whole = n / LANES;
+    int parts = vectors_of_run(kind);
     for (int64_t s = 0; s < slots; s++) {
         const char *row = keys + s * bytes;
         lanes sum[GROUP] = {0};
         prefetch_rows(keys, bytes, values, value_bytes, s);
-        for (int64_t i = 0; i < whole; i += parts)
-            for (int64_t part = 0; part < parts; part++) {
-                lanes key = load_vector(row, i + part, kind);
-                for (int g = 0; g < queries; g++) sum[g] += load_lanes(q + g * n + (i + part) * LANES) * key;
+        for (int64_t run = 0; run < whole / parts; run++)
+            for (int part = 0; part < parts; part++) {
+                lanes key = load_vector(row, run, part, kind);
+                for (int g = 0; g < queries; g++) sum[g] += load_lanes(q + g * n + (run * parts + part) * LANES) * key;
             }
         if (n % LANES) {
             lanes key = load_rest(row, n, kind);
@@ -87,18 +88,17 @@ INLINE void score_rows(const float *q, const attention_shape *shape, int64_t ind
     }
 }
 
-INLINE lanes load_either(const char *row, int64_t i, int64_t n, int kind) {
-    return (i + 1) * LANES <= n ? load_vector(row, i, kind) : load_rest(row, n, kind);
-}
-
-/* out[query][vectors i…] = Σ weights[query][slot] · value + more[query]; every value is read once. */
+/* out[query][vectors i…] = Σ weights[query][slot] · value + more[query], for `width` vectors of whole runs, or for
+   the rest of a row; every value is read once. */
 INLINE void weigh_strip(const char *values, int64_t slots, int64_t n, int64_t i, int width, int queries, int kind,
-                        float weights[GROUP][CHUNK], const float more[GROUP], float *const out[GROUP]) {
+                        int rest, float weights[GROUP][CHUNK], const float more[GROUP], float *const out[GROUP]) {
     lanes sums[GROUP][STRIP] = {0};
     int64_t bytes = row_bytes(kind, n);
+    int parts = vectors_of_run(kind);
     for (int64_t s = 0; s < slots; s++)
         for (int v = 0; v < width; v++) {
-            lanes value = load_either(values + s * bytes, i + v, n, kind);
+            const char *row = values + s * bytes;
+            lanes value = rest ? load_rest(row, n, kind) : load_vector(row, i / parts + v / parts, v % parts, kind);
             for (int g = 0; g < queries; g++) sums[g][v] += weights[g][s] * value;
         }
     for (int g = 0; g < queries; g++)
@@ -128,10 +128,10 @@ INLINE void weigh_rows(const attention_shape *shape, int64_t index, int64_t slot
         for (int g = 0; g < queries; g++) more[g] = sum_lanes(sums[g]);
     }
     int64_t whole = n / LANES, parts = vectors_of_run(kind);
-    for (; i + STRIP <= whole; i += STRIP) weigh_strip(values, slots, n, i, STRIP, queries, kind, weights, more, out);
+    for (; i + STRIP <= whole; i += STRIP) weigh_strip(values, slots, n, i, STRIP, queries, kind, 0, weights, more, out);
     for (; i + parts <= whole; i += parts)
-        weigh_strip(values, slots, n, i, vectors_of_run(kind), queries, kind, weights, more, out);
-    if (n % LANES) weigh_strip(values, slots, n, i, 1, queries, kind, weights, more, out);
+        weigh_strip(values, slots, n, i, vectors_of_run(kind), queries, kind, 0, weights, more, out);
+    if (n % LANES) weigh_strip(values, slots, n, i, 1, queries, kind, 1, weights, more, out);
 }
 
 /* One function for every kind of storage and number of queries: keys and values may differ in kind. */

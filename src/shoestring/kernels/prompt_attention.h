@@ -65,10 +65,12 @@ INLINE void load_tile_of(const cache_rows *from, int64_t index, int64_t slots, i
             scale = half_to_float(from->grids[2 * (index + s)]);
             lowest = half_to_float(from->grids[2 * (index + s) + 1]);
         }
-        for (int64_t i = 0; i < n / LANES; i++) {
-            lanes numbers = load_vector(row, i, kind);
-            store_lanes(to + i * LANES, kind >= CODES8 ? numbers * scale + lowest : numbers);
-        }
+        int parts = vectors_of_run(kind);
+        for (int64_t run = 0; run < n / (parts * LANES); run++)
+            for (int part = 0; part < parts; part++) {
+                lanes numbers = load_vector(row, run, part, kind);
+                store_lanes(to + (run * parts + part) * LANES, kind >= CODES8 ? numbers * scale + lowest : numbers);
+            }
         if (n % LANES) {
             lanes rest = load_rest(row, n, kind);
             memcpy(to + n - n % LANES, &rest, (size_t)(n % LANES) * 4);
