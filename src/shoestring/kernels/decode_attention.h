@@ -20,37 +20,50 @@ INLINE int64_t partial_floats(int64_t head_dim) { return head_dim + 2; }
 
 INLINE int64_t chunks_until(int64_t slots) { return (slots + CHUNK - 1) / CHUNK; }
 
-/* Ask for `slots` rows of values, which come next, and for the keys of as many slots further on. */
-INLINE void prefetch_rows(const char *keys, int64_t key_bytes, const char *values, int64_t value_bytes, int64_t s) {
-    int64_t every = key_bytes < 64 ? 64 / key_bytes : 1;
-    if (s % every == 0)
-        for (int64_t i = 0; i < key_bytes; i += 64) __builtin_prefetch(keys + (s + LANES) * key_bytes + i);
-    every = value_bytes < 64 ? 64 / value_bytes : 1;
-    if (s % every == 0)
-        for (int64_t i = 0; i < value_bytes; i += 64) __builtin_prefetch(values + s * value_bytes + i);
+/* Ask for what a row of values, which comes next, and the key of one run later need. */
+INLINE void prefetch_row(const char *key, int64_t key_bytes, const char *value, int64_t value_bytes) {
+    for (int64_t i = 0; i < key_bytes; i += 64) __builtin_prefetch(key + LANES * key_bytes + i);
+    for (int64_t i = 0; i < value_bytes; i += 64) __builtin_prefetch(value + i);
+}
+
+/* Vector `at` + v of a row, of whole runs from `at` on, or what is left of it. */
+INLINE lanes load_of_strip(const char *row, int64_t n, int64_t at, int v, int kind, int rest) {
+    int parts = vectors_of_run(kind);
+    return rest ? load_rest(row, n, kind) : load_vector(row, at / parts + v / parts, v % parts, kind);
+}
+
+/* sums[query][slot] += Σ over the lanes of `width` vectors of q · key, which are still to be added up. The
+   queries stay in registers; every key is read once. */
+INLINE void multiply_strip(const float *q, const char *keys, const char *values, int64_t value_bytes, int64_t slots,
+                           int64_t n, int64_t at, int width, int queries, int kind, int rest,
+                           lanes sums[GROUP][LANES]) {
+    int64_t bytes = row_bytes(kind, n);
+    lanes held[GROUP][STRIP];
+    for (int g = 0; g < queries; g++)
+        for (int v = 0; v < width; v++)
+            held[g][v] = rest ? load_some(q, g * n + at * LANES, n % LANES, FLOAT32) : load_lanes(q + g * n + (at + v) * LANES);
+    for (int64_t s = 0; s < slots; s++) {
+        lanes sum[GROUP];
+        if (at == 0) prefetch_row(keys + s * bytes, bytes, values + s * value_bytes, value_bytes);
+        for (int g = 0; g < queries; g++) sum[g] = sums[g][s];
+        for (int v = 0; v < width; v++) {
+            lanes key = load_of_strip(keys + s * bytes, n, at, v, kind, rest);
+            for (int g = 0; g < queries; g++) sum[g] += held[g][v] * key;
+        }
+        for (int g = 0; g < queries; g++) sums[g][s] = sum[g];
+    }
 }
 
 /* dots[query] <- the products of up to GROUP queries with a run of `slots` <= 16 rows, a lane each. */
 INLINE void multiply_run(const float *q, const char *keys, const char *values, int64_t value_bytes, int64_t slots,
                          int64_t n, int queries, int kind, lanes dots[GROUP]) {
     lanes sums[GROUP][LANES] = {0};
-    int64_t bytes = row_bytes(kind, n), whole = n / LANES;
-    int parts = vectors_of_run(kind);
-    for (int64_t s = 0; s < slots; s++) {
-        const char *row = keys + s * bytes;
-        lanes sum[GROUP] = {0};
-        prefetch_rows(keys, bytes, values, value_bytes, s);
-        for (int64_t run = 0; run < whole / parts; run++)
-            for (int part = 0; part < parts; part++) {
-                lanes key = load_vector(row, run, part, kind);
-                for (int g = 0; g < queries; g++) sum[g] += load_lanes(q + g * n + (run * parts + part) * LANES) * key;
-            }
-        if (n % LANES) {
-            lanes key = load_rest(row, n, kind);
-            for (int g = 0; g < queries; g++) sum[g] += load_some(q, g * n + whole * LANES, n % LANES, FLOAT32) * key;
-        }
-        for (int g = 0; g < queries; g++) sums[g][s] = sum[g];
-    }
+    int64_t whole = n / LANES, at = 0;
+    for (; at + STRIP <= whole; at += STRIP)
+        multiply_strip(q, keys, values, value_bytes, slots, n, at, STRIP, queries, kind, 0, sums);
+    for (; at < whole; at += vectors_of_run(kind))
+        multiply_strip(q, keys, values, value_bytes, slots, n, at, vectors_of_run(kind), queries, kind, 0, sums);
+    if (n % LANES) multiply_strip(q, keys, values, value_bytes, slots, n, at, 1, queries, kind, 1, sums);
     for (int g = 0; g < queries; g++) dots[g] = sum_each(sums[g]);
 }
 
@@ -73,10 +86,7 @@ INLINE void score_rows(const float *q, const attention_shape *shape, int64_t ind
     for (int64_t s = 0; s < slots; s += LANES) {
         int64_t run = slots - s < LANES ? slots - s : LANES;
         lanes dots[GROUP];
-        if (run == LANES)
-            multiply_run(q, keys + s * row_bytes(kind, n), values + s * value_bytes, value_bytes, LANES, n, queries, kind, dots);
-        else
-            multiply_run(q, keys + s * row_bytes(kind, n), values + s * value_bytes, value_bytes, run, n, queries, kind, dots);
+        multiply_run(q, keys + s * row_bytes(kind, n), values + s * value_bytes, value_bytes, run, n, queries, kind, dots);
         if (kind >= CODES8) {
             grid_lanes grid = load_some_grids(shape->keys.grids + 2 * (index + s), run);
             for (int g = 0; g < queries; g++) dots[g] = grid.scale * dots[g] + grid.lowest * q_sums[g];
@@ -94,11 +104,9 @@ INLINE void weigh_strip(const char *values, int64_t slots, int64_t n, int64_t i,
                         int rest, float weights[GROUP][CHUNK], const float more[GROUP], float *const out[GROUP]) {
     lanes sums[GROUP][STRIP] = {0};
     int64_t bytes = row_bytes(kind, n);
-    int parts = vectors_of_run(kind);
     for (int64_t s = 0; s < slots; s++)
         for (int v = 0; v < width; v++) {
-            const char *row = values + s * bytes;
-            lanes value = rest ? load_rest(row, n, kind) : load_vector(row, i / parts + v / parts, v % parts, kind);
+            lanes value = load_of_strip(values + s * bytes, n, i, v, kind, rest);
             for (int g = 0; g < queries; g++) sums[g][v] += weights[g][s] * value;
         }
     for (int g = 0; g < queries; g++)
