@@ -57,6 +57,22 @@ def test_json_is_one_document_and_says_what_ran(folder, capsys):
     assert documents[0]["tokens_per_second"] > 0
 
 
+def test_keys_and_values_in_few_bits(folder, capsys):
+    held = {}
+    for bits in ("16", "8", "k8v16"):
+        assert run(["generate", folder, "hi", "--max-new-tokens", "12", "--json", "--cache-bits", bits]) == 0
+        held[bits] = json.loads(capsys.readouterr().out)["cache_bytes"]
+    keys_and_values = 2 * 2 * 2 * 14 * 16 * 2  # room for 14 tokens, 2 layers, 2 heads of 16, float16
+    assert held["16"] - held["8"] == keys_and_values * (32 - 20) / 32
+    assert held["16"] - held["k8v16"] == keys_and_values / 2 * (32 - 20) / 32
+    assert run(["generate", folder, "hi", "--cache-bits", "4"]) == 2
+    assert "16 channels, but codes of key_bits=4 come in runs of 32" in capsys.readouterr().err
+    assert run(["generate", folder, "hi", "--cache-bits", "3"]) == 2
+    assert "key_bits=3 is not a width of cached keys and values" in capsys.readouterr().err
+    assert run(["generate", folder, "hi", "--cache-bits", "v8"]) == 2
+    assert "--cache-bits v8 must be a width such as 8, or two such as k8v4" in capsys.readouterr().err
+
+
 def test_a_prompt_comes_from_stdin(folder, capsys, monkeypatch):
     run(["generate", folder, "from a file", "--max-new-tokens", "5"])
     expected = capsys.readouterr().out

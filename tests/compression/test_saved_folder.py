@@ -17,11 +17,19 @@ from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 import shoestring
-from shoestring.compression import ActivationAwareLowRank, KVQuantize, LowRank, RoundToNearest, apply, capture
+from shoestring.compression import (
+    ActivationAwareLowRank,
+    KVQuantize,
+    KVQuantizeTokens,
+    LowRank,
+    RoundToNearest,
+    apply,
+    capture,
+)
 from shoestring.compression.saved_folder import load, read_recipe, save
 from shoestring.errors import BadModelFile
 from shoestring.layers import LowRankLinear, PackedEmbedding
-from shoestring.numbers import CacheFormat, ZeroPoint
+from shoestring.numbers import CacheFormat, TokenCacheFormat, ZeroPoint
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -124,6 +132,12 @@ def test_bfloat16_and_the_format_of_the_cache_survive(tmp_path):
     assert loaded(ids)[0].dtype == torch.bfloat16
     with torch.no_grad():
         assert torch.equal(loaded(ids)[0], model(ids)[0])
+
+
+def test_a_cache_of_tokens_by_themselves_survives(tmp_path):
+    model = apply(llama(), KVQuantizeTokens(16, 16))
+    save(model, None, tmp_path / "m")
+    assert load(tmp_path / "m").kv_cache_format == TokenCacheFormat(16, 16)
 
 
 def test_activation_aware_low_rank_is_saved_like_plain(tmp_path):

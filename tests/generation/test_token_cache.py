@@ -1,4 +1,4 @@
-"""The cache of tokens in codes: what it stores, and the same text from the compiled step as module by module."""
+"""The cache of tokens in codes: what it stores, and the compiled step beside the decoder module by module."""
 
 from types import SimpleNamespace
 
@@ -107,7 +107,7 @@ def test_the_compiled_step_gives_the_logits_of_the_decoder(widths):
     spans = [(0, 50), (50, 51), (51, 55), (55, 56), *((i, i + 1) for i in range(56, 70))]
     cache = decoder_cache(decoder, form)
     compiled = CompiledRunner(decoder, cache)
-    # Module by module the same tokens meet the same codes; a prompt of plain weights goes that way in any case.
+    # Module by module the same tokens meet the same codes; a prompt of plain weights goes that way anyway.
     plain = DecoderRunner(decoder, decoder_cache(decoder, form))
     expected, found = fed(plain, spans), fed(compiled, spans)
     # A value half-way between two codes may fall to either side, as sums are rounded differently.

@@ -1,4 +1,4 @@
-"""Attention over a cache against its definition: all kinds of storage, few tokens and many, lesser processors."""
+"""Attention over a cache against its definition: all kinds of storage, few tokens and many, every ISA."""
 
 import itertools
 
@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from shoestring.kernels import cached_attention as module
 from shoestring.kernels.cached_attention import (
+    CachedAttention,
     StoredRows,
     cached_attention,
     empty_rows,
@@ -16,6 +17,7 @@ from shoestring.kernels.cached_attention import (
     store_rows,
 )
 from shoestring.numbers.token_cache_format import encode_rows
+from shoestring.yardstick.flops import CostCounter
 
 WIDTHS = (16, 8, 4, 2)
 PLAIN = (torch.float32, torch.bfloat16, torch.float16)
@@ -126,6 +128,29 @@ def test_threads_change_no_bit(kinds, tokens):
     assert torch.equal(found[0], found[2])
 
 
+@pytest.mark.parametrize("tokens", [2, 30])
+def test_layers_one_after_the_other(tokens):
+    layers = [(stored(8, 2, 90, 64, 2 * i), stored(4, 2, 90, 64, 2 * i + 1)) for i in range(4)]
+    q = noise(4, tokens, 6, 64, seed=9)
+    attention = CachedAttention(layers, 6, 0.125, window=50)
+    expected = torch.stack(
+        [
+            cached_attention(each, keys, values, 60, 0.125, 50)
+            for each, (keys, values) in zip(q, layers, strict=True)
+        ]
+    )
+    for threads in (1, 2):
+        assert torch.equal(attention(q, 60, threads), expected)
+    with CostCounter() as counter:
+        attention(q, 60)
+    assert attention.token_bytes == 4 * 2 * (68 + 36)
+    cost = counter.bytes_by_operation["cached_attention"], counter.flops_by_operation["cached_attention"]
+    assert cost == (
+        (60 + tokens) * attention.token_bytes + 8 * q.numel(),
+        4 * q.numel() * (60 + tokens),
+    )
+
+
 @pytest.mark.parametrize("bits", [8, 4, 2])
 def test_rows_are_stored_as_the_format_says(bits):
     x = 3 * noise(2, 40, 128) + 1
@@ -175,7 +200,11 @@ def test_what_does_not_fit_is_refused():
     rows = empty_rows(2, 8, 64, 8)
     with pytest.raises(ValueError, match="do not go together"):
         cached_attention(noise(1, 3, 64), rows, rows, 0, 1.0)
-    with pytest.raises(ValueError, match="2 tokens from slot 7, window=None: the cache has 8 slots"):
+    with pytest.raises(ValueError, match="2 tokens from slot 7: the cache has 8 slots"):
         cached_attention(noise(2, 4, 64), rows, rows, 7, 1.0)
+    with pytest.raises(ValueError, match="1 layers, window=0: both must be 1 or more"):
+        cached_attention(noise(1, 4, 64), rows, rows, 0, 1.0, window=0)
+    with pytest.raises(ValueError, match="must be of 1 layers and 4 heads of 64 channels"):
+        CachedAttention([(rows, rows)], 4, 1.0)(noise(1, 2, 4, 32), 0)
     with pytest.raises(ValueError, match="do not fit"):
         store_rows(rows, noise(2, 3, 64), 6)

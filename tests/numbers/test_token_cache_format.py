@@ -21,7 +21,7 @@ def rows_of(seed, rows, dim, spread, middle):
     return middle + spread * torch.randn(rows, dim, generator=generator)
 
 
-# Ranges that float16 resolves badly are where rounding lowest value and scale to the nearest breaks the bound.
+# Ranges that float16 resolves badly are where rounding the grid to the nearest breaks the bound.
 @given(
     bits=CODES,
     seed=st.integers(0, 99),

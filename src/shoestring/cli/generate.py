@@ -1,5 +1,6 @@
 """`shoestring generate`: streams text from any model or fitted folder."""
 
+import re
 import sys
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated, Any
@@ -36,6 +37,10 @@ def generate(
             help="32: as exact as the proof of a fitted model; 8: inputs of layers in int8, faster."
         ),
     ] = 32,
+    cache_bits: Annotated[
+        str | None,
+        typer.Option(help="Keep keys and values in 16, 8, 4 or 2 bits; k8v4: keys in 8, values in 4."),
+    ] = None,
     chat: Annotated[
         bool, typer.Option("--chat/--raw", help="Put the prompt into the model's chat template, or not.")
     ] = False,
@@ -48,6 +53,7 @@ def generate(
     \\b
     shoestring generate smollm2-135m "A budget is"
     shoestring generate build/demo "What is a budget?" --chat --temperature 0.7 --top-p 0.9
+    shoestring generate smollm2-135m "A budget is" --cache-bits k8v4
     cat notes.txt | shoestring generate model.gguf - --max-new-tokens 400 --json
     """
     hide_loading_bars()
@@ -65,7 +71,7 @@ def generate(
         "max_new_tokens": max_new_tokens, "sampling": sampling, "seed": seed, "stop": stop or [],
         "activation_bits": activation_bits,
     }  # fmt: skip
-    output = _start(model, text, chat, settings)
+    output = _start(model, text, chat, _cache_widths(cache_bits), settings)
     interrupted = _write(output, quiet=json)
     peak = _peak_bytes()
     if json:
@@ -75,13 +81,30 @@ def generate(
         raise typer.Exit(Exit.INTERRUPTED)
 
 
-def _start(name: str, text: str, chat: bool, settings: dict[str, Any]) -> "Stream":
+def _cache_widths(text: str | None) -> tuple[int, int] | None:
+    """The bits of keys and of values that "8" or "k8v4" ask for."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+)|k(\d+)v(\d+)", text)
+    if found is None:
+        raise ValueError(f"--cache-bits {text} must be a width such as 8, or two such as k8v4")
+    both, k, v = found.groups()
+    return int(both or k), int(both or v)
+
+
+def _start(
+    name: str, text: str, chat: bool, cache_widths: tuple[int, int] | None, settings: dict[str, Any]
+) -> "Stream":
+    from shoestring.compression.apply import apply
+    from shoestring.compression.kv_quantize import KVQuantizeTokens
     from shoestring.compression.load_model import load_model
     from shoestring.generation.decode import stream
 
     # Elsewhere than on a terminal an error is to be the only line.
     with working(f"loading {name}") if errors().is_terminal else nullcontext():
         model, tokenizer = load_model(name, packed=True)
+    if cache_widths is not None:
+        apply(model, KVQuantizeTokens(*cache_widths))
     prompt: str | list[int] = _chat_ids(tokenizer, name, text) if chat else text
     return stream(model, prompt, tokenizer, **settings)
 

@@ -28,21 +28,26 @@ int store_rows(const cache_rows *to, const float *x, int64_t kv_heads, int64_t c
     return stored;
 }
 
-/* q (tokens, heads, head_dim) is put into the order of the keys; out has its shape. */
-void cached_attention(const attention_shape *shape, float *q, char *room, float *out, int threads) {
+/* One layer after the other, all of the same sizes; q (layers, tokens, heads, head_dim) is put into the order of the
+   keys, out has its shape. The room is that of one layer. */
+void cached_attention(const attention_shape *shapes, int64_t layers, float *q, char *room, float *out, int threads) {
     team_barrier barrier = {0};
-    int64_t rows = shape->tokens * shape->heads, n = shape->head_dim;
+    int64_t rows = shapes->tokens * shapes->heads, n = shapes->head_dim;
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp single
         barrier.size = omp_get_num_threads();
         int thread = omp_get_thread_num(), n_threads = barrier.size;
-        float *own = (float *)(room + shared_bytes(shape) + thread * own_bytes(shape));
-        for (int64_t row = rows * thread / n_threads; row < rows * (thread + 1) / n_threads; row++)
-            to_row_order(q + row * n, n, (int)shape->keys.kind);
-        meet(&barrier);
-        const float *found = attend(q, shape, (float *)room, own, thread, n_threads, &barrier);
-        for (int64_t row = rows * thread / n_threads; row < rows * (thread + 1) / n_threads; row++)
-            memcpy(out + row * n, found + row * n, (size_t)n * 4);
+        int64_t begin = rows * thread / n_threads, end = rows * (thread + 1) / n_threads;
+        float *own = (float *)(room + shared_bytes(shapes) + thread * own_bytes(shapes));
+        for (int64_t l = 0; l < layers; l++) {
+            const attention_shape *shape = shapes + l;
+            float *here = q + l * rows * n;
+            for (int64_t row = begin; row < end; row++) to_row_order(here + row * n, n, (int)shape->keys.kind);
+            /* By then everybody has read what the layer before left in the shared room. */
+            meet(&barrier);
+            const float *found = attend(here, shape, (float *)room, own, thread, n_threads, &barrier);
+            memcpy(out + (l * rows + begin) * n, found + begin * n, (size_t)((end - begin) * n) * 4);
+        }
     }
 }

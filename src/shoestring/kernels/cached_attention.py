@@ -6,6 +6,7 @@ in float32, bfloat16 or float16, or in codes of 8, 4 or 2 bits (`TokenCacheForma
 
 import ctypes
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from shoestring.kernels.costs import count_cost
 from shoestring.kernels.dense_linear import FLAGS, STORAGE_KINDS
-from shoestring.kernels.linear_kernel import aligned_copy, aligned_room
+from shoestring.kernels.linear_kernel import aligned_room
 from shoestring.kernels.native import load_library
 from shoestring.numbers.token_cache_format import TOKEN_BITS, decode_rows
 
@@ -130,6 +132,75 @@ def store_rows(to: StoredRows, x: Float[Tensor, "heads count dim"], first: int) 
         raise ValueError(f"a key or value is not finite or beyond ±65504; {to.bits} bits cannot store it.")
 
 
+class CachedAttention:
+    """Attention over the caches of some layers, one after the other in one call, as in a decode step.
+
+    layers: keys and values of each, all of the same sizes. window: how many positions a token sees, itself
+    included; None: all.
+
+    Raises: ValueError where sizes do not go together.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[tuple[StoredRows, StoredRows]],
+        heads: int,
+        scale: float,
+        window: int | None = None,
+    ) -> None:
+        if not layers or (window is not None and window < 1):
+            raise ValueError(f"{len(layers)} layers, window={window}: both must be 1 or more.")
+        first = layers[0][0]
+        kv_heads, self.capacity, _ = first.rows.shape
+        for keys, values in layers:
+            sizes = {(*rows.rows.shape[:2], rows.head_dim) for rows in (keys, values, first)}
+            if len(sizes) > 1 or heads % kv_heads:
+                raise ValueError(
+                    f"{heads} heads of queries, keys and values of {sorted(sizes)} heads, slots and "
+                    "channels do not go together: sizes must be equal, heads a multiple of key-value heads."
+                )
+        self.layers, self.heads, self.head_dim = tuple(layers), heads, first.head_dim
+        self._library = _library()
+        self._shapes = (AttentionShape * len(layers))()
+        for shape, (keys, values) in zip(self._shapes, layers, strict=True):
+            shape.heads, shape.kv_heads, shape.head_dim = heads, kv_heads, first.head_dim
+            shape.window, shape.capacity, shape.scale = window or 0, self.capacity, scale
+            shape.keys, shape.values = keys.struct, values.struct
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of the keys and values of one token in all layers, grids included."""
+        return sum(rows.token_bytes for layer in self.layers for rows in layer)
+
+    def __call__(
+        self, q: Float[Tensor, "layers tokens heads dim"], start: int, threads: int | None = None
+    ) -> Float[Tensor, "layers tokens heads dim"]:
+        """Attention of tokens at slots and positions start, start + 1, …: each sees itself and those before.
+
+        threads: default torch's. Raises: ValueError where the queries do not fit the caches.
+        """
+        layers, tokens, heads, dim = q.shape
+        if (layers, heads, dim) != (len(self.layers), self.heads, self.head_dim):
+            raise ValueError(
+                f"queries {tuple(q.shape)} must be of {len(self.layers)} layers and {self.heads} heads of "
+                f"{self.head_dim} channels."
+            )
+        if not tokens or not 0 <= start <= start + tokens <= self.capacity:
+            raise ValueError(f"{tokens} tokens from slot {start}: the cache has {self.capacity} slots.")
+        for shape in self._shapes:
+            shape.tokens, shape.start = tokens, start
+        threads, shapes = threads or torch.get_num_threads(), ctypes.addressof(self._shapes)
+        ordered, out = q.float().contiguous().clone(), torch.empty(q.shape)
+        room = aligned_room(self._library.cached_attention_room(shapes, threads))
+        slots = start + tokens
+        flops = 4 * layers * tokens * heads * dim * slots
+        with count_cost("cached_attention", flops=flops, bytes=slots * self.token_bytes + 2 * out.nbytes):
+            self._library.cached_attention(
+                shapes, layers, ordered.data_ptr(), room.data_ptr(), out.data_ptr(), threads
+            )
+        return out
+
+
 def cached_attention(
     q: Float[Tensor, "tokens heads dim"],
     keys: StoredRows,
@@ -139,37 +210,8 @@ def cached_attention(
     window: int | None = None,
     threads: int | None = None,
 ) -> Float[Tensor, "tokens heads dim"]:
-    """Attention of tokens at slots and positions start, start + 1, …, which see themselves and those before.
-
-    window: how many positions a token sees, itself included; None: all. threads: default torch's.
-
-    Raises: ValueError where sizes do not fit; NoCompiler.
-    """
-    tokens, heads, dim = q.shape
-    kv_heads, capacity, _ = keys.rows.shape
-    if (
-        values.rows.shape[:2] != (kv_heads, capacity)
-        or heads % kv_heads
-        or not keys.head_dim == dim == values.head_dim
-    ):
-        raise ValueError(
-            f"queries {tuple(q.shape)}, keys {tuple(keys.rows.shape)} and values {tuple(values.rows.shape)} "
-            "do not go together: heads must be a multiple of key-value heads, of one size."
-        )
-    if not tokens or not 0 <= start <= start + tokens <= capacity or (window is not None and window < 1):
-        raise ValueError(
-            f"{tokens} tokens from slot {start}, window={window}: the cache has {capacity} slots."
-        )
-    shape = AttentionShape(
-        heads, kv_heads, dim, tokens, start, window or 0, capacity, scale, keys.struct, values.struct
-    )  # fmt: skip
-    threads = threads or torch.get_num_threads()
-    ordered, out = aligned_copy(q.float()).clone(), torch.empty(q.shape)
-    room = aligned_room(_library().cached_attention_room(ctypes.byref(shape), threads))
-    _library().cached_attention(
-        ctypes.byref(shape), ordered.data_ptr(), room.data_ptr(), out.data_ptr(), threads
-    )
-    return out
+    """`CachedAttention` of one layer, once. Raises: as it does."""
+    return CachedAttention([(keys, values)], q.shape[1], scale, window)(q[None], start, threads)[0]
 
 
 def naive_cached_attention(
@@ -194,7 +236,7 @@ def naive_cached_attention(
 def _library(flags: tuple[str, ...] = ()) -> ctypes.CDLL:
     library = load_library(Path(__file__).with_suffix(".c"), extra_flags=FLAGS + flags)
     pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-    library.cached_attention.argtypes = [pointer, pointer, pointer, pointer, number]
+    library.cached_attention.argtypes = [pointer, size, pointer, pointer, pointer, number]
     library.cached_attention.restype = None
     library.cached_attention_room.argtypes = [pointer, number]
     library.cached_attention_room.restype = size
