@@ -1,11 +1,12 @@
-"""TurboMind's attention over a cache in few bits: its time beside our own kernel on bfloat16, its bytes, and what
-the rounding of keys and values costs a model.
+"""TurboMind's attention over a cache in few bits: its time beside our own kernel on bfloat16, its bytes, and
+what the rounding of keys and values costs a model.
 
 Source: TurboMind (InternLM/lmdeploy), KV cache quantisation and attention; bars: our own.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -107,7 +108,7 @@ def _speed_rows(settings: AttentionSettings, context: int, seed: int) -> list[Ro
     q = torch.randn(settings.layers, 1, settings.heads, settings.head_dim, generator=generator)
     with torch.inference_mode():
         timed = time_interleaved(
-            {name: lambda work=work: work(q, context - 1) for name, work in works.items()},
+            {name: partial(work, q, context - 1) for name, work in works.items()},
             rounds=settings.rounds,
             min_sample_seconds=0,
         )
