@@ -60,6 +60,14 @@ def test_constant_rows_are_exact_where_float16_has_the_value(bits):
     torch.testing.assert_close(decoded[3], x[3], rtol=0, atol=2**-12 * 0.1)
 
 
+def test_autocast_changes_nothing():
+    x = rows_of(1, 3, 16, 2.0, 0.5)
+    expected = encode_rows(x, 8, "x")
+    with torch.autocast("cpu", torch.bfloat16):
+        codes, grid = encode_rows(x, 8, "x")
+        assert torch.equal(decode_rows(codes, grid, 8, 16), decode_rows(*expected, 8, 16))
+
+
 @pytest.mark.parametrize(("bits", "share"), [(8, 68 / 128), (4, 36 / 128), (2, 20 / 128)])
 def test_bytes_of_heads_of_64_channels(bits, share):
     assert TokenCacheFormat(bits, bits).token_bytes(3, 64) == share * 3 * 2 * 128

@@ -91,7 +91,8 @@ def encode_rows(
     least, most = x.aminmax(dim=-1, keepdim=True)
     lowest = _half_below(least)
     scale = _half_above((most - lowest.float()) / ((1 << bits) - 1))
-    grid = torch.cat([scale, lowest], dim=-1)
+    grid = scale.new_empty(*scale.shape[:-1], 2)  # autocast joins no tensors of float16
+    grid[..., :1], grid[..., 1:] = scale, lowest
     if bool((least.abs() > torch.finfo(torch.float16).max).any()) or bool(grid.isinf().any()):
         raise ValueError(
             f"{name} reach from {float(least.min()):g} to {float(most.max()):g}; float16 holds a grid for "
