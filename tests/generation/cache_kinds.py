@@ -6,8 +6,10 @@ from dataclasses import dataclass
 import torch
 
 from shoestring.generation.dense_cache import DenseCache
+from shoestring.generation.paged_cache import PagedCache
 from shoestring.generation.quantised_cache import QuantCache
 from shoestring.generation.slot_cache import SlotCache
+from shoestring.numbers.block_format import BlockFormat
 from shoestring.numbers.cache_format import CacheFormat
 
 
@@ -37,12 +39,23 @@ def quantised(bits: int, group_size: int = 8, tail_tokens: int = 3) -> Callable[
     return make
 
 
+def paged(form: BlockFormat) -> Callable[..., SlotCache]:
+    def make(n_layers: int, batch: int, heads: int, dim: int, **options: object) -> SlotCache:
+        return PagedCache(n_layers, batch, heads, dim, form, **options)
+
+    return make
+
+
 KINDS = [
     CacheKind("dense", DenseCache),
     CacheKind("quantised, all in the tail", quantised(4, tail_tokens=10_000)),
     CacheKind("quantised to 8 bits", quantised(8), step=1 / 255),
     CacheKind("quantised to 4 bits", quantised(4), step=1 / 15),
     CacheKind("quantised to 2 bits", quantised(2), step=1 / 3),
+    CacheKind("paged", PagedCache),
+    CacheKind("paged, blocks of 3", paged(BlockFormat(3))),
+    CacheKind("paged, 8 bits", paged(BlockFormat(4, 8, 8)), step=1 / 255),
+    CacheKind("paged, keys in 8 bits, values in 4", paged(BlockFormat(16, 8, 4)), step=1 / 15),
 ]
 EXACT = [kind for kind in KINDS if kind.exact]
 HEAD_DIM = 16
