@@ -12,7 +12,10 @@ from shoestring.numbers.block_format import BlockFormat
 from .cache_kinds import HEAD_DIM, noise
 
 
-def filled(tokens, batch=1, form=BlockFormat(4)):
+PLAIN = BlockFormat(4)
+
+
+def filled(tokens, batch=1, form=PLAIN):
     cache = PagedCache(1, batch, 2, HEAD_DIM, form)
     pos = torch.arange(tokens).expand(batch, -1)
     cache.append(0, noise(batch, 2, tokens, HEAD_DIM), noise(batch, 2, tokens, HEAD_DIM, seed=1), pos)

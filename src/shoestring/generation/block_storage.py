@@ -8,6 +8,7 @@ from shoestring.numbers.block_format import BlockFormat
 from shoestring.numbers.token_codes import code_bytes, decode_tokens, encode_tokens
 
 Parts = dict[str, Tensor]
+Places = Int[Tensor, " n"]
 _BITS = {"k": "key_bits", "v": "value_bits"}
 
 
@@ -83,12 +84,12 @@ class BlockStorage:
         )
         return k, v
 
-    def write(self, block: Int[Tensor, " n"], head: Int[Tensor, " n"], slot: Int[Tensor, " n"], stored: Parts) -> None:  # fmt: skip
+    def write(self, block: Places, head: Places, slot: Places, stored: Parts) -> None:
         """Put stored rows (n, width) at these places."""
         for part, tensor in self.parts.items():
             tensor[block, head, slot] = stored[part]
 
-    def read(self, block: Int[Tensor, " n"], head: Int[Tensor, " n"], slot: Int[Tensor, " n"]) -> Parts:
+    def read(self, block: Places, head: Places, slot: Places) -> Parts:
         """The stored rows (n, width) at these places."""
         return {part: tensor[block, head, slot] for part, tensor in self.parts.items()}
 

@@ -1,8 +1,8 @@
 """The paged KV cache: slots in blocks that samples share until one of them writes.
 
-A sample holds a table of blocks; its slot i is place i mod S of its block i // S. Forks (`reorder` with a sample
-named twice) share all blocks, and the first write to a shared block copies it. Heads share a block, so heads
-that keep different slots differ only in how far they fill it.
+A sample holds a table of blocks; its slot i is place i mod S of its block i // S. Forks (`reorder` with a
+sample named twice) share all blocks, and the first write to a shared block copies it. Heads share a block, so
+heads that keep different slots differ only in how far they fill it.
 
 Source: Kwon et al. 2023, "Efficient Memory Management for Large Language Model Serving with PagedAttention",
 section 4.
@@ -20,7 +20,7 @@ from shoestring.numbers.block_format import BlockFormat
 
 
 class PagedStore:
-    """Keys and values of one layer in blocks. tables[b]: the blocks of sample b, in the order of its slots."""
+    """Keys and values of one layer in blocks. tables[b]: the blocks of sample b, in the order of slots."""
 
     def __init__(
         self, table: SlotTable, storage: BlockStorage, blocks: BlockAllocator, tables: list[list[int]]
@@ -177,8 +177,8 @@ class PagedStore:
 class PagedCache(SlotCache):
     """A cache in blocks of `form.slots` tokens, keys and values each plain or in 8 or 4 bits.
 
-    It reads like the others, by gathering; the serving engine attends to blocks where they are. Eviction works
-    on what is stored, so nothing is rounded twice. capacity: tokens of each sample to have blocks for at once.
+    It reads like the others, by gathering; `decode_batch` attends to blocks where they are. Eviction works on
+    what is stored, so nothing is rounded twice. capacity: tokens of each sample to have blocks for at once.
 
     Raises: ValueError for sizes below 1, or codes of a head that do not fill whole bytes.
     """

@@ -230,3 +230,5 @@ void decode_step(const decode_model *model, const float *x, int64_t tokens, int6
         }
     }
 }
+
+#include "decode_batch.h"

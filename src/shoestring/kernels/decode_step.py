@@ -135,6 +135,11 @@ class DecodeStep:
         self._known: tuple[int, ...] = ()
         self._cache: tuple[LayerCache, ...] = ()
 
+    @property
+    def address(self) -> int:
+        """Where the struct `decode_model` is, for other functions of the same library."""
+        return ctypes.addressof(self._model)
+
     def set_angles(self, tables: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Cosines and signed sines, each (positions, head_dim) float32, for every kind of layer."""
         for to, layer in zip(self._layers, self._alive[0], strict=True):
@@ -185,6 +190,24 @@ class DecodeStep:
             )  # fmt: skip
         vocab = self.shape.vocab_size
         return self._logits[: logit_rows * vocab].view(logit_rows, vocab)
+
+    def batch_cost(self, sequences: Sequence[tuple[int, int, bool]], slot_bytes: int) -> tuple[int, int]:
+        """Operations and bytes of a call for sequences of (start, tokens, wants logits): a multiply-add for every
+        weight and row, and for every channel of the keys and values that a row of a query head sees."""
+        layers, _, head = self._alive
+        names = ("q", "k", "v", "o", "gate", "up", "down")
+        weights = sum(
+            getattr(layer, name).inputs * getattr(layer, name).outputs for layer in layers for name in names
+        )
+        inner = self.shape.num_attention_heads * self.shape.head_dim
+        flops = n_bytes = 0
+        for start, tokens, wants_logits in sequences:
+            flops += 2 * tokens * weights + 2 * wants_logits * head.inputs * head.outputs
+            for layer in layers:
+                seen = [min(slots, layer.window or slots) for slots in range(start + 1, start + tokens + 1)]
+                flops += 4 * inner * sum(seen)
+                n_bytes += slot_bytes * min(start + tokens, seen[-1] + tokens - 1) // len(layers)
+        return flops, self.weight_bytes + n_bytes
 
     def _cost(self, slots: int) -> tuple[int, int]:
         """Of one token over so many slots: a multiply-add for every weight, and for every channel of every

@@ -38,8 +38,7 @@ def encode_tokens(
 ) -> tuple[UInt8[Tensor, "*lead bytes"], Float16[Tensor, "*lead 2"]]:
     """Codes of the vectors along the last axis, and their (scale, lo).
 
-    A byte of 4-bit codes holds channel i in its low half and channel dim/2 + i in its high half: sixteen
-    bytes are twice sixteen neighbouring channels.
+    A byte of 4-bit codes holds channel 2i in its low half and channel 2i + 1 in its high half.
 
     Raises: ValueError if a value is not finite, or an offset or scale is beyond float16.
     """
@@ -59,8 +58,7 @@ def encode_tokens(
     divisor = torch.where(scale > 0, scale, 1.0)
     codes = ((x - low) / divisor).round().clamp(0, 2**bits - 1).to(torch.uint8)
     if bits == 4:
-        first, second = codes.chunk(2, -1)
-        codes = first | (second << 4)
+        codes = codes[..., ::2] | (codes[..., 1::2] << 4)
     return codes, torch.cat([scale, low], -1).half()
 
 
@@ -72,7 +70,7 @@ def decode_tokens(
 ) -> Float[Tensor, "*lead dim"]:
     """What `encode_tokens` stored."""
     if bits == 4:
-        codes = torch.cat([codes & 15, codes >> 4], -1)
+        codes = torch.stack([codes & 15, codes >> 4], -1).flatten(-2)
     scale, low = parameters.float().split(1, -1)
     return (codes * scale + low).to(dtype)
 
