@@ -11,7 +11,6 @@ from shoestring.numbers.block_format import BlockFormat
 
 from .cache_kinds import HEAD_DIM, noise
 
-
 PLAIN = BlockFormat(4)
 
 

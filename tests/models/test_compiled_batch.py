@@ -69,7 +69,7 @@ def tables(lengths, slots, seed=0):
 
 
 def run_in_chunks(compiled, ids, blocks, chunks):
-    """Feed every sequence in pieces of its chunk, all of them together; the logits of each one's last token."""
+    """Feed every sequence in pieces of its chunk, all together; the logits of each one's last token."""
     done, last = [0] * len(ids), [None] * len(ids)
     while any(at < len(row) for at, row in zip(done, ids, strict=True)):
         active = [i for i, row in enumerate(ids) if done[i] < len(row)]

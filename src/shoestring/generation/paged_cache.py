@@ -55,7 +55,7 @@ class PagedStore:
         return slots
 
     def keys_values(self) -> tuple[Tensor, Tensor]:
-        """All keys and values, (batch, heads, longest row, channels); gathered, and decoded, at every call."""
+        """All keys and values, (batch, heads, longest row, channels); gathered and decoded at every call."""
         longest = self.table.longest
         stored = self.storage.read_blocks(self._index(self.storage.form.blocks_for(longest)))
         return self.storage.decode({part: rows[:, :, :longest] for part, rows in stored.items()})

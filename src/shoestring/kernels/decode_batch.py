@@ -23,8 +23,10 @@ CODE_KINDS = {8: 3, 4: 4}
 
 @dataclass(frozen=True)
 class PagedPart:
-    """Keys or values of one layer: rows (blocks, kv_heads, slots, …) contiguous, of a type in `STORAGE_KINDS`,
-    or uint8 codes of `bits` bits with float16 grids (blocks, kv_heads, slots, 2), scale and lowest value."""
+    """Keys or values of one layer: rows (blocks, kv_heads, slots, …) contiguous, of a type in
+    `STORAGE_KINDS`, or uint8 codes of `bits` bits with float16 grids (blocks, kv_heads, slots, 2), scale and
+    lowest value.
+    """
 
     rows: Tensor
     grids: Tensor | None = None
@@ -33,8 +35,9 @@ class PagedPart:
 
 @dataclass(frozen=True)
 class BatchSequence:
-    """Of one sequence: rows for positions and slots start … start + tokens − 1, and the blocks of all its slots,
-    in order. wants_logits: of its last row."""
+    """Of one sequence: rows for positions and slots start … start + tokens − 1, and the blocks of all its
+    slots, in order. wants_logits: of its last row.
+    """
 
     start: int
     tokens: int
@@ -62,8 +65,8 @@ _SEQUENCE = np.dtype(
 class DecodeBatch:
     """A decoder as one function of (embeddings of many sequences, blocks) -> logits.
 
-    layers: keys and values of each layer, all in blocks of `slots` tokens. The angles of `step` must reach all
-    positions.
+    layers: keys and values of each layer, all in blocks of `slots` tokens. The angles of `step` must reach
+    all positions.
 
     Raises: ValueError where keys or values do not fit the decoder; NoCompiler.
     """
@@ -115,7 +118,7 @@ class DecodeBatch:
         owners = np.repeat(np.arange(len(sequences), dtype=np.int32), [s.tokens for s in sequences])
         logits, vocab = sum(s.wants_logits for s in sequences), self.step.shape.vocab_size
         threads, n_rows, x = torch.get_num_threads(), x.shape[0], aligned_copy(x)
-        self._reserve(n_rows, logits, threads)
+        self._reserve(n_rows, logits)
         flops, n_bytes = self._cost(sequences) if cost_is_wanted() else (0, 0)
         with count_cost("decode_batch", flops=flops, bytes=n_bytes):
             refused = self._library.decode_batch(
@@ -132,8 +135,8 @@ class DecodeBatch:
     def _check_sequences(self, rows: int, sequences: Sequence[BatchSequence]) -> None:
         if not sequences or rows != sum(s.tokens for s in sequences) or rows > PROMPT_TOKENS:
             raise ValueError(
-                f"{rows} rows for sequences of {[s.tokens for s in sequences]} tokens; give a row for each, at "
-                f"most {PROMPT_TOKENS}."
+                f"{rows} rows for sequences of {[s.tokens for s in sequences]} tokens; "
+                f"give a row for each, at most {PROMPT_TOKENS}."
             )
         for number, s in enumerate(sequences):
             if s.tokens < 1 or s.start < 0:
@@ -148,17 +151,23 @@ class DecodeBatch:
             if not 0 <= min(s.blocks) <= max(s.blocks) < self.n_blocks:
                 raise ValueError(f"sequence {number} names blocks outside the {self.n_blocks} there are.")
 
-    def _reserve(self, rows: int, logits: int, threads: int) -> None:
-        needed = self._library.decode_batch_room(self.step.address, rows, threads)
+    def _reserve(self, rows: int, logits: int) -> None:
+        needed = room_bytes(self.step, rows)
         if self._room.numel() < needed:
             self._room = aligned_room(needed)
         if self._logits.numel() < 4 * logits * self.step.shape.vocab_size:
             self._logits = aligned_room(4 * logits * self.step.shape.vocab_size)
 
     def _cost(self, sequences: Sequence[BatchSequence]) -> tuple[int, int]:
-        """Multiply-adds of every row's layers and attention, and of wanted logits; weights once, and the slots
-        that each sequence sees."""
+        """Multiply-adds of every row's layers and attention, and of wanted logits; weights once, and the
+        slots that each sequence sees.
+        """
         return self.step.batch_cost([(s.start, s.tokens, s.wants_logits) for s in sequences], self.slot_bytes)
+
+
+def room_bytes(step: DecodeStep, rows: int) -> int:
+    """Bytes of working memory that a call of so many rows takes, on `torch.get_num_threads()` threads."""
+    return int(_library().decode_batch_room(step.address, rows, torch.get_num_threads()))
 
 
 def _part(part: PagedPart) -> _Part:

@@ -140,6 +140,13 @@ class DecodeStep:
         """Where the struct `decode_model` is, for other functions of the same library."""
         return ctypes.addressof(self._model)
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The weights that a call reads, as the kernels hold them."""
+        layers, _, head = self._alive
+        names = ("q", "k", "v", "o", "gate", "up", "down")
+        return head.tensors + [t for layer in layers for name in names for t in getattr(layer, name).tensors]
+
     def set_angles(self, tables: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Cosines and signed sines, each (positions, head_dim) float32, for every kind of layer."""
         for to, layer in zip(self._layers, self._alive[0], strict=True):
@@ -192,8 +199,9 @@ class DecodeStep:
         return self._logits[: logit_rows * vocab].view(logit_rows, vocab)
 
     def batch_cost(self, sequences: Sequence[tuple[int, int, bool]], slot_bytes: int) -> tuple[int, int]:
-        """Operations and bytes of a call for sequences of (start, tokens, wants logits): a multiply-add for every
-        weight and row, and for every channel of the keys and values that a row of a query head sees."""
+        """Operations and bytes of a call for sequences of (start, tokens, wants logits): a multiply-add for
+        every weight and row, and for every channel of the keys and values that a row of a query head sees.
+        """
         layers, _, head = self._alive
         names = ("q", "k", "v", "o", "gate", "up", "down")
         weights = sum(

@@ -10,7 +10,9 @@ from shoestring.models.compiled_decoder import CompiledDecoder
 
 
 class CompiledBatch(CompiledDecoder):
-    """A `CompiledDecoder` that also runs the rows of many sequences in one call; arguments and errors are its own."""
+    """A `CompiledDecoder` that also runs the rows of many sequences in one call; arguments and errors are its
+    own.
+    """
 
     def use_blocks(self, layers: Sequence[tuple[PagedPart, PagedPart]]) -> None:
         """Keep keys and values of each layer here from now on. Raises: as `DecodeBatch`."""
