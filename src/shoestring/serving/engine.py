@@ -55,13 +55,15 @@ class _Output:
 class EngineSettings:
     """How an engine works. form: of blocks. cache_dtype: of keys and values that are not in codes.
     activations: in what inputs of packed layers take part. policy: who works when; its token budget may not
-    be above what one call takes. max_waiting: requests that may wait."""
+    be above what one call takes. max_waiting: requests that may wait.
+    share_prefixes: whether requests that begin alike share blocks."""
 
     form: BlockFormat = BlockFormat(64)  # noqa: RUF009  (frozen)
     cache_dtype: torch.dtype = torch.float16
     activations: Activations = Activations.FLOAT32
     policy: ChunkedPrefill = field(default_factory=ChunkedPrefill)
     max_waiting: int | None = None
+    share_prefixes: bool = True
 
 
 class Engine:
@@ -92,13 +94,17 @@ class Engine:
         self.model, self.settings, self.clock = model, settings, clock
         self._ends = end_tokens(model.generation_config, model.config, model.cfg)
         compiled = _compiled(model, settings.activations)
+        self.compiled = compiled is not None
+        """Whether all sequences run in one compiled call; else one by one."""
+        self.weights_bytes = tensor_bytes(model, compiled.step.tensors if compiled else [])
+        self.buffers_bytes = self._buffers(compiled)
         self.plan: MemoryPlan | None = None
         """How the budget was divided; None where blocks were counted instead."""
+        cfg, form = model.cfg, settings.form
         if memory_bytes is not None:
-            self.plan = self._plan(compiled, memory_bytes)
+            self.plan = self._plan(memory_bytes)
             n_blocks = self.plan.n_blocks
         assert n_blocks is not None
-        cfg, form = model.cfg, settings.form
         self.storages = [
             BlockStorage(form, n_blocks, cfg.num_key_value_heads, cfg.head_dim, dtype=settings.cache_dtype)
             for _ in range(cfg.num_hidden_layers)
@@ -145,7 +151,8 @@ class Engine:
             raise ValueError(f"request {rid!r} is there already; give every request its own name.")
         ends = self._ends if stop_tokens is None else frozenset(stop_tokens)
         self._outputs[rid] = _Output(ids, sampling, torch.Generator().manual_seed(seed), ends)
-        self._send(RequestArrived(rid, len(ids), max_new_tokens, tuple(ids)))
+        known = tuple(ids) if self.settings.share_prefixes else None
+        self._send(RequestArrived(rid, len(ids), max_new_tokens, known))
 
     def cancel(self, rid: str) -> None:
         """End a request early; one that is done already is no matter."""
@@ -209,16 +216,19 @@ class Engine:
         output.ids.append(token)
         return SliceOutput(rid, 1, (token,), token in output.ends)
 
-    def _plan(self, compiled: CompiledBatch | None, memory_bytes: int) -> MemoryPlan:
-        held, rows = [self.model], self.settings.policy.token_budget
-        buffers = 4 * self.settings.policy.max_sequences * self.model.cfg.vocab_size
-        if compiled is not None:
-            buffers += room_bytes(compiled.step, rows) + 4 * rows * self.model.cfg.hidden_size
+    def _plan(self, memory_bytes: int) -> MemoryPlan:
         return plan_memory(
             self.model.cfg, memory_bytes, self.settings.form, self.settings.cache_dtype,
-            weights_bytes=tensor_bytes(*held, compiled.step.tensors if compiled else []),
-            buffers_bytes=buffers,
+            weights_bytes=self.weights_bytes, buffers_bytes=self.buffers_bytes,
         )  # fmt: skip
+
+    def _buffers(self, compiled: CompiledBatch | None) -> int:
+        """Logits of all requests, and what a call with as many rows as the policy allows works on."""
+        rows = self.settings.policy.token_budget
+        logits = 4 * self.settings.policy.max_sequences * self.model.cfg.vocab_size
+        if compiled is None:
+            return logits
+        return logits + room_bytes(compiled.step, rows) + 4 * rows * self.model.cfg.hidden_size
 
 
 def paged_parts(storage: BlockStorage) -> tuple[PagedPart, PagedPart]:
