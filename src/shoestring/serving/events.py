@@ -20,6 +20,7 @@ class Reason(enum.Enum):
     LENGTH = "length"
     STOP = "stop"
     CANCELLED = "cancelled"
+    FAILED = "failed"
 
 
 @dataclass(frozen=True)

@@ -152,10 +152,10 @@ def _jobs(ids: Int[Tensor, " tokens"], settings: ServingSettings, seed: int) -> 
 
 
 def _engines(model: Decoder, settings: ServingSettings) -> dict[str, Engine]:
-    def made(form: BlockFormat, **memory: int) -> Engine:
+    def made(form: BlockFormat, n_blocks: int | None = None, memory_bytes: int | None = None) -> Engine:
         # Every pass brings the same prompts: shared blocks would make all but the first one free.
         how = EngineSettings(form, torch.float16, Activations.INT8, settings.policy, share_prefixes=False)
-        return Engine(model, settings=how, **memory)
+        return Engine(model, n_blocks=n_blocks, memory_bytes=memory_bytes, settings=how)
 
     probe = made(FORMS["KV16"], n_blocks=1)
     if probe.compiled is False:
