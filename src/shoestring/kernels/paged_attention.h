@@ -11,7 +11,7 @@
 
 #include "paged_rows.h"
 
-enum { PIECE = 128, TILE_ROWS = 16, QUERIES = 4 /* that share a key when it is read */ };
+enum { PIECE = 128, TILE_ROWS = 16, PAGED_QUERIES = 4 /* that share a key when it is read */ };
 
 /* One sequence of a batch: rows first_row … first_row + tokens − 1 of x go to positions and slots start … */
 typedef struct {
@@ -75,17 +75,17 @@ static void decode_rows(const char **rows, const float *scales, const float *low
 
 /* scores[query][slot], −∞ in what is left of the last run of 16; every key is read once. */
 INLINE void paged_scores(const float *q, const paged_piece *piece, int64_t first, int64_t slots, int64_t n, float scale,
-                         int queries, int kind, float scores[QUERIES][PIECE]) {
+                         int queries, int kind, float scores[PAGED_QUERIES][PIECE]) {
     int64_t step = LANES * paged_vectors(kind), whole = n - n % step;
-    float q_sums[QUERIES] = {0};
+    float q_sums[PAGED_QUERIES] = {0};
     for (int g = 0; g < queries && is_coded(kind); g++)
         for (int64_t i = 0; i < n; i += LANES) q_sums[g] += sum_lanes(load_lanes(q + g * n + i));
     for (int64_t s = 0; s < slots; s += LANES) {
-        lanes sums[QUERIES][LANES] = {0};
+        lanes sums[PAGED_QUERIES][LANES] = {0};
         int64_t run = slots - s < LANES ? slots - s : LANES;
         for (int64_t t = 0; t < run; t++) {
             const char *row = piece->keys[first + s + t];
-            lanes sum[QUERIES] = {0};
+            lanes sum[PAGED_QUERIES] = {0};
             for (int64_t i = 0; i < whole; i += step) {
                 lanes key[2];
                 load_vectors(row, i, kind, key);
@@ -130,16 +130,16 @@ INLINE void update_softmax(running *state, float *scores, int64_t slots, int64_t
 
 /* sums[query] += Σ weights[query][slot] · value; every value is read once. */
 INLINE void paged_weigh(const paged_piece *piece, int64_t first, int64_t slots, int64_t n, int queries, int kind,
-                        float weights[QUERIES][PIECE], running *states) {
+                        float weights[PAGED_QUERIES][PIECE], running *states) {
     int64_t step = LANES * paged_vectors(kind), whole = n - n % step;
-    float more[QUERIES] = {0};
+    float more[PAGED_QUERIES] = {0};
     for (int g = 0; g < queries && is_coded(kind); g++)
         for (int64_t s = 0; s < slots; s++) {
             more[g] += weights[g][s] * piece->value_low[first + s];
             weights[g][s] *= piece->value_scale[first + s];
         }
     for (int64_t i = 0; i < whole; i += step) {
-        lanes sums[QUERIES][2] = {0};
+        lanes sums[PAGED_QUERIES][2] = {0};
         for (int64_t s = 0; s < slots; s++) {
             lanes value[2];
             load_vectors(piece->values[first + s], i, kind, value);
@@ -163,7 +163,7 @@ INLINE void paged_weigh(const paged_piece *piece, int64_t first, int64_t slots, 
 
 INLINE void attend_some(const float *q, const paged_piece *piece, int64_t first, int64_t slots, const paged_shape *shape,
                         int queries, int key_kind, int value_kind, running *states) {
-    float scores[QUERIES][PIECE];
+    float scores[PAGED_QUERIES][PIECE];
     switch (key_kind) {
     case FLOAT32: paged_scores(q, piece, first, slots, shape->head_dim, shape->scale, queries, FLOAT32, scores); break;
     case BFLOAT16: paged_scores(q, piece, first, slots, shape->head_dim, shape->scale, queries, BFLOAT16, scores); break;
@@ -190,7 +190,7 @@ static void attend_queries_of(const float *q, const paged_piece *piece, int64_t 
 }
 
 /* Rows [begin, end) of a sequence and the heads of one key-value head; q (rows, heads, head_dim) becomes output. */
-static void attend_tile(float *q, const paged_memory *memory, const paged_layer *layer, const batch_sequence *sequence,
+static void paged_tile(float *q, const paged_memory *memory, const paged_layer *layer, const batch_sequence *sequence,
                         const paged_shape *shape, int64_t head, int64_t begin, int64_t end, float *room) {
     int64_t n = shape->head_dim, group = shape->heads / shape->kv_heads, rows = end - begin;
     float *tiles = room + TILE_ROWS * group * n;
@@ -215,8 +215,8 @@ static void attend_tile(float *q, const paged_memory *memory, const paged_layer 
             if (to > slots) to = slots;
             if (from >= to) continue;
             float *rows_q = q + ((sequence->first_row + begin + r) * shape->heads + head * group) * n;
-            for (int64_t g = 0; g < group; g += QUERIES)
-                attend_queries_of(rows_q + g * n, &piece, from, to - from, shape, group - g < QUERIES ? group - g : QUERIES,
+            for (int64_t g = 0; g < group; g += PAGED_QUERIES)
+                attend_queries_of(rows_q + g * n, &piece, from, to - from, shape, group - g < PAGED_QUERIES ? group - g : PAGED_QUERIES,
                                   key_kind, value_kind, states[r] + g);
         }
     }
@@ -241,7 +241,7 @@ static void paged_attend(float *q, const paged_memory *memory, const paged_layer
                 int64_t middle = before + (end - begin) * (sequence->start + sequence->tokens) / 2;
                 before += (end - begin) * (sequence->start + sequence->tokens);
                 if (middle * n_threads / all_slots != thread) continue;
-                attend_tile(q, memory, layer, sequence, shape, head, begin, end, room);
+                paged_tile(q, memory, layer, sequence, shape, head, begin, end, room);
             }
     }
 }
