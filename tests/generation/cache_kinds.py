@@ -6,9 +6,11 @@ from dataclasses import dataclass
 import torch
 
 from shoestring.generation.dense_cache import DenseCache
+from shoestring.generation.paged_cache import PagedCache
 from shoestring.generation.quantised_cache import QuantCache
 from shoestring.generation.slot_cache import SlotCache
 from shoestring.generation.token_cache import TokenCache
+from shoestring.numbers.block_format import BlockFormat
 from shoestring.numbers.cache_format import CacheFormat
 from shoestring.numbers.token_cache_format import TokenCacheFormat
 
@@ -48,6 +50,13 @@ def by_token(key_bits: int, value_bits: int) -> Callable[..., SlotCache]:
     return make
 
 
+def paged(form: BlockFormat) -> Callable[..., SlotCache]:
+    def make(n_layers: int, batch: int, heads: int, dim: int, **options: object) -> SlotCache:
+        return PagedCache(n_layers, batch, heads, dim, form, **options)
+
+    return make
+
+
 KINDS = [
     CacheKind("dense", DenseCache),
     CacheKind("quantised, all in the tail", quantised(4, tail_tokens=10_000)),
@@ -56,6 +65,10 @@ KINDS = [
     CacheKind("quantised to 2 bits", quantised(2), step=1 / 3),
     CacheKind("by token in 8 bits", by_token(8, 8), step=1 / 255),
     CacheKind("by token, keys in float16 and values in 8 bits", by_token(16, 8), step=1 / 255),
+    CacheKind("paged", PagedCache),
+    CacheKind("paged, blocks of 3", paged(BlockFormat(3))),
+    CacheKind("paged, 8 bits", paged(BlockFormat(4, 8, 8)), step=1 / 255),
+    CacheKind("paged, keys in 8 bits, values in 4", paged(BlockFormat(16, 8, 4)), step=1 / 15),
 ]
 EXACT = [kind for kind in KINDS if kind.exact]
 HEAD_DIM = 16

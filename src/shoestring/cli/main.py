@@ -21,6 +21,7 @@ VERBS = (
     "generate",
     "measure",
     "report",
+    "serve",
     "systems",
 )
 

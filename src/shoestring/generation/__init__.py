@@ -1,9 +1,11 @@
 """Decode loop, sampling and the KV caches."""
 
 from shoestring.generation.batch_memory import BatchMemory, batch_memory
+from shoestring.generation.block_allocator import BlockAllocator, FreedBlock, OutOfBlocks
 from shoestring.generation.cache_bytes import bytes_for
 from shoestring.generation.decode import Finish, Generation, Piece, Stream, generate, stream
 from shoestring.generation.dense_cache import DenseCache
+from shoestring.generation.paged_cache import PagedCache
 from shoestring.generation.quantised_cache import QuantCache
 from shoestring.generation.sampling import Sampling
 from shoestring.generation.shared_rows import SharedRows
@@ -13,9 +15,13 @@ from shoestring.generation.transformers_cache import TransformersCache
 
 __all__ = [
     "BatchMemory",
+    "BlockAllocator",
     "DenseCache",
     "Finish",
+    "FreedBlock",
     "Generation",
+    "OutOfBlocks",
+    "PagedCache",
     "Piece",
     "QuantCache",
     "Sampling",

@@ -213,3 +213,5 @@ int64_t decode_step(const decode_model *model, const float *x, int64_t tokens, i
     }
     return *shared.refused;
 }
+
+#include "decode_batch.h"

@@ -140,6 +140,18 @@ class DecodeStep:
         self._cache: tuple[LayerCache, ...] = ()
         self._stored: tuple[tuple[StoredRows, StoredRows], ...] = ()
 
+    @property
+    def address(self) -> int:
+        """Where the struct `decode_model` is, for other functions of the same library."""
+        return ctypes.addressof(self._model)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The weights that a call reads, as the kernels hold them."""
+        layers, _, head = self._alive
+        names = ("q", "k", "v", "o", "gate", "up", "down")
+        return head.tensors + [t for layer in layers for name in names for t in getattr(layer, name).tensors]
+
     def set_angles(self, tables: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Cosines and signed sines, each (positions, head_dim) float32, for every kind of layer."""
         for to, layer in zip(self._layers, self._alive[0], strict=True):
@@ -201,6 +213,25 @@ class DecodeStep:
             )
         vocab = self.shape.vocab_size
         return self._logits[: logit_rows * vocab].view(logit_rows, vocab)
+
+    def batch_cost(self, sequences: Sequence[tuple[int, int, bool]], slot_bytes: int) -> tuple[int, int]:
+        """Operations and bytes of a call for sequences of (start, tokens, wants logits): a multiply-add for
+        every weight and row, and for every channel of the keys and values that a row of a query head sees.
+        """
+        layers, _, head = self._alive
+        names = ("q", "k", "v", "o", "gate", "up", "down")
+        weights = sum(
+            getattr(layer, name).inputs * getattr(layer, name).outputs for layer in layers for name in names
+        )
+        inner = self.shape.num_attention_heads * self.shape.head_dim
+        flops = n_bytes = 0
+        for start, tokens, wants_logits in sequences:
+            flops += 2 * tokens * weights + 2 * wants_logits * head.inputs * head.outputs
+            for layer in layers:
+                seen = [min(slots, layer.window or slots) for slots in range(start + 1, start + tokens + 1)]
+                flops += 4 * inner * sum(seen)
+                n_bytes += slot_bytes * min(start + tokens, seen[-1] + tokens - 1) // len(layers)
+        return flops, self.weight_bytes + n_bytes
 
     def _cost(self, slots: int) -> tuple[int, int]:
         """Of one token over so many slots: a multiply-add for every weight, and for every channel of every

@@ -76,9 +76,14 @@ class LinearKernel:
         return ctypes.addressof(self.fields)
 
     @property
+    def tensors(self) -> list[Tensor]:
+        """What a call reads."""
+        return [part for part in self._alive[2] if part is not None]
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the tensors that a call reads."""
-        return sum(part.nbytes for part in self._alive[2] if part is not None)
+        return sum(part.nbytes for part in self.tensors)
 
     def __call__(self, x: Float[Tensor, "tokens inputs"]) -> Float[Tensor, "tokens outputs"]:
         """y for float32 rows of x, on `torch.get_num_threads()` threads."""

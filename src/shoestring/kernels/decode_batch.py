@@ -1,0 +1,204 @@
+"""Many sequences through a compiled decoder in one call, over keys and values in blocks: `decode_batch.h`."""
+
+import ctypes
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from shoestring.kernels.costs import cost_is_wanted, count_cost
+from shoestring.kernels.decode_step import PROMPT_TOKENS, DecodeStep
+from shoestring.kernels.dense_linear import FLAGS, STORAGE_KINDS
+from shoestring.kernels.linear_kernel import aligned_copy, aligned_room
+from shoestring.kernels.native import load_library
+
+CODE_KINDS = {8: 3, 4: 4}
+"""Codes of so many bits, by their number in `paged_rows.h`."""
+
+
+@dataclass(frozen=True)
+class PagedPart:
+    """Keys or values of one layer: rows (blocks, kv_heads, slots, …) contiguous, of a type in
+    `STORAGE_KINDS`, or uint8 codes of `bits` bits with float16 grids (blocks, kv_heads, slots, 2), scale and
+    lowest value.
+    """
+
+    rows: Tensor
+    grids: Tensor | None = None
+    bits: int | None = None
+
+
+@dataclass(frozen=True)
+class BatchSequence:
+    """Of one sequence: rows for positions and slots start … start + tokens − 1, and the blocks of all its
+    slots, in order. wants_logits: of its last row.
+    """
+
+    start: int
+    tokens: int
+    blocks: Sequence[int]
+    wants_logits: bool = True
+
+
+class _Part(ctypes.Structure):
+    _fields_ = (("rows", ctypes.c_void_p), ("grids", ctypes.c_void_p), ("kind", ctypes.c_int64))
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = (("keys", _Part), ("values", _Part))
+
+
+class _Memory(ctypes.Structure):
+    _fields_ = (("layers", ctypes.c_void_p), ("slots", ctypes.c_int64))
+
+
+_SEQUENCE = np.dtype(
+    [(name, np.int64) for name in ("first_row", "tokens", "start", "wants_logits", "blocks")]
+)
+
+
+class DecodeBatch:
+    """A decoder as one function of (embeddings of many sequences, blocks) -> logits.
+
+    layers: keys and values of each layer, all in blocks of `slots` tokens. The angles of `step` must reach
+    all positions.
+
+    Raises: ValueError where keys or values do not fit the decoder; NoCompiler.
+    """
+
+    def __init__(self, step: DecodeStep, layers: Sequence[tuple[PagedPart, PagedPart]]) -> None:
+        self.step, self.slots = step, layers[0][0].rows.shape[2]
+        self.n_blocks = min(part.rows.shape[0] for pair in layers for part in pair)
+        _check(step, layers, self.slots)
+        self._library, self._alive = _library(), tuple(layers)
+        self._layers = (_Layer * len(layers))()
+        for to, pair in zip(self._layers, layers, strict=True):
+            to.keys, to.values = (_part(part) for part in pair)
+        self._memory = _Memory(ctypes.addressof(self._layers), self.slots)
+        self._room = self._logits = aligned_room(0)
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of keys and values of one token in all layers, grids included."""
+        return sum(
+            tensor[0, :, 0].numel() * tensor.element_size()
+            for pair in self._alive
+            for part in pair
+            for tensor in (part.rows, part.grids)
+            if tensor is not None
+        )
+
+    def __call__(
+        self, x: Float[Tensor, "rows hidden"], sequences: Sequence[BatchSequence]
+    ) -> Float[Tensor, "wanted vocab"]:
+        """Run the rows of all sequences, one sequence after the other; logits of those that want them.
+
+        x: float32 embeddings of up to `PROMPT_TOKENS` rows. The logits are a window on a buffer that the next
+        call overwrites.
+
+        Raises: ValueError for rows that do not fit the sequences, blocks that are not there or too few of
+        them, or keys and values without codes (NaN, infinite, or beyond float16).
+        """
+        self._check_sequences(x.shape[0], sequences)
+        tables = np.concatenate([np.asarray(s.blocks, dtype=np.int32) for s in sequences])
+        ends = np.cumsum([0, *(len(s.blocks) for s in sequences)])
+        rows = np.cumsum([0, *(s.tokens for s in sequences)])
+        described = np.array(
+            [
+                (row, s.tokens, s.start, s.wants_logits, tables.ctypes.data + 4 * end)
+                for row, end, s in zip(rows, ends, sequences, strict=False)
+            ],
+            dtype=_SEQUENCE,
+        )
+        owners = np.repeat(np.arange(len(sequences), dtype=np.int32), [s.tokens for s in sequences])
+        logits, vocab = sum(s.wants_logits for s in sequences), self.step.shape.vocab_size
+        threads, n_rows, x = torch.get_num_threads(), x.shape[0], aligned_copy(x)
+        self._reserve(n_rows, logits)
+        flops, n_bytes = self._cost(sequences) if cost_is_wanted() else (0, 0)
+        with count_cost("decode_batch", flops=flops, bytes=n_bytes):
+            refused = self._library.decode_batch(
+                self.step.address, ctypes.addressof(self._memory), x.data_ptr(), described.ctypes.data,
+                len(sequences), owners.ctypes.data, n_rows, self._logits.data_ptr(), self._room.data_ptr(),
+                threads,
+            )  # fmt: skip
+        if refused:
+            raise ValueError(
+                "keys or values hold NaN, infinite numbers or some beyond float16: no codes for them."
+            )
+        return self._logits.view(torch.float32)[: logits * vocab].view(logits, vocab)
+
+    def _check_sequences(self, rows: int, sequences: Sequence[BatchSequence]) -> None:
+        if not sequences or rows != sum(s.tokens for s in sequences) or rows > PROMPT_TOKENS:
+            raise ValueError(
+                f"{rows} rows for sequences of {[s.tokens for s in sequences]} tokens; "
+                f"give a row for each, at most {PROMPT_TOKENS}."
+            )
+        for number, s in enumerate(sequences):
+            if s.tokens < 1 or s.start < 0:
+                raise ValueError(
+                    f"sequence {number} has {s.tokens} tokens from {s.start} on; at least 1 from 0."
+                )
+            if len(s.blocks) * self.slots < s.start + s.tokens:
+                raise ValueError(
+                    f"sequence {number} has {len(s.blocks)} blocks of {self.slots} tokens for "
+                    f"{s.start + s.tokens} tokens; give it one for each."
+                )
+            if not 0 <= min(s.blocks) <= max(s.blocks) < self.n_blocks:
+                raise ValueError(f"sequence {number} names blocks outside the {self.n_blocks} there are.")
+
+    def _reserve(self, rows: int, logits: int) -> None:
+        needed = room_bytes(self.step, rows)
+        if self._room.numel() < needed:
+            self._room = aligned_room(needed)
+        if self._logits.numel() < 4 * logits * self.step.shape.vocab_size:
+            self._logits = aligned_room(4 * logits * self.step.shape.vocab_size)
+
+    def _cost(self, sequences: Sequence[BatchSequence]) -> tuple[int, int]:
+        """Multiply-adds of every row's layers and attention, and of wanted logits; weights once, and the
+        slots that each sequence sees.
+        """
+        return self.step.batch_cost([(s.start, s.tokens, s.wants_logits) for s in sequences], self.slot_bytes)
+
+
+def room_bytes(step: DecodeStep, rows: int) -> int:
+    """Bytes of working memory that a call of so many rows takes, on `torch.get_num_threads()` threads."""
+    return int(_library().decode_batch_room(step.address, rows, torch.get_num_threads()))
+
+
+def _part(part: PagedPart) -> _Part:
+    kind = STORAGE_KINDS[part.rows.dtype] if part.bits is None else CODE_KINDS[part.bits]
+    return _Part(part.rows.data_ptr(), None if part.grids is None else part.grids.data_ptr(), kind)
+
+
+def _check(step: DecodeStep, layers: Sequence[tuple[PagedPart, PagedPart]], slots: int) -> None:
+    heads, dim = step.shape.num_key_value_heads, step.shape.head_dim
+    for number, part in ((i, part) for i, pair in enumerate(layers) for part in pair):
+        if part.bits is not None and dim % (128 // part.bits):
+            raise ValueError(
+                f"heads have {dim} channels; in {part.bits} bits the compiled step takes multiples of "
+                f"{128 // part.bits}. Use {'8 or ' if part.bits == 4 and dim % 16 == 0 else ''}16 bits."
+            )
+        width = dim if part.bits is None else dim * part.bits // 8
+        fits = part.rows.shape[1:] == (heads, slots, width) and part.rows.is_contiguous()
+        known = part.rows.dtype == torch.uint8 if part.bits else part.rows.dtype in STORAGE_KINDS
+        if not fits or not known or (part.bits is None) != (part.grids is None):
+            raise ValueError(
+                f"layer {number}: blocks {tuple(part.rows.shape)} of {part.rows.dtype} do not fit "
+                f"(blocks, {heads}, {slots}, {width}), contiguous, with grids where there are codes."
+            )
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    library = load_library(Path(__file__).with_name("decode_step.c"), extra_flags=FLAGS)
+    pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+    library.decode_batch.argtypes = [*[pointer] * 4, size, pointer, size, pointer, pointer, number]
+    library.decode_batch.restype = number
+    library.decode_batch_room.argtypes = [pointer, size, number]
+    library.decode_batch_room.restype = size
+    return library

@@ -1,0 +1,29 @@
+"""A compiled decoder for many sequences at once, each with its own blocks of keys and values."""
+
+from collections.abc import Sequence
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from shoestring.kernels.decode_batch import BatchSequence, DecodeBatch, PagedPart
+from shoestring.models.compiled_decoder import CompiledDecoder
+
+
+class CompiledBatch(CompiledDecoder):
+    """A `CompiledDecoder` that also runs the rows of many sequences in one call; arguments and errors are its
+    own.
+    """
+
+    def use_blocks(self, layers: Sequence[tuple[PagedPart, PagedPart]]) -> None:
+        """Keep keys and values of each layer here from now on. Raises: as `DecodeBatch`."""
+        self.batch = DecodeBatch(self.step, layers)
+
+    def run(
+        self, ids: Int[Tensor, " rows"], sequences: Sequence[BatchSequence]
+    ) -> Float[Tensor, "wanted vocab"]:
+        """Logits of the sequences that want them, good until the next call; ids of all, one after the other.
+
+        Raises: ValueError, as `DecodeBatch`.
+        """
+        self._reach(max(sequence.start + sequence.tokens for sequence in sequences))
+        return self.batch(self._embed(ids), sequences)

@@ -1,0 +1,23 @@
+"""`shoestring serve`: what is wrong is said before anything is loaded."""
+
+import pytest
+
+from shoestring.cli.main import run
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--memory", "lots"], "--memory 'lots' is not a size"),
+        (["--cache-bits", "2"], "--cache-bits '2' is not a form of the cache; use 16, 8, 4, k8v4"),
+        (["--activation-bits", "16"], "--activation-bits 16 must be 8 or 32"),
+    ],
+)
+def test_bad_options_are_one_line(options, message, capsys):
+    assert run(["serve", "no-such-model", *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_model_that_is_not_there(capsys):
+    assert run(["serve", "no/such/folder/model.gguf"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
