@@ -3,6 +3,7 @@
 from shoestring.compression.activation_ranges import KullbackLeibler, MeanSquare, MinMax, Percentile
 from shoestring.compression.alpha_search import AlphaSpace, Evolution, evolve, layer_by_layer
 from shoestring.compression.apply import Slot, apply, plan, rewrite_slot, slots, stored_bytes
+from shoestring.compression.awq import AWQ
 from shoestring.compression.calibration import Calibration, capture, capture_groups
 from shoestring.compression.conv_bn_fusion import fuse_conv_bn
 from shoestring.compression.dual_binarize import DualBinarize
@@ -26,6 +27,7 @@ from shoestring.compression.score_quantiles import ScoreCalibration, capture_sco
 from shoestring.compression.sequential import apply_in_sequence
 
 __all__ = [
+    "AWQ",
     "GPTQ",
     "ActivationAwareLowRank",
     "AlphaSpace",
