@@ -15,11 +15,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from shoestring.compression.calibration import Calibration
-from shoestring.compression.group_quantize import PackedRecipe, RoundToNearest
+from shoestring.compression.group_quantize import PackedRecipe, packed_module
 from shoestring.compression.recipe import Needs
 from shoestring.compression.scale_folding import FoldPlace, fold_places, fold_scales
-from shoestring.compression.weight_matrix import is_embedding
-from shoestring.kernels.grouped_rounding import fit_groups
+from shoestring.compression.weight_matrix import is_embedding, weight_matrix
+from shoestring.layers.packed_linear import PackedWeight
+from shoestring.numbers.affine_fit import fit_min_max
 from shoestring.numbers.grouped_affine import GroupedAffine, ZeroPoint
 
 LEAST_MAGNITUDE = 1e-4
@@ -28,7 +29,7 @@ LEAST_MAGNITUDE = 1e-4
 
 @dataclass(frozen=True)
 class AWQ(PackedRecipe):
-    """Round to nearest after a search of scales for the input channels, block by block.
+    """Round to nearest, no weight clipped, after a search of scales for the input channels, block by block.
 
     steps: values of α that are tried, 0, 1/steps, …; 0 is plain rounding. Other fields: as `PackedRecipe`.
     Given to `apply_in_sequence`, which scales what its blocks (those of the Llama family) let it scale.
@@ -52,8 +53,12 @@ class AWQ(PackedRecipe):
         return None
 
     def rewrite(self, name: str, module: nn.Module, calibration: Calibration | None) -> nn.Module:
-        plain = RoundToNearest(self.bits, self.group_size, self.zero_point, self.scale_bits)
-        return plain.rewrite(name, module, calibration)
+        if reason := self.why_not(name, module) or self.why_not_alone(name, module):
+            raise ValueError(reason)
+        weight = weight_matrix(module)
+        grid = fit_min_max(self.form, weight, name)
+        packed = PackedWeight.of(self.form, self.form.encode(weight, grid), grid, weight.dtype)
+        return packed_module(module, packed)
 
 
 @dataclass
@@ -102,8 +107,8 @@ def scaled_rounding(
 ) -> Float[Tensor, "rows cols"]:
     """What W becomes: W·s on the grid of the format, divided by s."""
     scaled = weight.float() * scales
-    grid = fit_groups(form, scaled)
-    return form.decode(form.encode(scaled, grid), grid) / scales
+    grid = fit_min_max(form, scaled)
+    return form.nearest(scaled, grid) / scales
 
 
 def naive_best_alpha(

@@ -13,6 +13,7 @@ from torch import nn
 
 from shoestring.layers.dual_binary_linear import DualBinaryLinear
 from shoestring.layers.low_rank_linear import LowRankLinear
+from shoestring.layers.reordered_linear import ReorderedLinear
 from shoestring.layers.row_sparse_linear import RowSparseLinear
 from shoestring.layers.sparse_linear import SparseLinear, stored_shapes
 from shoestring.numbers.dual_binary import DualBinary
@@ -122,8 +123,26 @@ class RowSparseKind(ModuleKind):
         return {str(store).removeprefix("torch."): store for store in self.STORES}[entry["store"]]
 
 
+class ReorderedKind(ModuleKind):
+    """An order of the inputs; the layer inside, which has an entry of its own, takes a placeholder's place."""
+
+    module = ReorderedLinear
+
+    def describe(self, module: ReorderedLinear) -> dict[str, Any]:
+        return {}
+
+    def tensors(self, entry: Entry) -> Shapes:
+        return {"order": ((_sizes(entry)[0],), torch.int32)}
+
+    def make(self, entry: Entry, **made: Any) -> nn.Module:
+        inner = nn.Linear(*_sizes(entry), **(made | {"device": "meta"}))
+        order = torch.arange(inner.in_features, dtype=torch.int32, device=made["device"])
+        return ReorderedLinear(inner, order)
+
+
 KINDS: dict[str, ModuleKind] = {
-    kind.module.__name__: kind for kind in (LowRankKind(), DualBinaryKind(), SparseKind(), RowSparseKind())
+    kind.module.__name__: kind
+    for kind in (LowRankKind(), DualBinaryKind(), SparseKind(), RowSparseKind(), ReorderedKind())
 }
 """By the name of the class."""
 

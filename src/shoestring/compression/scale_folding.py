@@ -40,9 +40,7 @@ class FoldPlace:
 
     def of_source(self, scales: Float[Tensor, " inputs"]) -> Float[Tensor, " channels"]:
         """The scale of each channel of the source, from tied scales of the inputs."""
-        return (
-            scales if self.heads == 1 else scales.view(-1, self.heads, self.head_dim)[:, 0].reshape(-1)
-        )
+        return scales if self.heads == 1 else scales.view(-1, self.heads, self.head_dim)[:, 0].reshape(-1)
 
 
 def fold_places(block: nn.Module) -> list[FoldPlace]:

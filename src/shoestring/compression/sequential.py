@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shoestring.compression.awq import AWQ, scale_block, why_no_scales
 from shoestring.compression.apply import Progress, Slot, name_untouched_weights, plan, rewrite_slot
+from shoestring.compression.awq import AWQ, scale_block, why_no_scales
 from shoestring.compression.calibration import Calibration, InputRecorder, capture, run
 from shoestring.compression.recipe import ModuleRecipe, Needs, Recipe
 from shoestring.compression.weight_matrix import is_embedding

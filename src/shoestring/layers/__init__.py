@@ -6,6 +6,7 @@ from shoestring.layers.dual_binary_linear import DualBinaryLinear, LatentDualBin
 from shoestring.layers.low_rank_linear import LowRankLinear
 from shoestring.layers.norm import RMSNorm
 from shoestring.layers.packed_linear import PackedEmbedding, PackedLinear, PackedWeight
+from shoestring.layers.reordered_linear import ReorderedLinear
 from shoestring.layers.rotary import LinearScaling, Llama3Scaling, Rope, YarnScaling
 from shoestring.layers.row_sparse_linear import RowSparseLinear, sparse_tail
 from shoestring.layers.scaled_embedding import ScaledEmbedding
@@ -27,6 +28,7 @@ __all__ = [
     "PackedLinear",
     "PackedWeight",
     "RMSNorm",
+    "ReorderedLinear",
     "Rope",
     "RowSparseLinear",
     "ScaledEmbedding",
