@@ -177,7 +177,7 @@ def test_a_saved_folder_gives_the_same_outputs(ours, tmp_path):
 def test_the_recipe_survives_json():
     recipe = AWQ(4, 64, ZeroPoint.REAL, 16, 7)
     assert Recipe.from_json(recipe.to_json()) == recipe
-    assert AWQ().group_size == 128 and AWQ().steps == 20
+    assert (AWQ().group_size, AWQ().steps) == (128, 20)
 
 
 def test_what_cannot_be_scaled_is_named_before_anything_changes():

@@ -1,4 +1,4 @@
-"""The order that the symbolic unpacker gives is a bijection, and the one in which the compiled packer packs."""
+"""The order of the symbolic unpacker is a bijection, and that in which the compiled packer packs."""
 
 import hypothesis.strategies as st
 import numpy as np

@@ -124,7 +124,7 @@ class RowSparseKind(ModuleKind):
 
 
 class ReorderedKind(ModuleKind):
-    """An order of the inputs; the layer inside, which has an entry of its own, takes a placeholder's place."""
+    """An order of the inputs; the layer inside has an entry of its own and takes a placeholder's place."""
 
     module = ReorderedLinear
 
@@ -140,10 +140,8 @@ class ReorderedKind(ModuleKind):
         return ReorderedLinear(inner, order)
 
 
-KINDS: dict[str, ModuleKind] = {
-    kind.module.__name__: kind
-    for kind in (LowRankKind(), DualBinaryKind(), SparseKind(), RowSparseKind(), ReorderedKind())
-}
+_ALL = (LowRankKind(), DualBinaryKind(), SparseKind(), RowSparseKind(), ReorderedKind())
+KINDS: dict[str, ModuleKind] = {kind.module.__name__: kind for kind in _ALL}
 """By the name of the class."""
 
 

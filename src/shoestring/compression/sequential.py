@@ -128,8 +128,8 @@ def _check_scales(blocks: list[nn.Module], inner: list[Chosen], outer: Chosen) -
         lost += [slot.name for slot, _ in own if any(slot.module is block.get_submodule(n) for n in without)]
     if lost:
         raise ValueError(
-            f"nothing before {', '.join(map(repr, lost[:4]))} ({len(lost)} layers) can take the scales of AWQ; "
-            "give them another recipe, such as RoundToNearest or GPTQ, or name them in ignore."
+            f"nothing before {', '.join(map(repr, lost[:4]))} ({len(lost)} layers) can take the scales of "
+            "AWQ; give them another recipe, such as RoundToNearest or GPTQ, or name them in ignore."
         )
 
 

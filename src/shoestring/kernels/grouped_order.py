@@ -24,7 +24,7 @@ Places = Int[np.ndarray, "bytes 8"]
 
 
 @functools.cache
-def quartet_order(bits: int) -> Int[np.ndarray, "quads bytes bits"]:
+def quartet_order(bits: int) -> Int[np.ndarray, "quads vector bits"]:
     """The stored bit that each bit of each code of a quartet comes from, among those of all its planes.
 
     The planes follow one another, that of 8 or 4 bits first, then of 2, then of 1. Byte 4·o + i of quad j is
@@ -64,7 +64,7 @@ def _widths(bits: int) -> list[int]:
     return [8] if bits == 8 else [width for width in (4, 2, 1) if bits & width]
 
 
-def _unpack(bits: int, planes: Places) -> Int[np.ndarray, "quads bytes 8"]:
+def _unpack(bits: int, planes: Places) -> Int[np.ndarray, "quads vector 8"]:
     """`unpack_quartet` of grouped_codes.h, statement by statement, on places."""
     if bits == 8:
         return planes.reshape(QUADS, _VECTOR_BYTES, 8)

@@ -65,7 +65,8 @@ def order_of_groups(g_idx: Int[Tensor, " inputs"], groups: int, name: str) -> In
     counts = torch.bincount(g_idx.long().clamp(min=0), minlength=groups)
     if int(g_idx.min()) < 0 or len(counts) != groups or int(counts.min()) != int(counts.max()):
         raise ValueError(
-            f"{name!r} gives its {groups} groups {sorted(set(counts.tolist()))} inputs; they must be of one size."
+            f"{name!r} gives its {groups} groups {sorted(set(counts.tolist()))} inputs; they must be of one "
+            "size."
         )
     order = torch.argsort(g_idx.long(), stable=True)
     return None if torch.equal(order, torch.arange(len(order))) else order.to(torch.int32)

@@ -1,4 +1,4 @@
-"""Folders that another library has quantised, AWQ or GPTQ, seen as plain weights by the names of transformers."""
+"""Folders that another library has quantised (AWQ, GPTQ), seen as plain weights by transformers' names."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -126,7 +126,7 @@ class QuantisedTensors:
             raise BadModelFile(f"{self.path}: {error}") from error
 
     def packed(self, name: str) -> PackedWeight:
-        """A quantised matrix with its codes as they are. Raises: BadModelFile for scales that are no numbers."""
+        """A quantised matrix with its codes as they are. Raises: BadModelFile for scales not finite."""
         layer = name.removesuffix(".weight")
         words, zeros, scales = (self._files[f"{layer}.{part}"] for part in _PARTS[:3])
         try:
@@ -154,7 +154,7 @@ class QuantisedTensors:
             held = self._files.dtype(f"{layer}.{part}")
             if held != wanted:
                 raise BadModelFile(f"{self.path}: {layer}.{part} is {held}; these formats store {wanted}")
-        (down, across), (groups, outputs) = (self._files.shape(f"{layer}.{p}") for p in ("qweight", "scales"))
+        down, outputs = self._files.shape(f"{layer}.qweight")[0], self._files.shape(f"{layer}.scales")[-1]
         bits = self.words.bits
         inputs = down if self.words.method == "awq" else down * 32 // bits
         group = inputs if self.words.group_size == -1 else self.words.group_size
