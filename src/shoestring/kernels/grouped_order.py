@@ -1,8 +1,8 @@
 """Where each bit of a code lies in the planes of `grouped_codes.h`, found by running the unpacker on places.
 
-A kernel's loads, shifts and masks move bits about without looking at them. Run on the numbers of bits instead
-of bits, they say which stored bit arrives where in a code; packing is the same map the other way round. So the
-order needs no derivation by hand, and one that follows the unpacker is right by construction.
+A kernel's loads, shifts and masks move bits about without looking at them. Run on the numbers of bits
+instead of bits, they say which stored bit arrives where in a code; packing is the same map the other way
+round. So the order needs no derivation by hand, and what follows the unpacker is right by construction.
 
 Source: Efficient Mixed-Precision Large Language Model Inference with TurboMind (2025), section 4: weights are
 packed offline by the load path that reads them.
