@@ -8,10 +8,12 @@ from shoestring.compression.calibration import Calibration, capture, capture_gro
 from shoestring.compression.conv_bn_fusion import fuse_conv_bn
 from shoestring.compression.dual_binarize import DualBinarize
 from shoestring.compression.emulation import emulate, emulate_static
+from shoestring.compression.float_quantize import FloatQuantize, StoredFloat
 from shoestring.compression.gguf_export import export_gguf, export_gguf_q8
 from shoestring.compression.group_quantize import GPTQ, PackedRecipe, RoundToNearest
 from shoestring.compression.kv_quantize import KVQuantize
 from shoestring.compression.low_rank import ActivationAwareLowRank, LowRank
+from shoestring.compression.precision import Precision, PrecisionPlan, WeightKind
 from shoestring.compression.pruning import (
     MagnitudePrune,
     SparseGPT,
@@ -34,6 +36,7 @@ __all__ = [
     "Calibration",
     "DualBinarize",
     "Evolution",
+    "FloatQuantize",
     "KVQuantize",
     "KullbackLeibler",
     "LowRank",
@@ -45,6 +48,8 @@ __all__ = [
     "Needs",
     "PackedRecipe",
     "Percentile",
+    "Precision",
+    "PrecisionPlan",
     "RSparse",
     "Recipe",
     "RoundToNearest",
@@ -53,7 +58,9 @@ __all__ = [
     "Slot",
     "SparseGPT",
     "StoreSparse",
+    "StoredFloat",
     "Wanda",
+    "WeightKind",
     "apply",
     "apply_in_sequence",
     "block_linears",

@@ -6,16 +6,19 @@ A recipe that brings a new module adds its kind here. Packed layers, which may b
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import asdict, fields
 from typing import Any
 
 import torch
 from torch import nn
 
 from shoestring.layers.dual_binary_linear import DualBinaryLinear
+from shoestring.layers.float_coded_linear import FloatCodedLinear
 from shoestring.layers.low_rank_linear import LowRankLinear
 from shoestring.layers.reordered_linear import ReorderedLinear
 from shoestring.layers.row_sparse_linear import RowSparseLinear
 from shoestring.layers.sparse_linear import SparseLinear, stored_shapes
+from shoestring.numbers.block_float import BlockFloat
 from shoestring.numbers.dual_binary import DualBinary
 from shoestring.numbers.sparse_values import ValueKind
 
@@ -140,7 +143,26 @@ class ReorderedKind(ModuleKind):
         return ReorderedLinear(inner, order)
 
 
-_ALL = (LowRankKind(), DualBinaryKind(), SparseKind(), RowSparseKind(), ReorderedKind())
+class FloatCodedKind(ModuleKind):
+    """Codes of a narrow float and the scales of its blocks."""
+
+    module = FloatCodedLinear
+
+    def describe(self, module: FloatCodedLinear) -> dict[str, Any]:
+        return asdict(module.form)
+
+    def tensors(self, entry: Entry) -> Shapes:
+        inputs, outputs = _sizes(entry)
+        return self._form(entry).tensors(outputs, inputs)
+
+    def make(self, entry: Entry, **made: Any) -> nn.Module:
+        return FloatCodedLinear(self._form(entry), *_sizes(entry), **made)
+
+    def _form(self, entry: Entry) -> BlockFloat:
+        return BlockFloat(**{f.name: entry[f.name] for f in fields(BlockFloat)})
+
+
+_ALL = (LowRankKind(), DualBinaryKind(), SparseKind(), RowSparseKind(), ReorderedKind(), FloatCodedKind())
 KINDS: dict[str, ModuleKind] = {kind.module.__name__: kind for kind in _ALL}
 """By the name of the class."""
 

@@ -3,6 +3,7 @@
 from shoestring.layers.attention import AttendOut, attend, merge
 from shoestring.layers.attention_masks import Causal, Explicit, Full, KVView, Mask, Tree
 from shoestring.layers.dual_binary_linear import DualBinaryLinear, LatentDualBinaryLinear
+from shoestring.layers.float_coded_linear import FloatCodedLinear
 from shoestring.layers.low_rank_linear import LowRankLinear
 from shoestring.layers.norm import RMSNorm
 from shoestring.layers.packed_linear import PackedEmbedding, PackedLinear, PackedWeight
@@ -17,6 +18,7 @@ __all__ = [
     "Causal",
     "DualBinaryLinear",
     "Explicit",
+    "FloatCodedLinear",
     "Full",
     "KVView",
     "LatentDualBinaryLinear",
