@@ -135,7 +135,7 @@ class PrecisionPlan:
     def recipes(
         self, group_size: int = 128, *, search_scales: bool = False
     ) -> dict[str, ModuleRecipe | None]:
-        """The mapping for `apply`, or with `search_scales` for `apply_in_sequence`; the widest pattern last."""
+        """The mapping for `apply`, or with `search_scales` for `apply_in_sequence`; the widest comes last."""
         found: dict[str, ModuleRecipe | None] = {}
         for name, kind in self.overrides.items():
             found[name] = Precision(kind).recipe(group_size, search_scales=search_scales)

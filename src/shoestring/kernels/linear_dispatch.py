@@ -59,7 +59,8 @@ class DispatchedLinear:
     """The product with a stored matrix, each number of rows by the option that is chosen for it.
 
     form, stored, cols: as in `dequantise_rows`. Every option that is used packs the matrix once for itself.
-    activations: INT8 allows rounding of the inputs. x is float32 on the CPU.
+    activations: INT8 allows rounding of the inputs. x is float32 on the CPU. What was chosen for a number of
+    rows stays until `tune` is called here.
     """
 
     def __init__(
@@ -73,13 +74,22 @@ class DispatchedLinear:
         self.form, self.stored, self.cols, self.activations = form, dict(stored), cols, activations
         self.options = tuple(options)
         self._prepared: dict[int, Product] = {}
+        self._chosen: dict[tuple[int, int], Product] = {}
 
     def problem(self, tokens: int) -> LinearProblem:
         """The product with so many rows."""
         return LinearProblem(self.form, len(self.stored["codes"]), self.cols, tokens, self.activations)
 
     def __call__(self, x: Float[Tensor, "tokens inputs"]) -> Float[Tensor, "tokens outputs"]:
-        return self.product(choose(self.problem(len(x)), self.options))(x)
+        # Looked up once: finding a kernel takes longer than a small product.
+        key = len(x), torch.get_num_threads()
+        if key not in self._chosen:
+            self._chosen[key] = self.product(self.chosen(len(x)))
+        return self._chosen[key](x)
+
+    def chosen(self, tokens: int) -> LinearOption:
+        """The option for so many rows."""
+        return choose(self.problem(tokens), self.options)
 
     def product(self, option: LinearOption) -> Product:
         """The product by one option, packed for it at the first call."""
@@ -103,6 +113,7 @@ class DispatchedLinear:
         table = tuning_table()
         known = table.get(_key(problem)) or {}
         table.put(_key(problem), known | {str(tokens): fastest.number})
+        self._chosen.clear()
         return seconds
 
 
