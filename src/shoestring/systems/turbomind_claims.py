@@ -44,7 +44,7 @@ def _quality(metric: str, text: str, setting: str, bar: float) -> Claim:
 PRODUCTS = {
     (shapes, rows): _time(
         product_metric(shapes, rows),
-        "packed offline for the instruction that will use them, 4-bit weights are faster, not only smaller",
+        "packed for the instruction that will use them, 4-bit weights are faster, not only smaller",
         "against the fastest of torch's float32 and bfloat16 linear at the better number of threads",
         1 / 2.5 if rows == 1 else 1 / 1.2,
     )
@@ -55,8 +55,8 @@ DECODING = {
     1: _time(
         "time of a decoded token, batch 1",
         "serving in mixed precision has lower latency",
-        "16 models on four kinds of GPU against other frameworks of mixed precision; here 4-bit weights and an "
-        "8-bit head against bfloat16 in the same compiled step",
+        "16 models on four kinds of GPU against other frameworks of mixed precision; here 4-bit weights and "
+        "an 8-bit head against bfloat16 in the same compiled step",
         1 / 1.8,
         _PAPER_LATENCY,
     ),

@@ -1,6 +1,7 @@
 """Products with 4-bit weights by themselves: dispatched ones beside torch's linear layers of every kind."""
 
 import itertools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,6 @@ from torch.nn import functional as F
 
 from shoestring.errors import NoCompiler
 from shoestring.kernels.linear_dispatch import DispatchedLinear
-from shoestring.kernels.tuning import last_level_cache_bytes
 from shoestring.numbers.grouped_affine import GroupedAffine, ZeroPoint
 from shoestring.systems.turbomind_claims import LARGE, MODEL, PRODUCTS, ROWS, product_metric
 from shoestring.yardstick.comparison import Row
@@ -23,23 +23,22 @@ OURS, DYNAMIC = "4 bits", "torch, dynamic int8"
 
 @dataclass(frozen=True)
 class ProductBench:
-    """shapes: (outputs, inputs) by name. copies: of each, at least, so that no cache holds all."""
+    """shapes: (outputs, inputs) by name, and copies of each list that take turns: no core's caches hold them."""
 
-    shapes: Mapping[str, Sequence[Shape]]
+    shapes: Mapping[str, tuple[Sequence[Shape], int]]
     rounds: int
-    beyond_cache: bool
     seed: int
 
 
 def smollm2_bench(seed: int) -> ProductBench:
     """The shapes of SmolLM2-135M's layers, and of a 7B model's."""
     model = [(576, 576), (192, 576), (192, 576), (576, 576), (1536, 576), (1536, 576), (576, 1536)]
-    return ProductBench({MODEL: model, LARGE: [(4096, 4096), (11008, 4096)]}, 9, True, seed)
+    return ProductBench({MODEL: (model, 30), LARGE: ([(4096, 4096), (11008, 4096)], 3)}, 9, seed)
 
 
 def tiny_bench(seed: int) -> ProductBench:
     """Shapes that take no time."""
-    return ProductBench({MODEL: [(32, 64), (48, 64)], LARGE: [(64, 128)]}, 3, False, seed)
+    return ProductBench({MODEL: ([(32, 64), (48, 64)], 2), LARGE: ([(64, 128)], 1)}, 3, seed)
 
 
 def product_rows(bench: ProductBench) -> tuple[list[Row], list[str]]:
@@ -74,7 +73,7 @@ def _shape_rows(bench: ProductBench, name: str) -> tuple[list[Row], list[str]]:
 
 @dataclass
 class _Layers:
-    """Matrices of one list of shapes, again and again, in each form."""
+    """Matrices of one list of shapes in each form, copies of each in a row."""
 
     packed: list[DispatchedLinear]
     float32: list[Tensor]
@@ -85,23 +84,24 @@ class _Layers:
     def random(cls, bench: ProductBench, name: str) -> "_Layers":
         generator = torch.Generator().manual_seed(bench.seed)
         found = cls([], [], [], [])
-        shapes = bench.shapes[name]
-        once = sum(rows * cols for rows, cols in shapes) // 2
-        copies = -(-2 * last_level_cache_bytes() // once) if bench.beyond_cache else 1
-        for rows, cols in list(shapes) * min(copies, 30):
-            found._add(rows, cols, generator)
+        shapes, copies = bench.shapes[name]
+        for rows, cols in shapes:
+            found._add(rows, cols, copies, generator)
         return found
 
-    def _add(self, rows: int, cols: int, generator: torch.Generator) -> None:
+    def _add(self, rows: int, cols: int, copies: int, generator: torch.Generator) -> None:
         form = GroupedAffine(4, 128 if cols % 128 == 0 else 64, ZeroPoint.INTEGER)
         codes = torch.randint(16, (rows, cols), generator=generator, dtype=torch.uint8)
         groups = form.groups(cols)
         grid = form.represent(torch.full((rows, groups), 0.01), torch.full((rows, groups), 8.0))
         stored = form.store(codes, grid)
-        self.packed.append(DispatchedLinear(form, stored, cols))
-        self.float32.append(form.decode(codes, grid))
-        self.bfloat16.append(self.float32[-1].bfloat16())
-        self.dynamic.append(_dynamic(self.float32[-1]))
+        dense = form.decode(codes, grid)
+        for _ in range(copies):
+            own = {name: tensor.clone() for name, tensor in stored.items()}
+            self.packed.append(DispatchedLinear(form, own, cols))
+            self.float32.append(dense.clone())
+            self.bfloat16.append(dense.bfloat16())
+            self.dynamic.append(_dynamic(dense))
 
     def tune(self, tokens: int) -> None:
         """Measure one matrix of every shape; the others go by it."""
@@ -120,7 +120,12 @@ def _dynamic(weight: Tensor) -> nn.Module:
     """torch's linear with int8 weights and inputs rounded as they come."""
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
     linear.weight.data = weight
-    quantised: Any = torch.ao.quantization.quantize_dynamic(nn.Sequential(linear), {nn.Linear}, torch.qint8)
+    with warnings.catch_warnings():
+        # It is announced to leave torch one day; until then it is what users have.
+        warnings.simplefilter("ignore")
+        quantised: Any = torch.ao.quantization.quantize_dynamic(
+            nn.Sequential(linear), {nn.Linear}, torch.qint8
+        )
     module: nn.Module = quantised[0]
     return module
 
