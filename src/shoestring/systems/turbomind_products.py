@@ -23,7 +23,7 @@ OURS, DYNAMIC = "4 bits", "torch, dynamic int8"
 
 @dataclass(frozen=True)
 class ProductBench:
-    """shapes: (outputs, inputs) by name, and copies of each list that take turns: no core's caches hold them."""
+    """shapes: (outputs, inputs) by name, and copies of each that take turns: a core's caches hold few."""
 
     shapes: Mapping[str, tuple[Sequence[Shape], int]]
     rounds: int
