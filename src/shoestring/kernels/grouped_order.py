@@ -80,8 +80,8 @@ def _unpack(bits: int, planes: Places) -> Int[np.ndarray, "quads vector 8"]:
         pair = next(parts)
         quads = [_either(quad, _moved(pair, 2 * j, bits & 1, 2)) for j, quad in enumerate(quads)]
     if bits & 1:
-        half = next(parts)
-        twice = np.concatenate([half, _shifted(half, 4)])
+        single = next(parts)
+        twice = np.concatenate([single, _shifted(single, 4)])
         quads = [_either(quad, _moved(twice, j, 0, 1)) for j, quad in enumerate(quads)]
     return np.stack(quads)
 

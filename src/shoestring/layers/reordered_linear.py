@@ -4,8 +4,6 @@ Checkpoints of GPTQ that rounded columns by the size of their inputs ("desc_act"
 different scales; sorted by group, they are a plain packed matrix again.
 """
 
-from typing import cast
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -37,7 +35,7 @@ class ReorderedLinear(nn.Module):
     @property
     def weight(self) -> Float[Tensor, "out_features in_features"]:
         """The whole matrix in the order of the inputs, dequantised anew at each access."""
-        return cast(Tensor, self.inner.weight)[:, self.order.long().argsort()]
+        return self.inner.weight[:, self.order.long().argsort()]
 
     def forward(self, x: Float[Tensor, "*batch in_features"]) -> Float[Tensor, "*batch out_features"]:
         y: Tensor = self.inner(x.index_select(-1, self.order))

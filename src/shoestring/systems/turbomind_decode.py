@@ -104,11 +104,13 @@ def _batch_row(
     """Layer by layer in float32, but for the products; bfloat16 by our kernel and by torch's."""
 
     def own(module: nn.Module) -> nn.Module:
-        return _Multiplied(dense_linear(module.weight.bfloat16()))  # type: ignore[operator]
+        weight: Any = module.weight
+        return _Multiplied(dense_linear(weight.bfloat16()))
 
     def torchs(module: nn.Module) -> nn.Module:
-        weight: Any = module.weight.bfloat16()  # type: ignore[operator]
-        return _Multiplied(lambda x: F.linear(x, weight), torch.bfloat16)
+        weight: Any = module.weight
+        half: Tensor = weight.bfloat16()
+        return _Multiplied(lambda x: F.linear(x, half), torch.bfloat16)
 
     def four(module: nn.Module) -> nn.Module:
         weight: Any = module.packed
