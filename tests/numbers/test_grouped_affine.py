@@ -43,6 +43,7 @@ def test_stored_tensors_are_as_announced_and_read_back_exactly(form, rows, group
     for part in ("scale", "zero", "offset"):
         assert torch.equal(getattr(read, part), getattr(grid, part))
     assert torch.equal(form.dequantise(stored, weight.shape[1]), form.decode(codes, grid))
+    assert torch.equal(form.nearest(weight, grid), form.decode(codes, grid))
 
 
 @given(form=forms, rows=st.integers(1, 3), groups=st.integers(1, 3), seed=st.integers(0, 99))

@@ -3,14 +3,17 @@
 from shoestring.compression.activation_ranges import KullbackLeibler, MeanSquare, MinMax, Percentile
 from shoestring.compression.alpha_search import AlphaSpace, Evolution, evolve, layer_by_layer
 from shoestring.compression.apply import Slot, apply, plan, rewrite_slot, slots, stored_bytes
+from shoestring.compression.awq import AWQ
 from shoestring.compression.calibration import Calibration, capture, capture_groups
 from shoestring.compression.conv_bn_fusion import fuse_conv_bn
 from shoestring.compression.dual_binarize import DualBinarize
 from shoestring.compression.emulation import emulate, emulate_static
+from shoestring.compression.float_quantize import FloatQuantize, StoredFloat
 from shoestring.compression.gguf_export import export_gguf, export_gguf_q8
 from shoestring.compression.group_quantize import GPTQ, PackedRecipe, RoundToNearest
 from shoestring.compression.kv_quantize import KVQuantize, KVQuantizeTokens
 from shoestring.compression.low_rank import ActivationAwareLowRank, LowRank
+from shoestring.compression.precision import Precision, PrecisionPlan, WeightKind
 from shoestring.compression.pruning import (
     MagnitudePrune,
     SparseGPT,
@@ -26,12 +29,14 @@ from shoestring.compression.score_quantiles import ScoreCalibration, capture_sco
 from shoestring.compression.sequential import apply_in_sequence
 
 __all__ = [
+    "AWQ",
     "GPTQ",
     "ActivationAwareLowRank",
     "AlphaSpace",
     "Calibration",
     "DualBinarize",
     "Evolution",
+    "FloatQuantize",
     "KVQuantize",
     "KVQuantizeTokens",
     "KullbackLeibler",
@@ -44,6 +49,8 @@ __all__ = [
     "Needs",
     "PackedRecipe",
     "Percentile",
+    "Precision",
+    "PrecisionPlan",
     "RSparse",
     "Recipe",
     "RoundToNearest",
@@ -52,7 +59,9 @@ __all__ = [
     "Slot",
     "SparseGPT",
     "StoreSparse",
+    "StoredFloat",
     "Wanda",
+    "WeightKind",
     "apply",
     "apply_in_sequence",
     "block_linears",

@@ -67,7 +67,8 @@ def apply(
     dimensions or more are named once on stderr.
 
     Raises: ValueError, before anything is changed, if a module cannot be rewritten (all are named, with the
-    reasons), if a mapping's key matches nothing, or if a needed calibration is missing.
+    reasons), if a mapping's key matches nothing, if a needed calibration is missing, or for a recipe that
+    only `apply_in_sequence` can carry out.
     """
     if isinstance(recipe, ModelRecipe):
         if reason := recipe.why_not_model(model):
@@ -167,6 +168,12 @@ def _why_not(slot: Slot, recipe: ModuleRecipe) -> str | None:
 
 
 def _check_calibration(chosen: list[tuple[Slot, ModuleRecipe]], calibration: Calibration | None) -> None:
+    for slot, recipe in chosen:
+        if recipe.needs is Needs.BLOCKS:
+            raise ValueError(
+                f"{type(recipe).__name__} ({slot.name!r}) works on whole blocks; use apply_in_sequence with "
+                "batches of tokens."
+            )
     lacking = [
         f"{slot.name!r} ({type(recipe).__name__})"
         for slot, recipe in chosen

@@ -13,6 +13,7 @@ from shoestring.models.decoder import Decoder
 from shoestring.models.decoder_config import FAMILIES
 from shoestring.models.gguf_file import GGUFFile
 from shoestring.models.load import check_tokenizer, find_model, first_line, load_decoder, load_tokenizer
+from shoestring.models.quantised_checkpoint import is_readable
 from shoestring.models.safetensors_file import open_safetensors
 
 
@@ -21,7 +22,8 @@ def load_model(name: str, *, packed: bool = False) -> tuple[Any, Any]:
     of transformers.
 
     name: a built-in alias, a .gguf file, a folder (fitted, or of the Hugging Face layout), a Hugging Face id.
-    packed: matrices of a GGUF file keep their codes where they can, instead of becoming float32.
+    packed: matrices of a GGUF file, or of a folder in the words of AWQ or GPTQ, keep their codes where they
+    can, instead of becoming floats.
     Raises: FileNotFoundError if there is no such model; BadModelFile, OSError if it cannot be read.
     """
     path = find_model(name)
@@ -64,9 +66,9 @@ def _load(path: Path, packed: bool) -> nn.Module:
         file = GGUFFile(path)
         return load_decoder(path, packed=packed) if is_known_gguf(file) else _as_plain(_by_transformers(path))
     config = read_config(path)
-    # What another library has packed is unpacked by transformers.
-    if config["model_type"] in FAMILIES and "quantization_config" not in config:
-        return load_decoder(open_checkpoint(path))
+    # What another library has packed otherwise is unpacked by transformers.
+    if config["model_type"] in FAMILIES and ("quantization_config" not in config or is_readable(config)):
+        return load_decoder(open_checkpoint(path), packed=packed)
     open_safetensors(path)
     return _by_transformers(path)
 

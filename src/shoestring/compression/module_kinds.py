@@ -6,15 +6,19 @@ A recipe that brings a new module adds its kind here. Packed layers, which may b
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import asdict, fields
 from typing import Any
 
 import torch
 from torch import nn
 
 from shoestring.layers.dual_binary_linear import DualBinaryLinear
+from shoestring.layers.float_coded_linear import FloatCodedLinear
 from shoestring.layers.low_rank_linear import LowRankLinear
+from shoestring.layers.reordered_linear import ReorderedLinear
 from shoestring.layers.row_sparse_linear import RowSparseLinear
 from shoestring.layers.sparse_linear import SparseLinear, stored_shapes
+from shoestring.numbers.block_float import BlockFloat
 from shoestring.numbers.dual_binary import DualBinary
 from shoestring.numbers.sparse_values import ValueKind
 
@@ -122,9 +126,44 @@ class RowSparseKind(ModuleKind):
         return {str(store).removeprefix("torch."): store for store in self.STORES}[entry["store"]]
 
 
-KINDS: dict[str, ModuleKind] = {
-    kind.module.__name__: kind for kind in (LowRankKind(), DualBinaryKind(), SparseKind(), RowSparseKind())
-}
+class ReorderedKind(ModuleKind):
+    """An order of the inputs; the layer inside has an entry of its own and takes a placeholder's place."""
+
+    module = ReorderedLinear
+
+    def describe(self, module: ReorderedLinear) -> dict[str, Any]:
+        return {}
+
+    def tensors(self, entry: Entry) -> Shapes:
+        return {"order": ((_sizes(entry)[0],), torch.int32)}
+
+    def make(self, entry: Entry, **made: Any) -> nn.Module:
+        inner = nn.Linear(*_sizes(entry), **(made | {"device": "meta"}))
+        order = torch.arange(inner.in_features, dtype=torch.int32, device=made["device"])
+        return ReorderedLinear(inner, order)
+
+
+class FloatCodedKind(ModuleKind):
+    """Codes of a narrow float and the scales of its blocks."""
+
+    module = FloatCodedLinear
+
+    def describe(self, module: FloatCodedLinear) -> dict[str, Any]:
+        return asdict(module.form)
+
+    def tensors(self, entry: Entry) -> Shapes:
+        inputs, outputs = _sizes(entry)
+        return self._form(entry).tensors(outputs, inputs)
+
+    def make(self, entry: Entry, **made: Any) -> nn.Module:
+        return FloatCodedLinear(self._form(entry), *_sizes(entry), **made)
+
+    def _form(self, entry: Entry) -> BlockFloat:
+        return BlockFloat(**{f.name: entry[f.name] for f in fields(BlockFloat)})
+
+
+_ALL = (LowRankKind(), DualBinaryKind(), SparseKind(), RowSparseKind(), ReorderedKind(), FloatCodedKind())
+KINDS: dict[str, ModuleKind] = {kind.module.__name__: kind for kind in _ALL}
 """By the name of the class."""
 
 

@@ -22,6 +22,8 @@ class Needs(enum.Enum):
 
     NOTHING = "nothing"
     CALIBRATION = "calibration"
+    BLOCKS = "blocks"
+    """Whole blocks and what they are called with: only `apply_in_sequence` has both."""
 
 
 class Recipe:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from shoestring.compression.apply import Progress, Slot, name_untouched_weights, plan, rewrite_slot
+from shoestring.compression.awq import AWQ, scale_block, why_no_scales
 from shoestring.compression.calibration import Calibration, InputRecorder, capture, run
 from shoestring.compression.recipe import ModuleRecipe, Needs, Recipe
 from shoestring.compression.weight_matrix import is_embedding
@@ -40,21 +41,27 @@ def apply_in_sequence(
     first, calibrated on the original model; layers outside the blocks go last. Held in memory: the hidden
     states of all batches, the statistics of a block.
 
-    Raises: ValueError as `apply` does, or if the model is not a chain of blocks, each fed by the one before.
+    Raises: ValueError as `apply` does, if the model is not a chain of blocks, each fed by the one before, or
+    for a layer that is to be scaled (`AWQ`) with nothing before it to take the scales.
     """
     batches = list(batches)
     chosen = plan(model, recipe, ignore=ignore)
     blocks = _blocks(model, chosen)
     first, inner, last = _stages(model, blocks, chosen)
+    _check_scales(blocks, inner, [*first, *last])
     steps = _Steps(model, len(chosen), progress)
     calls, hidden = _record(model, blocks, batches[:1])  # a model that is no chain is refused untouched
     name_untouched_weights(model)
     steps.rewrite(first, _capture(model, batches, first))
     calls, hidden = _record(model, blocks, batches)
     for block, own, block_calls in zip(blocks, inner, calls, strict=True):
-        modules = {slot.name: slot.module for slot, _ in own}
+        if scaled := _scaled(block, own):
+            full = [((x, *call.args), call.kwargs) for x, call in zip(hidden, block_calls, strict=True)]
+            scale_block(block, scaled, full)
+        modules = {slot.name: slot.module for slot, own_recipe in own if _is_calibrated(own_recipe)}
         with InputRecorder(modules) as recorder:
-            _run_block(block, hidden, block_calls)
+            if modules:
+                _run_block(block, hidden, block_calls)
         steps.rewrite(own, recorder.calibration)
         hidden = _run_block(block, hidden, block_calls)
     steps.rewrite(last, _capture(model, batches, last))
@@ -108,8 +115,30 @@ def _stages(model: nn.Module, blocks: list[nn.Module], chosen: Chosen) -> tuple[
     return first, inner, last
 
 
+def _scaled(block: nn.Module, own: Chosen) -> dict[str, AWQ]:
+    """The layers of a block to be scaled before they are rounded, by their names within it."""
+    names = {module: name for name, module in block.named_modules()}
+    return {names[slot.module]: recipe for slot, recipe in own if isinstance(recipe, AWQ)}
+
+
+def _check_scales(blocks: list[nn.Module], inner: list[Chosen], outer: Chosen) -> None:
+    lost = [slot.name for slot, recipe in outer if isinstance(recipe, AWQ)]
+    for block, own in zip(blocks, inner, strict=True):
+        without = why_no_scales(block, list(_scaled(block, own)))
+        lost += [slot.name for slot, _ in own if any(slot.module is block.get_submodule(n) for n in without)]
+    if lost:
+        raise ValueError(
+            f"nothing before {', '.join(map(repr, lost[:4]))} ({len(lost)} layers) can take the scales of "
+            "AWQ; give them another recipe, such as RoundToNearest or GPTQ, or name them in ignore."
+        )
+
+
+def _is_calibrated(recipe: ModuleRecipe) -> bool:
+    return recipe.needs is Needs.CALIBRATION
+
+
 def _capture(model: nn.Module, batches: list[Tensor], chosen: Chosen) -> Calibration:
-    names = [slot.name for slot, recipe in chosen if recipe.needs is Needs.CALIBRATION]
+    names = [slot.name for slot, recipe in chosen if _is_calibrated(recipe)]
     return capture(model, batches, names=names) if names else Calibration()
 
 

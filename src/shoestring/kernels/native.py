@@ -32,7 +32,7 @@ def load_library(source: str | Path, *, extra_flags: tuple[str, ...] = ()) -> ct
     Raises: NoCompiler when there is none or it rejects the source (the message carries its first error).
     """
     text = with_headers(source, set()) if isinstance(source, Path) else source
-    return _load(text, FLAGS + extra_flags, _compiler())
+    return _load(text, FLAGS + extra_flags, compiler_path())
 
 
 def with_headers(source: Path, seen: set[Path]) -> str:
@@ -80,7 +80,8 @@ def _build(text: str, flags: tuple[str, ...], compiler: str, library: Path) -> N
         os.replace(output, library)
 
 
-def _compiler() -> str:
+def compiler_path() -> str:
+    """The C compiler that builds kernels. Raises: NoCompiler where there is none."""
     named = os.environ.get("SHOESTRING_CC") or os.environ.get("CC")
     for candidate in [named] if named else ["cc", "gcc", "clang"]:
         if found := shutil.which(candidate):

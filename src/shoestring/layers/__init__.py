@@ -3,9 +3,11 @@
 from shoestring.layers.attention import AttendOut, attend, merge
 from shoestring.layers.attention_masks import Causal, Explicit, Full, KVView, Mask, Tree
 from shoestring.layers.dual_binary_linear import DualBinaryLinear, LatentDualBinaryLinear
+from shoestring.layers.float_coded_linear import FloatCodedLinear
 from shoestring.layers.low_rank_linear import LowRankLinear
 from shoestring.layers.norm import RMSNorm
 from shoestring.layers.packed_linear import PackedEmbedding, PackedLinear, PackedWeight
+from shoestring.layers.reordered_linear import ReorderedLinear
 from shoestring.layers.rotary import LinearScaling, Llama3Scaling, Rope, YarnScaling
 from shoestring.layers.row_sparse_linear import RowSparseLinear, sparse_tail
 from shoestring.layers.scaled_embedding import ScaledEmbedding
@@ -16,6 +18,7 @@ __all__ = [
     "Causal",
     "DualBinaryLinear",
     "Explicit",
+    "FloatCodedLinear",
     "Full",
     "KVView",
     "LatentDualBinaryLinear",
@@ -27,6 +30,7 @@ __all__ = [
     "PackedLinear",
     "PackedWeight",
     "RMSNorm",
+    "ReorderedLinear",
     "Rope",
     "RowSparseLinear",
     "ScaledEmbedding",

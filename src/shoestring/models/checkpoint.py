@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from shoestring.errors import BadModelFile
+from shoestring.layers.packed_linear import PackedWeight
 from shoestring.models.gguf_decoder import ARCHITECTURES, GGUFDecoder
 from shoestring.models.gguf_file import GGUFFile
 from shoestring.models.mapped_file import HEADER_LIMIT_BYTES, map_file, shown
+from shoestring.models.quantised_checkpoint import QuantisedTensors, WordFormat, is_readable
 from shoestring.models.safetensors_file import (
     SafetensorsFile,
     ShardedSafetensors,
@@ -48,6 +50,23 @@ class LazyTensors(Protocol):
 
     def read(self, name: str, dtype: torch.dtype) -> Tensor:
         """A tensor in any type."""
+        ...
+
+
+@runtime_checkable
+class PackedTensors(LazyTensors, Protocol):
+    """Tensors of which some are stored in codes that a packed layer can keep."""
+
+    def can_stay_packed(self, name: str) -> bool:
+        """Whether `packed` takes this tensor."""
+        ...
+
+    def packed(self, name: str) -> PackedWeight:
+        """A matrix with its codes as they are."""
+        ...
+
+    def column_order(self, name: str) -> Tensor | None:
+        """The input that each column of `packed(name)` belongs to; None where they are in order."""
         ...
 
 
@@ -101,10 +120,19 @@ _END_NAMES = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 def _open_folder(folder: Path) -> Checkpoint:
     config = read_config(folder)
-    tensors = open_safetensors(folder)
+    files = open_safetensors(folder)
+    tensors: LazyTensors = files
+    if is_readable(config):
+        # What is read here is a plain model; the words are a matter of the folder.
+        quantised = config.pop("quantization_config")
+        try:
+            words = WordFormat.of(quantised)
+        except BadModelFile as error:
+            raise BadModelFile(f"{folder}: {error}") from error
+        tensors = QuantisedTensors(files, words, folder)
     generation = folder / GENERATION_CONFIG
     ends = _read_json_file(generation) if generation.exists() else None
-    return Checkpoint(folder, config, tensors, ends, _disk_bytes(tensors))
+    return Checkpoint(folder, config, tensors, ends, _disk_bytes(files))
 
 
 def _disk_bytes(tensors: SafetensorsFile | ShardedSafetensors) -> int:

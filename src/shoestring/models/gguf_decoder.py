@@ -114,6 +114,9 @@ class GGUFDecoder(Mapping[str, Tensor]):
         """Whether a tensor is a matrix whose codes a packed layer can hold as they are."""
         return can_stay_packed(self.file, self._stored[name])
 
+    def column_order(self, name: str) -> None:
+        """Columns are always in the order of the inputs."""
+
     def packed(self, name: str) -> PackedWeight:
         """A quantised matrix with its codes as they are. Raises: ValueError if it cannot stay packed."""
         stored, rows = self._stored[name], None

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from shoestring.errors import BadModelFile
 from shoestring.layers.packed_linear import PackedEmbedding, PackedLinear
+from shoestring.layers.reordered_linear import ReorderedLinear
 from shoestring.models.built_in import BUILT_IN, built_in_file
-from shoestring.models.checkpoint import Checkpoint, LazyTensors, open_checkpoint
+from shoestring.models.checkpoint import Checkpoint, LazyTensors, PackedTensors, open_checkpoint
 from shoestring.models.decoder import Decoder
 from shoestring.models.decoder_config import DecoderConfig
-from shoestring.models.gguf_decoder import GGUFDecoder
 from shoestring.models.gguf_file import GGUFFile
 from shoestring.models.gguf_tokenizer import gguf_tokenizer
 from shoestring.models.mapped_file import shown
@@ -54,8 +54,8 @@ def load_decoder(
 
     source: what `open_checkpoint` takes, or what it gave. dtype: of the weights; by default that of the
     stored embedding, and float32 for GGUF (whose blocks are exact in it). packed: matrices that a GGUF file
-    stores in Q4_0, Q4_1, Q5_0, Q5_1 or Q8_0 keep their codes, in packed layers. `config` is one of
-    transformers.
+    stores in Q4_0, Q4_1, Q5_0, Q5_1 or Q8_0, or a folder in the words of AWQ or GPTQ, keep their codes, in
+    packed layers. `config` is one of transformers.
 
     Raises: FileNotFoundError, BadModelFile as `open_checkpoint` does; BadModelFile naming what is wrong where
     the architecture is not known or tensors are missing, of another shape, or have no place in the model.
@@ -72,11 +72,11 @@ def load_decoder(
     kept = {
         name
         for name in names
-        if packed and isinstance(tensors, GGUFDecoder) and tensors.can_stay_packed(name)
+        if packed and isinstance(tensors, PackedTensors) and tensors.can_stay_packed(name)
     }
     weights = _Cast(tensors, names, dtype, kept)
     decoder = Decoder.from_weights(cfg, weights, config=transformers_config(checkpoint, dtype))
-    if isinstance(tensors, GGUFDecoder):
+    if isinstance(tensors, PackedTensors):
         _put_packed(decoder, tensors, kept)
     decoder.generation_config = _generation_config(checkpoint)
     return decoder
@@ -152,7 +152,7 @@ class _Cast(Mapping[str, Tensor]):
         return self._tensors.read(name, self._dtype)
 
 
-def _put_packed(decoder: Decoder, tensors: GGUFDecoder, names: set[str]) -> None:
+def _put_packed(decoder: Decoder, tensors: PackedTensors, names: set[str]) -> None:
     """Packed layers in the places of those whose weights are named."""
     for name in sorted(names):
         path = name.removesuffix(".weight")
@@ -169,6 +169,8 @@ def _put_packed(decoder: Decoder, tensors: GGUFDecoder, names: set[str]) -> None
         else:
             assert isinstance(module, nn.Linear)
             layer = PackedLinear(weight, module.bias)
+            if (order := tensors.column_order(name)) is not None:
+                layer = ReorderedLinear(layer, order)
         setattr(decoder.get_submodule(owner), leaf, layer.eval())
 
 

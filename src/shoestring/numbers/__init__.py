@@ -3,6 +3,7 @@
 from shoestring.numbers.accumulation import EveryChunk, EveryFusedStep, EveryStep, InCarrier
 from shoestring.numbers.affine_fit import fit_least_squares, fit_min_max
 from shoestring.numbers.arithmetic import Arithmetic
+from shoestring.numbers.block_float import E4M3_BLOCKS, MXFP4, BlockFloat
 from shoestring.numbers.block_floating_point import (
     BLOCK_FLOAT_FORMATS,
     BlockFloatFormat,
@@ -38,10 +39,13 @@ from shoestring.numbers.token_cache_format import TokenCacheFormat
 
 __all__ = [
     "BLOCK_FLOAT_FORMATS",
+    "E4M3_BLOCKS",
     "FORMATS",
+    "MXFP4",
     "MX_FORMATS",
     "AffineGrid",
     "Arithmetic",
+    "BlockFloat",
     "BlockFloatFormat",
     "CPArray",
     "CPFloat",

@@ -170,6 +170,15 @@ class GroupedAffine:
         weight = grid.scale[..., None] * (grouped - grid.zero[..., None]) + grid.offset[..., None]
         return weight.reshape(rows, cols)
 
+    def nearest(self, weight: Float[Tensor, "rows cols"], grid: AffineGrid) -> Float[Tensor, "rows cols"]:
+        """What `decode` gives for the codes of `encode`, float32, without making the codes."""
+        rows, cols = weight.shape
+        grouped = weight.float().reshape(rows, self.groups(cols), self.group_size)
+        scale, zero, offset = grid.scale[..., None], grid.zero[..., None], grid.offset[..., None]
+        inverse = torch.where(scale == 0, 0.0, 1.0 / scale)
+        codes = (grouped - offset).mul_(inverse).add_(zero).round_().clamp_(0, self.levels - 1)
+        return codes.sub_(zero).mul_(scale).add_(offset).reshape(rows, cols)
+
     def store(self, codes: UInt8[Tensor, "rows cols"], grid: AffineGrid) -> dict[str, Tensor]:
         """Pack codes and a grid into the tensors that `tensors` lists; nothing is rounded any further."""
         stored = {"codes": pack_bits(codes, self.bits)}

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from tests.kernels.tile.cuda.emulation import emulate, needs_compiler
 
 from shoestring.kernels.tile import interpreter
@@ -10,6 +11,7 @@ from shoestring.kernels.tile.cuda.renderer import render
 from shoestring.kernels.tile.group_quantise import dequantise_groups, quantise_groups
 from shoestring.kernels.tile.layout import local, replicate, spatial
 from shoestring.kernels.tile.prepare import prepare
+from shoestring.kernels.tile.programs.group_affine import GroupAffineConfig, group_affine, pack
 from shoestring.kernels.tile.programs.matmul import MatmulConfig, pipelined_matmul
 from shoestring.kernels.tile.target import CUDA
 from shoestring.kernels.tile.types import all_narrow_types, data_type
@@ -105,6 +107,26 @@ def test_the_matmul_template(weights, activations, tiling, shape):
         assert not given["semaphores"].any()
         error = np.abs(kind.decode(given["c"]) - expected).max() / np.abs(expected).max()
         assert error <= (2e-2 if activations == "bf16" else 3e-3)
+
+
+@pytest.mark.parametrize("shape", [(1, 32, 64), (3, 40, 128)])
+def test_the_product_with_offsets_for_each_group(shape):
+    """4-bit codes with scale and zero point: Σ over groups of s · (Σ q x) + c · (Σ x)."""
+    m, n, k = shape
+    config = GroupAffineConfig(data_type("u4"), CUDA, 64, 2, 1, True)
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 16, (k, n)).astype(np.int32)
+    scales = rng.uniform(0.01, 0.1, (k // 64, n)).astype(np.float32)
+    offsets = (-scales * rng.integers(0, 16, scales.shape)).astype(np.float32)
+    x = rng.standard_normal((m, k)).astype(np.float32)
+    arguments = {
+        "m": m, "n": n, "k": k, "x": x, "packed": pack(torch.from_numpy(codes), config.weights, CUDA).numpy(),
+        "scales": scales, "offsets": offsets, "sums": x.reshape(m, -1, 64).sum(-1),
+        "y": np.full((m, n), np.nan, np.float32),
+    }  # fmt: skip
+    weight = np.repeat(scales, 64, 0) * codes + np.repeat(offsets, 64, 0)
+    for given in both(group_affine(config), arguments):
+        np.testing.assert_allclose(given["y"], x @ weight, rtol=1e-4, atol=1e-4)
 
 
 def test_arithmetic_of_each_wide_type_and_edges():

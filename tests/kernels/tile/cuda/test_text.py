@@ -16,6 +16,7 @@ from shoestring.kernels.tile.cuda import compile_cuda, render
 from shoestring.kernels.tile.layout import local, spatial
 from shoestring.kernels.tile.packing import PackedTile
 from shoestring.kernels.tile.prepare import prepare
+from shoestring.kernels.tile.programs.group_affine import GroupAffineConfig, group_affine
 from shoestring.kernels.tile.programs.matmul import MatmulConfig, pipelined_matmul
 from shoestring.kernels.tile.target import CUDA
 from shoestring.kernels.tile.types import all_narrow_types, data_type
@@ -100,6 +101,14 @@ def test_compiles(name, architecture, tmp_path, monkeypatch):
     cubin = compile_cuda(FIXED[name]().text, architecture)
     assert cubin.read_bytes()[:4] == b"\x7fELF"
     assert compile_cuda(FIXED[name]().text, architecture) == cubin, "the second time from the cache"
+
+
+@needs_nvcc
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+def test_four_bits_with_scale_and_zero_point_compile(architecture):
+    config = GroupAffineConfig(data_type("u4"), CUDA, 64, 4, 1, True)
+    kernel = render(prepare(group_affine(config), CUDA))
+    assert compile_cuda(kernel.text, architecture).read_bytes()[:4] == b"\x7fELF"
 
 
 @needs_nvcc
