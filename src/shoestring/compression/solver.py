@@ -1,8 +1,8 @@
 """One recipe for every weight, so that file and speed meet a budget with the least predicted loss.
 
-A multiple-choice knapsack: minimise Σ loss[w, c(w)] subject to Σ bytes[w, c(w)] ≤ budget and, where a speed is
-asked for, Σ seconds[w, c(w)] ≤ what a token may take, with one choice c(w) for every weight w, solved as an
-integer program to a proven gap.
+A multiple-choice knapsack: minimise Σ loss[w, c(w)] subject to Σ bytes[w, c(w)] ≤ budget and, where a speed
+is asked for, Σ seconds[w, c(w)] ≤ what a token may take, with one choice c(w) for every weight w, solved as
+an integer program to a proven gap.
 """
 
 import contextlib
@@ -61,7 +61,8 @@ class TooSlow(ValueError):
 
     def __init__(self, budget_seconds: float, fastest_seconds: float) -> None:
         super().__init__(
-            f"{budget_seconds:.3g} seconds a token cannot be met: the fastest choice takes {fastest_seconds:.3g}."
+            f"{budget_seconds:.3g} seconds a token cannot be met: the fastest choice takes "
+            f"{fastest_seconds:.3g}."
         )
         self.budget_seconds, self.fastest_seconds = budget_seconds, fastest_seconds
 
