@@ -14,6 +14,8 @@ from shoestring.compression.group_quantize import GPTQ, RoundToNearest
 from shoestring.compression.kv_quantize import KVQuantize
 from shoestring.compression.low_rank import ActivationAwareLowRank, LowRank
 from shoestring.compression.pruning import MagnitudePrune, SparseGPT, Wanda
+from shoestring.compression.weight_matrix import matrix_shape
+from shoestring.kernels.tuning import TuningTable
 from shoestring.models.decoder import Decoder
 from shoestring.numbers.grouped_affine import ZeroPoint
 
@@ -22,7 +24,8 @@ RECIPE = GPTQ(4, 16, ZeroPoint.INTEGER, 8)
 
 @pytest.fixture(autouse=True)
 def _own_table(tmp_path, monkeypatch):
-    monkeypatch.setenv("SHOESTRING_CACHE", str(tmp_path / "cache"))
+    table = TuningTable(tmp_path / "decode.json")
+    monkeypatch.setattr(decode_clock, "tuning_table", lambda name: table)
 
 
 def decoder():
@@ -43,7 +46,7 @@ def test_layers_are_timed_once_for_each_shape_and_form(make, monkeypatch):
     timed = [slot for slot in slots(model) if "embed" not in slot.name and "wte" not in slot.name]
     timed = [slot for slot in timed if RECIPE.why_not(slot.name, slot.module) is None]
     first = {slot.name: watch.layer_seconds(slot, RECIPE, None) for slot in timed}
-    shapes = {tuple(slot.module.weight.shape) for slot in timed}
+    shapes = {matrix_shape(slot.module) for slot in timed}
     assert len(seen) == len(shapes)
     again = {slot.name: StopWatch(model).layer_seconds(slot, RECIPE, None) for slot in timed}
     assert again == pytest.approx(first)
@@ -92,8 +95,10 @@ def test_the_rest_is_timed_without_the_layers(make, compiler, monkeypatch):
 def test_steps_lead_up_to_the_context(monkeypatch):
     class Counting:
         device, vocab_size = torch.device("cpu"), 7
-        fed = 0
-        sizes: list[int] = []
+        context, end_tokens, cache_bytes = None, frozenset(), 0
+
+        def __init__(self):
+            self.fed, self.sizes = 0, []
 
         def feed(self, ids):
             self.fed += ids.shape[1]
@@ -113,6 +118,7 @@ def test_a_context_is_never_more_than_the_model_sees():
     assert StopWatch(gpt2()).context == 32
     assert StopWatch(llama()).context == 128
     assert StopWatch(llama(), 999).context == 999
+    assert StopWatch(llama(), 1).context == 2, "a prompt and a step"
     model = llama()
     assert StopWatch(model, 8).step_seconds(model) > 0
     KVQuantize(8, 8, tail_tokens=8).rewrite_model(model)

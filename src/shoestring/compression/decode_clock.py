@@ -67,12 +67,12 @@ class DecodeClock(Protocol):
 class StopWatch:
     """The clock of this machine for one model.
 
-    context: by default 128 tokens; never more than the model sees.
+    context: by default 128 tokens; never more than the model sees, nor fewer than a prompt and a step.
     """
 
     def __init__(self, original: nn.Module, context: int | None = None) -> None:
         limit = getattr(original.config, "max_position_embeddings", None) or USUAL_CONTEXT
-        self.original, self.context = original, min(context or USUAL_CONTEXT, limit)
+        self.original, self.context = original, min(max(context or USUAL_CONTEXT, 2), limit)
         self._slots = slots(original)
         self._weights = sum(rows * cols for rows, cols in (matrix_shape(slot.module) for slot in self._slots))
         self._rest: dict[bool, float] = {}
