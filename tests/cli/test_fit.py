@@ -120,6 +120,19 @@ def test_a_budget_out_of_reach_exits_1_with_the_smallest_model(arguments, tmp_pa
     assert (out / "model.safetensors").stat().st_size == size
 
 
+def test_more_recipes_may_be_chosen_from(arguments, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run([*arguments, "--memory", "60KiB", "--recipes", "sparse,dual-binary", "--dry-run"]) == 1
+    assert "cannot be met; the smallest reachable size" in capsys.readouterr().err, "the embedding stays"
+    assert run([*arguments, "--memory", "190KiB", "--recipes", "sparse,dual-binary", "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "SparseGPT, sparsity 0.5" in shown
+    assert run([*arguments, "--memory", "60KiB", "--recipes", "all", "--dry-run", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["target"] == "shoestring with default, sparse, dual-binary, low-rank"
+    assert {layer["recipe"]["recipe"] for layer in plan["layers"]} >= {"GPTQ"}
+
+
 def test_dry_run_plans_and_saves_nothing(arguments, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run([*arguments, "--memory", "60KiB", "--dry-run"]) == 0
@@ -322,6 +335,14 @@ def test_budgets_that_make_no_sense(arguments, budget, complaint, capsys, tmp_pa
         (["--context", "4096"], "a context of 4096 tokens is outside 1 to 2048, the longest that"),
         (["--context", "many"], "Invalid value for '--context'"),
         (["--tuning-steps", "-1"], "Invalid value for '--tuning-steps'"),
+        (
+            ["--recipes", "best"],
+            "'best' is no family of recipes; use default, sparse, dual-binary, low-rank, all",
+        ),
+        (
+            ["--recipes", "all", "--gguf", "m.gguf"],
+            "llama.cpp has formats of its own; leave it out with --gguf",
+        ),
         (["--gguf", "."], "--gguf . is a folder; name a file in it, e.g. model.gguf"),
         (["--gguf", "no\0name"], "null"),
         (["--gguf", "book.txt/m.gguf"], "m.gguf cannot be written (Not a directory); choose another place"),

@@ -73,6 +73,14 @@ def fit(
             "tensor data of FILE too (not its tokenizer and header).",
         ),
     ] = None,
+    recipes: Annotated[
+        str,
+        typer.Option(
+            metavar="NAMES",
+            help="Among which recipes to choose: default, sparse, dual-binary, low-rank, several between "
+            "commas, or all. More of them take longer to profile.",
+        ),
+    ] = "default",
     tuning_steps: Annotated[
         int, typer.Option(min=0, help="Updates of the scales by distillation; 0 for none.")
     ] = 48,
@@ -100,15 +108,17 @@ def fit(
     shoestring fit smollm2-135m --memory 48MiB --text book.txt
     shoestring fit model.gguf --memory 80MiB --context 4096 --dry-run
     shoestring fit smollm2-135m --tokens-per-second 60
+    shoestring fit smollm2-135m --memory 48MiB --recipes default,dual-binary
     shoestring fit smollm2-135m --memory 80MiB --gguf small.gguf
 
     Exit codes: 0 done, 1 the budget cannot be met (the smallest reachable model is saved, or the fastest
     within the size), 2 bad input.
     """
     hide_loading_bars()
-    from shoestring.compression.fit_target import LLAMA_CPP, SHOESTRING
+    from shoestring.compression.fit_target import LLAMA_CPP, shoestring_target
     from shoestring.compression.fitted import FitSettings
     from shoestring.compression.gguf_export import check_exportable
+    from shoestring.compression.menu import family_names
     from shoestring.compression.proven_fit import finished, native_bfloat16
     from shoestring.compression.saved_folder import check_writable
     from shoestring.compression.scale_tuning import ScaleTuning
@@ -120,8 +130,13 @@ def fit(
         raise ValueError(f"--context {context} holds nothing; give the number of tokens, for example 4096")
     goal = memory or f"{tokens_per_second:g}tps"
     folder = out_folder or Path(f"{Path(model.removesuffix('.gguf')).resolve().name}-{goal}")
-    target = SHOESTRING if gguf is None else LLAMA_CPP
+    families = family_names(recipes)
+    target = shoestring_target(families) if gguf is None else LLAMA_CPP
     if gguf is not None:
+        if families != ("default",):
+            raise ValueError(
+                f"--recipes {recipes}: llama.cpp has formats of its own; leave it out with --gguf"
+            )
         _check_gguf(gguf, context, tokens_per_second)
     settings = FitSettings(tuning=ScaleTuning(tuning_steps), seed=seed, autocast=native_bfloat16())
     halves = default_halves() if text is None else file_halves(text)

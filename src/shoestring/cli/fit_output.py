@@ -14,11 +14,11 @@ RECIPES_SHOWN = 12
 
 def plan_lines(plan: dict[str, Any]) -> list[str]:
     """What a dry run says."""
+    from shoestring.compression.fit_report import recipe_name
+
     counts: dict[str, list[int]] = {}
     for layer in plan["layers"]:
-        recipe = layer["recipe"]
-        kind = f"{recipe['recipe']} {recipe['bits']} bits, groups of {recipe['group_size']}"
-        entry = counts.setdefault(kind, [0, 0])
+        entry = counts.setdefault(recipe_name(layer["recipe"]), [0, 0])
         entry[0] += 1
         entry[1] += layer["bytes"]
     rows = sorted(counts.items(), key=lambda item: -item[1][1])

@@ -21,7 +21,7 @@ from shoestring.compression.menu import default_menu, options_for
 from shoestring.compression.module_formats import is_rewritten
 from shoestring.compression.profile import profile
 from shoestring.compression.recipe import ModuleRecipe
-from shoestring.compression.scale_tuning import tune_scales
+from shoestring.compression.scale_tuning import packed_weights, tune_scales
 from shoestring.compression.speed import Pace, SpeedGoal
 
 
@@ -52,7 +52,7 @@ def fit(
         original, windows, budget_bytes, context, speed, settings, menu, reserve_bytes, say
     )
     fitted = work.best()
-    if settings.tuning.steps:
+    if settings.tuning.steps and packed_weights(fitted.model):
         _tune(fitted, work, learning, say)
     fitted.budget_bytes, fitted.file_bytes = budget_bytes, file_bytes(fitted.model)
     fits = budget_bytes is None or fitted.total_bytes <= budget_bytes - reserve_bytes

@@ -62,15 +62,22 @@ def recipe_rows(layers: Sequence[Mapping[str, Any]]) -> tuple[RecipeRow, ...]:
     """What was chosen, added up by recipe, the largest part first."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for layer in layers:
-        recipe = layer["recipe"]
-        form = f"{recipe['bits']} bits, groups of {recipe['group_size']}, {recipe['zero_point']} zero"
-        groups.setdefault(f"{recipe['recipe']}, {form}", []).append(layer)
+        groups.setdefault(recipe_name(layer["recipe"]), []).append(layer)
     rows = []
     for name, own in groups.items():
         nbytes = sum(layer["bytes"] for layer in own)
         weights = sum(layer["rows"] * layer["cols"] for layer in own)
         rows.append(RecipeRow(name, len(own), nbytes, 8 * nbytes / weights))
     return tuple(sorted(rows, key=lambda row: -row.bytes))
+
+
+def recipe_name(recipe: Mapping[str, Any]) -> str:
+    """A recipe to read: what its fields say, in the words of those that have bits."""
+    if {"bits", "group_size", "zero_point"} <= recipe.keys():
+        form = f"{recipe['bits']} bits, groups of {recipe['group_size']}, {recipe['zero_point']} zero"
+    else:
+        form = ", ".join(f"{name} {value}" for name, value in recipe.items() if name != "recipe")
+    return f"{recipe['recipe']}, {form}"
 
 
 def layer_map(layers: Sequence[Mapping[str, Any]]) -> LayerMap:
