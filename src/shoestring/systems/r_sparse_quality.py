@@ -174,8 +174,8 @@ class QualityRun:
         seconds = time.perf_counter() - start
         below = int((found.alphas < 1).sum())
         self.notes.append(
-            f"search: {found.evaluations} evaluations on {self.fitness.tokens} tokens; {below} of {len(cheap)} "
-            f"layers share their reads with low rank ({int((cheap < 1).sum())} by the rule)"
+            f"search: {found.evaluations} evaluations on {self.fitness.tokens} tokens; {below} of "
+            f"{len(cheap)} layers share their reads with low rank ({int((cheap < 1).sum())} by the rule)"
         )
         return (cheap, found), seconds, space
 
