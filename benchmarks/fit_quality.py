@@ -28,7 +28,8 @@ from torch import nn
 from shoestring.compression import GPTQ, apply, slots
 from shoestring.compression.apply import stored_bytes
 from shoestring.compression.calibration import capture
-from shoestring.compression.fit import FitSettings, fit, split_windows
+from shoestring.compression.fit import fit, split_windows
+from shoestring.compression.fitted import FitSettings
 from shoestring.compression.load_model import load_model
 from shoestring.compression.proven_fit import native_bfloat16
 from shoestring.compression.weight_matrix import weight_matrix

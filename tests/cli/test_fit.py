@@ -27,6 +27,8 @@ from shoestring.cli.sizes import format_bytes, parse_bytes
 from shoestring.compression import RoundToNearest, apply
 from shoestring.compression.fit_report import build_page
 from shoestring.compression.saved_folder import save
+from shoestring.compression.weight_matrix import matrix_shape
+from shoestring.layers.packed_linear import PackedLinear
 
 TEXT = "\n\n".join(f"Paragraph {i}: a budget of {i * i} bytes, spent {i % 7} times over." for i in range(400))
 
@@ -118,6 +120,19 @@ def test_a_budget_out_of_reach_exits_1_with_the_smallest_model(arguments, tmp_pa
     assert (out / "model.safetensors").stat().st_size == size
 
 
+def test_more_recipes_may_be_chosen_from(arguments, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run([*arguments, "--memory", "60KiB", "--recipes", "sparse,dual-binary", "--dry-run"]) == 1
+    assert "cannot be met; the smallest reachable size" in capsys.readouterr().err, "the embedding stays"
+    assert run([*arguments, "--memory", "190KiB", "--recipes", "sparse,dual-binary", "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "SparseGPT, sparsity 0.5" in shown
+    assert run([*arguments, "--memory", "60KiB", "--recipes", "all", "--dry-run", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["target"] == "shoestring with default, sparse, dual-binary, low-rank"
+    assert {layer["recipe"]["recipe"] for layer in plan["layers"]} >= {"GPTQ"}
+
+
 def test_dry_run_plans_and_saves_nothing(arguments, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run([*arguments, "--memory", "60KiB", "--dry-run"]) == 0
@@ -200,6 +215,106 @@ def test_a_fit_for_llama_cpp_gives_a_file_that_it_reads(source, arguments, tmp_p
     assert (ours.argmax(-1) == theirs.argmax(-1)).float().mean() > 0.9
 
 
+class BitClock:
+    """A clock of no machine: every byte of packed codes takes 10 ns, a step 1 ms more."""
+
+    context = 128
+
+    def __init__(self, original, context=None):
+        self.context = context or self.context
+
+    def layer_seconds(self, slot, recipe, cache):
+        return matrix_shape(slot.module)[0] * matrix_shape(slot.module)[1] * recipe.bits / 8 * 1e-8
+
+    def rest_seconds(self, cache):
+        return 1e-3
+
+    def step_seconds(self, model):
+        packed = [m.packed for m in model.modules() if isinstance(m, PackedLinear)]
+        dense = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
+        nbytes = sum(p.rows * p.cols * p.form.bits / 8 for p in packed) + sum(m.weight.nbytes for m in dense)
+        return 1e-3 + nbytes * 1e-8
+
+
+@pytest.fixture
+def bit_clock(monkeypatch):
+    monkeypatch.setattr("shoestring.compression.decode_clock.StopWatch", BitClock)
+
+
+def test_a_speed_is_a_budget_too(arguments, bit_clock, tmp_path, capsys):
+    out = tmp_path / "fast"
+    command = [*arguments, "--out", str(out)]
+    assert run([*command, "--tokens-per-second", "600"]) == 0
+    shown = capsys.readouterr().out
+    proof = json.loads((out / "proof.json").read_text())
+    assert proof["budget_bytes"] is None
+    assert proof["tokens_per_second"] == 600
+    assert proof["met"]
+    speed = proof["speed"]
+    assert speed["measured"] >= 600
+    assert f"{speed['measured']:.1f} tokens/s measured at 128 tokens of context; 600 asked for" in shown
+    assert "in 600 tokens/s" not in shown, "a model is not in a speed"
+    page = (out / "report.html").read_text()
+    assert f"{speed['predicted']:.1f} predicted" in page
+    assert f"<b>{speed['measured']:.1f}</b>" in page
+    stamp = (out / "proof.json").stat().st_mtime_ns
+    assert run([*command, "--tokens-per-second", "600", "--resume"]) == 0
+    assert (out / "proof.json").stat().st_mtime_ns == stamp
+    capsys.readouterr()
+
+    # Faster costs quality and bytes; both budgets at once.
+    assert run([*command, "--tokens-per-second", "650", "--memory", "70KiB", "--json", "--resume"]) == 0
+    both = json.loads(capsys.readouterr().out)
+    assert both["speed"]["measured"] >= 650
+    assert both["file_bytes"] <= 70 * 1024
+    assert both["states"][-1]["quality"]["kld"] > proof["states"][-1]["quality"]["kld"]
+
+
+def test_a_speed_out_of_reach_exits_1_with_the_fastest(arguments, bit_clock, tmp_path, capsys):
+    out = tmp_path / "fastest"
+    assert run([*arguments, "--tokens-per-second", "900", "--out", str(out)]) == 1
+    complaint = capsys.readouterr().err.strip().splitlines()[-1]
+    proof = json.loads((out / "proof.json").read_text())
+    assert not proof["met"]
+    assert not proof["speed"]["met"]
+    assert complaint == (
+        "shoestring: 900 tokens/s cannot be met; the fastest reachable is "
+        f"{proof['speed']['measured']:.1f} tokens/s (measured), in {format_bytes(proof['file_bytes'])} "
+        f"({proof['file_bytes']} bytes), at a divergence of {proof['states'][-1]['quality']['kld']:.4f} "
+        "nats a token"
+    )
+    page = (out / "report.html").read_text()
+    assert "The speed cannot be met." in page
+    assert "the fastest model that was reached" in page
+    assert run([*arguments, "--tokens-per-second", "900", "--dry-run"]) == 1
+    output = capsys.readouterr()
+    assert "900 asked for; a fit measures it" in output.out.replace("\n", " ")
+    assert "tokens/s (predicted), in" in output.err
+    assert run([*arguments, "--tokens-per-second", "100", "--out", str(tmp_path / "x")]) == 2
+    assert "tokens/s as it is, and is small enough; ask for more than 100" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ([], "no budget; give --memory 64MiB, --tokens-per-second 40, or both"),
+        (["--tokens-per-second", "0"], "--tokens-per-second 0 is no speed; give a number above 0, for"),
+        (["--tokens-per-second=-1"], "--tokens-per-second -1 is no speed"),
+        (["--tokens-per-second", "nan"], "--tokens-per-second nan is no speed"),
+        (["--tokens-per-second", "inf", "--memory", "60KiB"], "--tokens-per-second inf is no speed"),
+        (["--tokens-per-second", "fast"], "Invalid value for '--tokens-per-second'"),
+        (["--tokens-per-second", "9", "--gguf", "m.gguf"], "not llama.cpp's; leave it out with --gguf"),
+        (["--tokens-per-second", "9", "--context", "4096"], "a context of 4096 tokens is outside 1 to 2048"),
+    ],
+)
+def test_speeds_that_make_no_sense(arguments, options, complaint, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("shoestring.compression.profile.measure_sensitivity", None)
+    assert run([*arguments, *options]) == 2
+    refused(capsys, complaint)
+    assert os.listdir(tmp_path) == []
+
+
 @pytest.mark.parametrize(
     ("budget", "complaint"),
     [
@@ -225,6 +340,14 @@ def test_budgets_that_make_no_sense(arguments, budget, complaint, capsys, tmp_pa
         (["--context", "4096"], "a context of 4096 tokens is outside 1 to 2048, the longest that"),
         (["--context", "many"], "Invalid value for '--context'"),
         (["--tuning-steps", "-1"], "Invalid value for '--tuning-steps'"),
+        (
+            ["--recipes", "best"],
+            "'best' is no family of recipes; use default, sparse, dual-binary, low-rank, all",
+        ),
+        (
+            ["--recipes", "all", "--gguf", "m.gguf"],
+            "llama.cpp has formats of its own; leave it out with --gguf",
+        ),
         (["--gguf", "."], "--gguf . is a folder; name a file in it, e.g. model.gguf"),
         (["--gguf", "no\0name"], "null"),
         (["--gguf", "book.txt/m.gguf"], "m.gguf cannot be written (Not a directory); choose another place"),

@@ -1,6 +1,9 @@
 """`shoestring systems` over sample systems."""
 
 import json
+import os
+import subprocess
+import sys
 
 from shoestring.cli.main import run
 
@@ -36,3 +39,23 @@ def test_a_broken_result_is_named(lean, tmp_path, capsys):
     (tmp_path / "results" / "zz-lean.json").write_text("{}")
     assert run(["systems"]) == 2
     assert "zz-lean.json: the document lacks schema, system" in capsys.readouterr().err
+
+
+def test_no_card_loads_transformers():
+    code = (
+        "import sys\n"
+        "from shoestring.cli.main import run\n"
+        "import shoestring.compression, shoestring.generation, shoestring.training\n"
+        "assert run(['systems', '--json']) == 0\n"
+        "assert 'torch' in sys.modules, 'cards are made of torch'\n"
+        "assert 'transformers' not in sys.modules, 'half a second that the list does not need'\n"
+    )
+    path = os.pathsep.join(filter(None, sys.path))
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": path},
+    )
+    assert done.returncode == 0, done.stderr

@@ -9,7 +9,8 @@ import torch
 from tests.compression.models import llama
 
 from shoestring.compression import file_size, slots, stored_bytes
-from shoestring.compression.fit import FitSettings, divide_only, fit
+from shoestring.compression.fit import divide_only, fit
+from shoestring.compression.fitted import FitSettings
 from shoestring.compression.group_quantize import GPTQ, RoundToNearest
 from shoestring.compression.profile import profile
 from shoestring.compression.ranking_controls import ranking_controls

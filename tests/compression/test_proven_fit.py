@@ -2,7 +2,7 @@
 
 import torch
 
-from shoestring.compression.fit import FitSettings
+from shoestring.compression.fitted import FitSettings
 from shoestring.compression.proven_fit import calibration_windows
 from shoestring.data.text import TextHalves
 

@@ -17,7 +17,7 @@ from shoestring.compression.sparsity_baselines import (
     capture_gates,
     skippable_share,
 )
-from shoestring.compression.tail_loss import TailLoss
+from shoestring.compression.tail_loss import TailDivergence, TailLoss
 from shoestring.generation.decoder_runner import DecoderRunner
 from shoestring.layers.row_sparse_linear import row_sparse_layers
 from shoestring.models.decoder import Decoder
@@ -43,6 +43,33 @@ def token_by_token(model, windows, tail, hooks=()):
         logits = [runner.feed(ids[None, i : i + 1]) for i in range(len(ids) - tail, len(ids))]
         losses.append(F.cross_entropy(torch.cat(logits)[:-1], ids[-tail + 1 :]).item())
     return torch.tensor(losses, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma 3"])
+@pytest.mark.parametrize("alpha", [1.0, 0.5])
+def test_the_divergence_is_that_of_decoding_token_by_token(family, alpha):
+    windows = ids_of(3, 20, seed=5)
+    model = decoder(family)
+    found = TailDivergence(model, windows, 8, batch=2)
+    torch.testing.assert_close(found.windows(), torch.zeros(3, dtype=torch.float64), rtol=0, atol=1e-6)
+
+    def log_p():
+        runners = [DecoderRunner(model) for _ in windows]
+        for runner, ids in zip(runners, windows, strict=True):
+            runner.feed(ids[None, :-8])
+        fed = [
+            [runner.feed(ids[None, i : i + 1])[0] for i in range(12, 20)]
+            for runner, ids in zip(runners, windows, strict=True)
+        ]
+        return torch.stack([torch.stack(rows) for rows in fed]).double().log_softmax(-1)
+
+    with torch.inference_mode():
+        dense = log_p()
+        sparse(model, sparsity=0.7, alpha=alpha)
+        own = log_p()
+    expected = (dense.exp() * (dense - own)).sum(-1).mean(1)
+    torch.testing.assert_close(found.windows(), expected, rtol=1e-2, atol=1e-5)
+    assert found() > 1e-3
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma 3"])

@@ -91,3 +91,11 @@ def test_what_cannot_be_held_is_refused(llama):
         cache.layers[0].offload()
     with pytest.raises(ValueError, match="negative"):
         cache.crop(3)
+
+
+def test_the_storey_gives_it_by_name_and_nothing_else():
+    import shoestring.generation
+
+    assert shoestring.generation.TransformersCache is TransformersCache
+    with pytest.raises(AttributeError, match="has no attribute 'TransformerCache'"):
+        _ = shoestring.generation.TransformerCache

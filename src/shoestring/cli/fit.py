@@ -1,5 +1,6 @@
-"""`shoestring fit`: make a model meet a memory budget, and prove what it cost."""
+"""`shoestring fit`: make a model meet a budget of memory, of speed or of both, and prove what it cost."""
 
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,16 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shoestring.cli.console import Exit, hide_loading_bars, out, print_json, staged_progress
-from shoestring.cli.sizes import format_bytes, parse_bytes
+from shoestring.cli.console import hide_loading_bars, out, print_json, staged_progress
+from shoestring.cli.fit_output import plan_lines, say_not_met, show_proof
+from shoestring.cli.sizes import parse_bytes
 
 if TYPE_CHECKING:
-    from shoestring.compression.fit import FitSettings
     from shoestring.compression.fit_target import Target
+    from shoestring.compression.fitted import FitSettings
     from shoestring.compression.proven_fit import Source
+    from shoestring.compression.speed import SpeedGoal
     from shoestring.data.text import TextHalves
-
-OPTIONS_SHOWN = 12
 
 
 def fit(
@@ -27,8 +28,21 @@ def fit(
         ),
     ],
     memory: Annotated[
-        str, typer.Option(metavar="SIZE", help="The budget: 64MiB, 48MB, 1.5GiB. Never exceeded.")
-    ],
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="The budget: 64MiB, 48MB, 1.5GiB. Never exceeded. It may be left out where a speed is asked "
+            "for.",
+        ),
+    ] = None,
+    tokens_per_second: Annotated[
+        float | None,
+        typer.Option(
+            metavar="N",
+            help="Decode at least so many tokens a second on this machine, with the threads that are set, at "
+            "the context of --context or else of 128 tokens. Measured on the result, never only predicted.",
+        ),
+    ] = None,
     context: Annotated[
         int | None,
         typer.Option(
@@ -59,6 +73,14 @@ def fit(
             "tensor data of FILE too (not its tokenizer and header).",
         ),
     ] = None,
+    recipes: Annotated[
+        str,
+        typer.Option(
+            metavar="NAMES",
+            help="Among which recipes to choose: default, sparse, dual-binary, low-rank, several between "
+            "commas, or all. More of them take longer to profile.",
+        ),
+    ] = "default",
     tuning_steps: Annotated[
         int, typer.Option(min=0, help="Updates of the scales by distillation; 0 for none.")
     ] = 48,
@@ -75,6 +97,8 @@ def fit(
 ) -> None:
     """Choose a recipe for every layer so that the model meets a budget with the least loss of quality.
 
+    The budget is a size, a speed of decoding, or both.
+
     The budget counts every byte of the weights' file (codes, scales, embeddings, norms, header). The first
     run profiles the model, which later budgets use again. The folder that is saved loads in transformers and
     holds its proof (proof.json) and a page to look at (report.html).
@@ -83,51 +107,92 @@ def fit(
     shoestring fit smollm2-135m --memory 64MiB --out build/demo
     shoestring fit smollm2-135m --memory 48MiB --text book.txt
     shoestring fit model.gguf --memory 80MiB --context 4096 --dry-run
+    shoestring fit smollm2-135m --tokens-per-second 60
+    shoestring fit smollm2-135m --memory 48MiB --recipes default,dual-binary
     shoestring fit smollm2-135m --memory 80MiB --gguf small.gguf
 
-    Exit codes: 0 done, 1 the budget cannot be met (the smallest reachable model is saved), 2 bad input.
+    Exit codes: 0 done, 1 the budget cannot be met (the smallest reachable model is saved, or the fastest
+    within the size), 2 bad input.
     """
     hide_loading_bars()
-    from shoestring.compression.fit import FitSettings
-    from shoestring.compression.fit_target import LLAMA_CPP, SHOESTRING
+    from shoestring.compression.fit_target import LLAMA_CPP, shoestring_target
+    from shoestring.compression.fitted import FitSettings
     from shoestring.compression.gguf_export import check_exportable
+    from shoestring.compression.menu import family_names
     from shoestring.compression.proven_fit import finished, native_bfloat16
     from shoestring.compression.saved_folder import check_writable
     from shoestring.compression.scale_tuning import ScaleTuning
     from shoestring.data.text import default_halves, file_halves
 
-    budget_bytes = parse_bytes(memory, "--memory")
+    budget_bytes = None if memory is None else parse_bytes(memory, "--memory")
+    _check_goal(budget_bytes, tokens_per_second)
     if context is not None and context < 1:
         raise ValueError(f"--context {context} holds nothing; give the number of tokens, for example 4096")
-    folder = out_folder or Path(f"{Path(model.removesuffix('.gguf')).resolve().name}-{memory}")
-    target = SHOESTRING if gguf is None else LLAMA_CPP
+    goal = memory or f"{tokens_per_second:g}tps"
+    folder = out_folder or Path(f"{Path(model.removesuffix('.gguf')).resolve().name}-{goal}")
+    families = family_names(recipes)
+    target = shoestring_target(families) if gguf is None else LLAMA_CPP
     if gguf is not None:
-        _check_gguf(gguf, context)
+        if families != ("default",):
+            raise ValueError(
+                f"--recipes {recipes}: llama.cpp has formats of its own; leave it out with --gguf"
+            )
+        _check_gguf(gguf, context, tokens_per_second)
     settings = FitSettings(tuning=ScaleTuning(tuning_steps), seed=seed, autocast=native_bfloat16())
     halves = default_halves() if text is None else file_halves(text)
     if not dry_run:
         if resume and (
-            proof := finished(folder, model, budget_bytes, context, settings, halves.name, target)
+            proof := finished(
+                folder, model, budget_bytes, context, settings, halves.name, target, tokens_per_second
+            )
         ):
             print(f"shoestring: {folder} holds this fit already", file=sys.stderr)
             if gguf is not None and not gguf.exists():
                 _export_saved(folder, model, gguf)
-            _finish(proof, folder, gguf, json)
+            show_proof(proof, folder, gguf, json)
             return
         check_writable(folder)
     source = _source(model)
     if gguf is not None:
         check_exportable(source.model, _gguf_tokenizer(model, source.tokenizer))
-    job = Job(source, halves, budget_bytes, context, settings, target)
+    job = Job(
+        source, halves, budget_bytes, context, settings, target, _speed(source, tokens_per_second, context)
+    )
     if dry_run:
         _plan(job, json)
     else:
         _fit_and_save(job, folder, gguf, json)
 
 
-def _check_gguf(path: Path, context: int | None) -> None:
+def _check_goal(budget_bytes: int | None, tokens_per_second: float | None) -> None:
+    if budget_bytes is None and tokens_per_second is None:
+        raise ValueError("no budget; give --memory 64MiB, --tokens-per-second 40, or both")
+    if tokens_per_second is not None and not (math.isfinite(tokens_per_second) and tokens_per_second > 0):
+        raise ValueError(
+            f"--tokens-per-second {tokens_per_second:g} is no speed; give a number above 0, for example 40"
+        )
+
+
+def _speed(source: "Source", tokens_per_second: float | None, context: int | None) -> "SpeedGoal | None":
+    from shoestring.compression.cache_choice import check_context
+    from shoestring.compression.decode_clock import StopWatch
+    from shoestring.compression.speed import SpeedGoal
+
+    if tokens_per_second is None:
+        return None
+    if context is not None:
+        check_context(source.model, context)
+    return SpeedGoal(tokens_per_second, StopWatch(source.model, context))
+
+
+def _check_gguf(path: Path, context: int | None, tokens_per_second: float | None) -> None:
     from shoestring.files import check_place
 
+    if tokens_per_second is not None:
+        raise ValueError(
+            "--tokens-per-second is measured with Shoestring's kernels, not llama.cpp's; leave it out with "
+            "--gguf"
+        )
     if context is not None:
         raise ValueError(
             "--context counts a cache of Shoestring's own, which llama.cpp has not; leave it out with --gguf"
@@ -168,10 +233,21 @@ class Job:
 
     source: "Source"
     halves: "TextHalves"
-    budget_bytes: int
+    budget_bytes: int | None
     context: int | None
     settings: "FitSettings"
     target: "Target"
+    speed: "SpeedGoal | None"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What `proven_fit` and `planned_fit` take by name."""
+        return {
+            "context": self.context,
+            "speed": self.speed,
+            "settings": self.settings,
+            "target": self.target,
+        }
 
 
 def _fit_and_save(job: Job, folder: Path, gguf: Path | None, json: bool) -> None:
@@ -179,9 +255,8 @@ def _fit_and_save(job: Job, folder: Path, gguf: Path | None, json: bool) -> None
     from shoestring.compression.gguf_export import export_gguf
     from shoestring.compression.proven_fit import proven_fit, save_fit
 
-    options: dict[str, Any] = {"context": job.context, "settings": job.settings, "target": job.target}
     with staged_progress() as progress:
-        fitted, proof = proven_fit(job.source, job.halves, job.budget_bytes, progress=progress, **options)
+        fitted, proof = proven_fit(job.source, job.halves, job.budget_bytes, progress=progress, **job.options)
         save_fit(fitted, proof, job.source.tokenizer, folder, build_page(proof))
         if gguf is not None:
             tokenizer = _gguf_tokenizer(job.source.name, job.source.tokenizer)
@@ -190,102 +265,19 @@ def _fit_and_save(job: Job, folder: Path, gguf: Path | None, json: bool) -> None
             except OSError as error:
                 reason = error.strerror or error
                 raise OSError(f"{gguf} was not written ({reason}); {folder} holds the model") from error
-    _finish(proof, folder, gguf, json)
+    show_proof(proof, folder, gguf, json)
 
 
 def _plan(job: Job, json: bool) -> None:
     from shoestring.compression.proven_fit import planned_fit
 
-    options: dict[str, Any] = {"context": job.context, "settings": job.settings, "target": job.target}
     with staged_progress() as progress:
-        plan = planned_fit(job.source, job.halves, job.budget_bytes, progress=progress, **options)
+        plan = planned_fit(job.source, job.halves, job.budget_bytes, progress=progress, **job.options)
     if json:
         print_json(plan)
     else:
         console = out()
-        for line in _plan_lines(plan):
+        for line in plan_lines(plan):
             console.print(line)
     if not plan["met"]:
-        _say_not_met(plan)
-
-
-def _plan_lines(plan: dict[str, Any]) -> list[str]:
-    counts: dict[str, list[int]] = {}
-    for layer in plan["layers"]:
-        recipe = layer["recipe"]
-        kind = f"{recipe['recipe']} {recipe['bits']} bits, groups of {recipe['group_size']}"
-        entry = counts.setdefault(kind, [0, 0])
-        entry[0] += 1
-        entry[1] += layer["bytes"]
-    rows = sorted(counts.items(), key=lambda item: -item[1][1])
-    lines = [f"{n:4d} weights  {format_bytes(size):>10}  {kind}" for kind, (n, size) in rows[:OPTIONS_SHOWN]]
-    predicted = sum(layer["predicted_loss"] for layer in plan["layers"])
-    total = plan["file_bytes"] + (plan["cache_bytes"] or 0)
-    if plan["cache_bytes"] is not None:
-        lines.append(f"   KV cache   {format_bytes(plan['cache_bytes']):>10}  {_cache_kind(plan)}")
-        predicted += next(c["predicted_loss"] for c in plan["caches"] if c["cache"] == plan["cache"])
-    lines.append(
-        f"{format_bytes(total)} of {format_bytes(plan['budget_bytes'])}; "
-        f"predicted divergence {predicted:.4f} nats a token (layer by layer, before correction and tuning)"
-    )
-    return lines
-
-
-def _cache_kind(document: dict[str, Any]) -> str:
-    """How the cache of a plan or proof stores `context` tokens."""
-    cache, tokens = document["cache"], f"{document['context']} tokens"
-    if cache is None:
-        return f"{tokens} in full"
-    if "key_bits" in cache:
-        return f"{tokens}, keys in {cache['key_bits']} bits, values in {cache['value_bits']}"
-    return f"{tokens} in {cache['bits']} bits, the last {cache['tail_tokens']} or more in full"
-
-
-def _finish(proof: dict[str, Any], folder: Path, gguf: Path | None, json: bool) -> None:
-    if json:
-        print_json(proof)
-    else:
-        console = out()
-        console.print(_table(proof))
-        if proof["cache_bytes"] is not None:
-            divergence = "" if proof["cache_kld"] is None else f"; KLD with it {proof['cache_kld']:.4f}"
-            cache = f"KV cache {format_bytes(proof['cache_bytes'])}: {_cache_kind(proof)}{divergence}"
-            console.print(cache, soft_wrap=True)
-        console.print(f"saved in {folder}; look at {folder / 'report.html'}", soft_wrap=True)
-        if gguf is not None:
-            tensors, size = format_bytes(proof["exported_bytes"]), format_bytes(gguf.stat().st_size)
-            line = f"wrote {gguf}: {tensors} of tensors, {size} with tokenizer and header"
-            console.print(line, soft_wrap=True)
-    if not proof["met"]:
-        _say_not_met(proof)
-
-
-def _say_not_met(document: dict[str, Any]) -> None:
-    total = document["file_bytes"] + (document["cache_bytes"] or 0)
-    print(
-        f"shoestring: {format_bytes(document['budget_bytes'])} cannot be met; the smallest reachable size is "
-        f"{format_bytes(total)} ({total} bytes)",
-        file=sys.stderr,
-    )
-    raise typer.Exit(Exit.SHORT)
-
-
-def _table(proof: dict[str, Any]) -> Any:
-    """The states side by side: what was measured goes down, so that it fits a narrow terminal."""
-    from rich.table import Table
-
-    title = f"{proof['model']} in {format_bytes(proof['budget_bytes'])}"
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    table.add_column("")
-    for state in proof["states"]:
-        table.add_column(state["name"], justify="right")
-    for label, show in (
-        ("file", lambda s: format_bytes(s["disk_bytes"])),
-        ("peak memory", lambda s: format_bytes(s["peak_bytes"])),
-        ("tokens/s", lambda s: "-" if s["tokens_per_second"] is None else f"{s['tokens_per_second']:.1f}"),
-        ("perplexity", lambda s: f"{s['quality']['model']['ppl']:.2f}"),
-        ("  95 %", lambda s: "{:.2f} to {:.2f}".format(*s["quality"]["model"]["interval"])),
-        ("KLD", lambda s: f"{s['quality']['kld']:.4f}"),
-    ):
-        table.add_row(label, *(show(state) for state in proof["states"]))
-    return table
+        say_not_met(plan)

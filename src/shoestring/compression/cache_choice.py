@@ -12,7 +12,6 @@ from shoestring.compression.sensitivity import logits_of
 from shoestring.generation.cache_bytes import bytes_for
 from shoestring.generation.decoder_runner import decoder_cache
 from shoestring.generation.runner import cache_argument
-from shoestring.generation.transformers_cache import TransformersCache
 from shoestring.models.decoder import Decoder
 from shoestring.yardstick.language_quality import without_cache
 
@@ -94,5 +93,7 @@ def _fed(model: nn.Module, recipe: CacheRecipe) -> Callable[[Tensor], Tensor]:
     if isinstance(model, Decoder):
         own = decoder_cache(model, recipe.form)
         return lambda ids: logits_of(model(ids, cache=own))
+    from shoestring.generation.transformers_cache import TransformersCache
+
     options = {cache_argument(model): TransformersCache(recipe.form, config=model.config)}
     return lambda ids: logits_of(model(ids, use_cache=True, **options))

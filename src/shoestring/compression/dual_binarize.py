@@ -59,6 +59,9 @@ class DualBinarize(ModuleRecipe):
         """Calibration, unless the weights alone decide."""
         return Needs.NOTHING if self.fit is Fit.WEIGHTS else Needs.CALIBRATION
 
+    def timing_twin(self) -> ModuleRecipe:
+        return DualBinarize(self.group_size, Fit.WEIGHTS)
+
     def why_not(self, name: str, module: nn.Module) -> str | None:
         if reason := super().why_not(name, module):
             return reason

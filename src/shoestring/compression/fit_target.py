@@ -1,12 +1,12 @@
 """What a fitted model is to run in: the formats it may be given, and what the budget must hold besides."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
 from shoestring.compression.gguf_export import gguf_extra_bytes, gguf_tensor_bytes
-from shoestring.compression.menu import default_menu, gguf_menu
+from shoestring.compression.menu import default_menu, gguf_menu, menu_of
 from shoestring.compression.recipe import ModuleRecipe
 
 
@@ -26,5 +26,15 @@ class Target:
 
 
 SHOESTRING = Target("shoestring", default_menu, lambda model: 0, None)
+
+
+def shoestring_target(families: Sequence[str]) -> Target:
+    """The target whose menu holds these families of recipes; `SHOESTRING` for the default one alone."""
+    if tuple(families) == ("default",):
+        return SHOESTRING
+    name = f"{SHOESTRING.name} with {', '.join(families)}"
+    return replace(SHOESTRING, name=name, menu=lambda: menu_of(families))
+
+
 LLAMA_CPP = Target("llama.cpp", gguf_menu, gguf_extra_bytes, gguf_tensor_bytes)
 """Formats that llama.cpp has. The budget holds model.safetensors, and the GGUF's tensor data as well."""

@@ -88,6 +88,9 @@ class GPTQ(PackedRecipe):
                 f"damping={self.damping} would make the second moment indefinite; use 0 or more."
             )
 
+    def timing_twin(self) -> ModuleRecipe:
+        return RoundToNearest(self.bits, self.group_size, self.zero_point, self.scale_bits)
+
     def why_not_alone(self, name: str, module: nn.Module) -> str | None:
         if is_embedding(module):
             return f"{name!r} is an embedding: its rows have no inputs to compensate for; use RoundToNearest."

@@ -74,6 +74,9 @@ class ActivationAwareLowRank(LowRank):
 
     needs: ClassVar[Needs] = Needs.CALIBRATION
 
+    def timing_twin(self) -> ModuleRecipe:
+        return LowRank(self.rank)
+
     def rewrite(self, name: str, module: nn.Module, calibration: Calibration | None) -> nn.Module:
         if reason := self.why_not(name, module):
             raise ValueError(reason)

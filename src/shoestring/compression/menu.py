@@ -1,12 +1,16 @@
 """What may become of each weight matrix: the recipes among which a budget is divided."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from shoestring.compression.apply import Slot
+from shoestring.compression.dual_binarize import DualBinarize
 from shoestring.compression.gguf_blocks import KINDS
 from shoestring.compression.group_quantize import GPTQ, RoundToNearest
+from shoestring.compression.low_rank import ActivationAwareLowRank
+from shoestring.compression.pruning import SparseGPT, Wanda
 from shoestring.compression.recipe import ModuleRecipe
 from shoestring.numbers.grouped_affine import ZeroPoint
+from shoestring.numbers.sparse_values import ValueKind
 
 CODED = ((2, 16), (2, 32), (2, 64), (3, 16), (3, 32), (3, 64), (4, 32), (4, 64), (5, 32), (5, 64), (6, 64))
 """Bits and group sizes with 8-bit scales and stored zeros: from 2.3 to 6.2 bits a weight."""
@@ -36,6 +40,55 @@ def gguf_menu() -> list[ModuleRecipe]:
         if form.bits < 8:
             menu.append(GPTQ(*fields))
     return menu
+
+
+def sparse_menu() -> list[ModuleRecipe]:
+    """Half to nine tenths of the weights go; the rest is stored in 16 or 8 bits beside a bitmap.
+
+    That is 1.8 to 9 bits a weight.
+    """
+    return [
+        prune(sparsity, values)
+        for prune in (Wanda, SparseGPT)
+        for values in (ValueKind.BFLOAT16, ValueKind.INT8)
+        for sparsity in (0.5, 0.6, 0.7, 0.8, 0.9)
+    ]
+
+
+def dual_binary_menu() -> list[ModuleRecipe]:
+    """Two binary planes: 2.25, 2.5 and 3 bits a weight."""
+    return [DualBinarize(group_size) for group_size in (32, 64, 128)]
+
+
+def low_rank_menu() -> list[ModuleRecipe]:
+    """Two thin factors with a quarter to three quarters of the weights."""
+    return [ActivationAwareLowRank(share) for share in (0.25, 0.5, 0.75)]
+
+
+FAMILIES: Mapping[str, Callable[[], Sequence[ModuleRecipe]]] = {
+    "default": default_menu,
+    "sparse": sparse_menu,
+    "dual-binary": dual_binary_menu,
+    "low-rank": low_rank_menu,
+}
+"""What a menu may be put together of. R-Sparse saves no byte and needs scores: it is applied by itself."""
+
+
+def family_names(text: str) -> tuple[str, ...]:
+    """The families that `all`, or names between commas, mean, in the order of `FAMILIES`.
+
+    Raises: ValueError for an unknown name, or none.
+    """
+    asked = {name.strip() for name in text.split(",")}
+    known = ", ".join((*FAMILIES, "all"))
+    if unknown := sorted(asked - {*FAMILIES, "all"}):
+        raise ValueError(f"{unknown[0]!r} is no family of recipes; use {known}, or several between commas")
+    return tuple(name for name in FAMILIES if name in asked or "all" in asked)
+
+
+def menu_of(families: Sequence[str]) -> list[ModuleRecipe]:
+    """The recipes of all these families."""
+    return [recipe for name in families for recipe in FAMILIES[name]()]
 
 
 def options_for(slot: Slot, menu: Sequence[ModuleRecipe]) -> list[ModuleRecipe]:

@@ -11,38 +11,35 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Int
 from torch import nn
 
 from shoestring.compression.before_after import State, measure_states
-from shoestring.compression.cache_choice import CacheOption, cached_divergence, check_context
+from shoestring.compression.cache_choice import cached_divergence, check_context
 from shoestring.compression.file_size import file_bytes
-from shoestring.compression.fit import (
-    FitSettings,
-    Fitted,
-    Progress,
-    divide_only,
-    fit,
-    fixed_bytes,
-    split_windows,
-    within_context,
-)
+from shoestring.compression.fit import divide_only, fit, split_windows, within_context
 from shoestring.compression.fit_target import SHOESTRING, Target
+from shoestring.compression.fitted import FitSettings, Fitted, Progress
 from shoestring.compression.group_quantize import PackedRecipe
 from shoestring.compression.profile import Option
+from shoestring.compression.proof_parts import (
+    cache_json,
+    curve,
+    layers,
+    recipe_json,
+    settings_json,
+    speed_json,
+)
 from shoestring.compression.ranking_controls import ranking_controls
 from shoestring.compression.saved_folder import read_proof, save
-from shoestring.compression.solver import BudgetTooSmall, Choice, solve
-from shoestring.compression.weight_matrix import matrix_shape
+from shoestring.compression.speed import SpeedGoal
 from shoestring.data.text import TextHalves, token_windows
 from shoestring.generation.cache_bytes import bytes_for
 from shoestring.generation.text_stream import Tokenizer
 from shoestring.notices import record_fallbacks
 from shoestring.yardstick.environment import Environment
 
-CURVE_POINTS = 16
 PROOF_WINDOWS = 24
 """Held-out windows at most."""
 
@@ -64,9 +61,10 @@ class NothingToDo(ValueError):
 def proven_fit(
     source: Source,
     text: TextHalves,
-    budget_bytes: int,
+    budget_bytes: int | None,
     *,
     context: int | None = None,
+    speed: SpeedGoal | None = None,
     settings: FitSettings,
     target: Target = SHOESTRING,
     progress: Progress | None = None,
@@ -77,7 +75,7 @@ def proven_fit(
     small enough already.
     """
     say = progress or (lambda what, done, total: None)
-    _check_budget(source, budget_bytes, context)
+    _check_budget(source, budget_bytes, context, speed)
     began = time.monotonic()
     asked, settings = settings, within_context(settings, source.model)
     window = settings.window
@@ -91,6 +89,7 @@ def proven_fit(
             calibration,
             budget_bytes,
             context=context,
+            speed=speed,
             settings=settings,
             menu=target.menu(),
             reserve_bytes=target.extra_bytes(source.model),
@@ -109,19 +108,21 @@ def proven_fit(
     proof = {
         "model": source.name,
         "budget_bytes": budget_bytes,
+        "tokens_per_second": None if speed is None else speed.tokens_per_second,
         "context": context,
         "met": fitted.met,
+        "speed": speed_json(fitted.speed),
         "file_bytes": fitted.file_bytes,
         "cache_bytes": None if fitted.cache is None else fitted.cache.nbytes,
-        "cache": _recipe_json(fitted.cache),
+        "cache": recipe_json(fitted.cache),
         "cache_kld": _cache_kld(source.model, fitted, held_out, settings),
-        "caches": [_cache_json(option) for option in fitted.caches],
+        "caches": [cache_json(option) for option in fitted.caches],
         "target": target.name,
         "exported_bytes": target.exported_bytes(fitted.model) if target.exported_bytes else None,
-        "attempts": [asdict(attempt) for attempt in fitted.attempts],
+        "attempts": [{**asdict(attempt), "speed": speed_json(attempt.speed)} for attempt in fitted.attempts],
         "verified_after_tuning": fitted.tuned,
-        "layers": _layers(source.model, fitted.choice),
-        "curve": _curve(source.model, fitted),
+        "layers": layers(source.model, fitted.choice),
+        "curve": curve(source.model, fitted),
         "controls": controls,
         "states": [state.to_dict() for state in measured],
         "text": {
@@ -129,7 +130,7 @@ def proven_fit(
             "calibration_windows": len(calibration),
             "held_out_windows": len(held_out),
         },
-        "settings": _settings_json(asked),
+        "settings": settings_json(asked),
         "fallbacks": fallbacks,
         "seconds": time.monotonic() - began,
         "environment": asdict(Environment.here(["transformers", "safetensors", "scipy"])),
@@ -152,9 +153,10 @@ def calibration_windows(
 def planned_fit(
     source: Source,
     text: TextHalves,
-    budget_bytes: int,
+    budget_bytes: int | None,
     *,
     context: int | None = None,
+    speed: SpeedGoal | None = None,
     settings: FitSettings,
     target: Target = SHOESTRING,
     progress: Progress | None = None,
@@ -163,7 +165,7 @@ def planned_fit(
 
     Raises: as `proven_fit`.
     """
-    _check_budget(source, budget_bytes, context)
+    _check_budget(source, budget_bytes, context, speed)
     settings = within_context(settings, source.model)
     calibration = calibration_windows(text, source.tokenizer, settings)
     division = divide_only(
@@ -171,6 +173,7 @@ def planned_fit(
         calibration,
         budget_bytes,
         context=context,
+        speed=speed,
         settings=settings,
         menu=target.menu(),
         reserve_bytes=target.extra_bytes(source.model),
@@ -180,14 +183,16 @@ def planned_fit(
     return {
         "model": source.name,
         "budget_bytes": budget_bytes,
+        "tokens_per_second": None if speed is None else speed.tokens_per_second,
         "context": context,
         "met": division.met,
+        "speed": speed_json(division.speed),
         "file_bytes": division.file_bytes,
         "cache_bytes": None if cache is None else cache.nbytes,
-        "cache": _recipe_json(cache),
-        "caches": [_cache_json(option) for option in division.caches],
+        "cache": recipe_json(cache),
+        "caches": [cache_json(option) for option in division.caches],
         "target": target.name,
-        "layers": _layers(source.model, division.choice),
+        "layers": layers(source.model, division.choice),
     }
 
 
@@ -204,11 +209,12 @@ def save_fit(
 def finished(
     folder: str | os.PathLike[str],
     source: str,
-    budget_bytes: int,
+    budget_bytes: int | None,
     context: int | None,
     settings: FitSettings,
     text_name: str,
     target: Target = SHOESTRING,
+    tokens_per_second: float | None = None,
 ) -> dict[str, Any] | None:
     """The proof in `folder` if it is that of the same job, done before; else None."""
     proof = read_proof(folder)
@@ -217,8 +223,9 @@ def finished(
     same = {
         "model": source,
         "budget_bytes": budget_bytes,
+        "tokens_per_second": tokens_per_second,
         "context": context,
-        "settings": _settings_json(settings),
+        "settings": settings_json(settings),
         "target": target.name,
     }
     if any(proof.get(key) != value for key, value in same.items()):
@@ -226,19 +233,31 @@ def finished(
     return proof if proof["text"]["name"] == text_name else None
 
 
-def _check_budget(source: Source, budget_bytes: int, context: int | None) -> None:
-    """Raises: NothingToDo if the model, with a cache in full where there is a context, fits as it is."""
+def _check_budget(
+    source: Source, budget_bytes: int | None, context: int | None, speed: SpeedGoal | None
+) -> None:
+    """Raises: NothingToDo if the model, with a cache in full where there is a context, fits as it is, and is
+    as fast as is asked for."""
     cache, counted = 0, ""
     if context is not None:
         check_context(source.model, context)
         config: Any = source.model.config
         cache = bytes_for(config, context, dtype=next(source.model.parameters()).dtype)
         counted = f" and {cache} bytes of cache"
-    if budget_bytes >= source.disk_bytes + cache:
+    if budget_bytes is not None and budget_bytes < source.disk_bytes + cache:
+        return
+    if speed is not None:
+        own = 1 / speed.clock.step_seconds(source.model)
+        if own < speed.tokens_per_second:
+            return
         raise NothingToDo(
-            f"{source.name} takes {source.disk_bytes} bytes as shipped{counted}, which the budget of "
-            f"{budget_bytes} holds already; give a smaller budget."
+            f"{source.name} decodes {own:.1f} tokens/s as it is, and is small enough; ask for more than "
+            f"{speed.tokens_per_second:g} tokens/s, or for a smaller size."
         )
+    raise NothingToDo(
+        f"{source.name} takes {source.disk_bytes} bytes as shipped{counted}, which the budget of "
+        f"{budget_bytes} holds already; give a smaller budget."
+    )
 
 
 def _cache_kld(
@@ -276,56 +295,6 @@ def _is_format(option: Option, bits: int) -> bool:
         and option.recipe.bits == bits
         and option.recipe.group_size == 64
     )
-
-
-def _layers(model: nn.Module, choice: Choice) -> list[dict[str, Any]]:
-    layers = []
-    for name, option in choice.options.items():
-        rows, cols = matrix_shape(model.get_submodule(name))
-        layers.append(
-            {
-                "name": name,
-                "rows": rows,
-                "cols": cols,
-                "recipe": option.recipe.to_json(),
-                "bytes": option.nbytes,
-                "bits_per_weight": 8 * option.nbytes / (rows * cols),
-                "predicted_loss": option.loss,
-            }
-        )
-    return layers
-
-
-def _curve(model: nn.Module, fitted: Fitted) -> list[dict[str, int | float]]:
-    """Predicted divergence over budgets for the weights' file, from the smallest to the largest choice."""
-    options = {name: own for name, own in fitted.profile.options.items() if own}
-    fixed = fixed_bytes(model, options)
-    smallest = fixed + sum(min(o.nbytes for o in own) for own in options.values())
-    largest = fixed + sum(max(o.nbytes for o in own) for own in options.values())
-    points: list[dict[str, int | float]] = []
-    for budget in np.geomspace(smallest, largest, CURVE_POINTS).astype(int).tolist():
-        try:
-            choice = solve(options, budget - fixed)
-        except BudgetTooSmall:
-            continue
-        points.append({"bytes": fixed + choice.nbytes, "predicted": choice.loss})
-    return points
-
-
-def _recipe_json(cache: Any) -> dict[str, Any] | None:
-    return None if cache is None or cache.recipe is None else cache.recipe.to_json()
-
-
-def _cache_json(option: CacheOption) -> dict[str, Any]:
-    return {"cache": _recipe_json(option), "bytes": option.nbytes, "predicted_loss": option.loss}
-
-
-def _settings_json(settings: FitSettings) -> dict[str, Any]:
-    return {**asdict(settings), "autocast": _type_name(settings.autocast)}
-
-
-def _type_name(dtype: torch.dtype | None) -> str | None:
-    return None if dtype is None else str(dtype).removeprefix("torch.")
 
 
 def native_bfloat16() -> torch.dtype | None:

@@ -54,6 +54,9 @@ class PruneRecipe(ModuleRecipe):
     def matrix_bytes(self, rows: int, cols: int, itemsize: int) -> int:
         return bitmap_bytes(rows, cols, self.kept_count(rows, cols), self.values)
 
+    def timing_twin(self) -> ModuleRecipe:
+        return MagnitudePrune(self.sparsity, self.values)
+
     @abstractmethod
     def prune(
         self, name: str, weight: Float[Tensor, "rows cols"], calibration: Calibration | None

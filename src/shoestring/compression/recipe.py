@@ -91,6 +91,10 @@ class ModuleRecipe(Recipe, ABC):
         Raises: ValueError where `why_not` gives a reason, or if a needed calibration lacks `name`.
         """
 
+    def timing_twin(self) -> "ModuleRecipe":
+        """A recipe that needs no calibration and whose modules take as long: itself, if it needs none."""
+        return self
+
     def why_not_tied(self, name: str, others: list[str]) -> str | None:
         """Why a module that shares its weight with `others` cannot be rewritten; None if it can."""
         tied = ", ".join(map(repr, others))

@@ -1,4 +1,4 @@
-"""How well a model predicts when it decodes sparsely: the loss on the last part of windows of text."""
+"""How well a model predicts when it decodes sparsely: its loss, or its distance from dense, on text."""
 
 import math
 
@@ -84,3 +84,33 @@ class TailLoss:
 
     def _fed(self, ids: Tensor, cache: object, context: Context, hooks: tuple[object, ...]) -> Tensor:
         return self.model(ids[:, -self.tail :], cache=cache, ctx=context, hooks=hooks).logits
+
+
+class TailDivergence(TailLoss):
+    """Mean Kullback-Leibler divergence, nats a token, from the model as it is when this is made.
+
+    What a search over shares is to minimise: every word of the vocabulary counts at every token, where the
+    loss of the one word that came is mostly the luck of the text, so that far less text tells two settings
+    apart. Source: Kullback and Leibler 1951, "On Information and Sufficiency".
+
+    Arguments and errors are those of `TailLoss`.
+    """
+
+    def __init__(
+        self, model: nn.Module, windows: Int[Tensor, "windows window"], tail: int, batch: int = 4
+    ) -> None:
+        super().__init__(model, windows, tail, batch)
+        with torch.inference_mode():
+            self._wanted = [self._log_p(index, ()) for index in range(len(self._parts))]
+
+    @torch.inference_mode()
+    def windows(self, hooks: tuple[object, ...] = ()) -> Float[Tensor, " windows"]:
+        """The mean divergence of each window. hooks: for a `Decoder`, during the tail."""
+        found = []
+        for index, log_p in enumerate(self._wanted):
+            log_q = self._log_p(index, hooks)
+            found.append((log_p.exp() * (log_p - log_q)).sum(-1).double().mean(1))
+        return torch.cat(found)
+
+    def _log_p(self, index: int, hooks: tuple[object, ...]) -> Float[Tensor, "batch tail vocabulary"]:
+        return self._tail(index, hooks).float().log_softmax(-1)

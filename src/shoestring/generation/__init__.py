@@ -1,5 +1,7 @@
 """Decode loop, sampling and the KV caches."""
 
+from typing import TYPE_CHECKING, Any
+
 from shoestring.generation.batch_memory import BatchMemory, batch_memory
 from shoestring.generation.block_allocator import BlockAllocator, FreedBlock, OutOfBlocks
 from shoestring.generation.cache_bytes import bytes_for
@@ -11,7 +13,9 @@ from shoestring.generation.sampling import Sampling
 from shoestring.generation.shared_rows import SharedRows
 from shoestring.generation.slot_cache import SlotCache
 from shoestring.generation.token_cache import TokenCache
-from shoestring.generation.transformers_cache import TransformersCache
+
+if TYPE_CHECKING:
+    from shoestring.generation.transformers_cache import TransformersCache
 
 __all__ = [
     "BatchMemory",
@@ -35,3 +39,12 @@ __all__ = [
     "generate",
     "stream",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import transformers only for the one class that is made of it: half a second of every start."""
+    if name != "TransformersCache":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from shoestring.generation.transformers_cache import TransformersCache
+
+    return TransformersCache

@@ -21,7 +21,7 @@ from shoestring.kernels.dense_linear import STORAGE_KINDS
 from shoestring.kernels.grouped_linear import Activations
 from shoestring.layers.packed_linear import PackedLinear
 from shoestring.layers.row_sparse_linear import row_sparse_layers
-from shoestring.models.compiled_decoder import CannotCompile, CompiledDecoder
+from shoestring.models.compiled_decoder import CannotCompile, CompiledDecoder, KernelOf
 from shoestring.models.decoder import Decoder
 from shoestring.notices import notice_fallback
 from shoestring.numbers.cache_format import CacheFormat
@@ -32,7 +32,7 @@ class CompiledRunner(DecoderRunner):
 
     cache: an empty `DenseCache` or `TokenCache` for one sequence; by default a new one in the model's
     `kv_cache_format`, else of the model's type, or in float16 where inputs are rounded to int8. activations:
-    in what inputs of packed layers take part.
+    in what inputs of packed layers take part. kernel_of: as of `CompiledDecoder`.
 
     Raises: CannotCompile, NoCompiler; TypeError for another cache.
     """
@@ -46,8 +46,9 @@ class CompiledRunner(DecoderRunner):
         capacity: int = 0,
         *,
         activations: Activations = Activations.FLOAT32,
+        kernel_of: KernelOf | None = None,
     ) -> None:
-        self.compiled = CompiledDecoder(model, activations=activations)
+        self.compiled = CompiledDecoder(model, kernel_of, activations=activations)
         self._packed = any(isinstance(module, PackedLinear) for module in model.modules())
         self._row_sparse = bool(row_sparse_layers(model))
         if cache is None:

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from shoestring.generation.compiled_runner import compiled_runner
 from shoestring.generation.decoder_runner import DecoderRunner, end_tokens
-from shoestring.generation.transformers_cache import TransformersCache
 from shoestring.kernels.grouped_linear import Activations
 from shoestring.models.decoder import Decoder
 
@@ -62,6 +61,8 @@ class TransformersRunner:
     @property
     def cache_bytes(self) -> int:
         """Bytes that the cache holds now."""
+        from shoestring.generation.transformers_cache import TransformersCache
+
         if isinstance(self.cache, TransformersCache):
             return self.cache.nbytes
         tensors = [t for layer in self.cache.layers for t in vars(layer).values() if isinstance(t, Tensor)]
@@ -93,6 +94,8 @@ def make_runner(
 def new_cache(model: nn.Module, capacity: int = 0) -> Any:
     """An empty cache for a transformers model: in its `kv_cache_format`, else the library's own."""
     from transformers import DynamicCache
+
+    from shoestring.generation.transformers_cache import TransformersCache
 
     config: Any = model.config
     form = getattr(model, "kv_cache_format", None)

@@ -2,7 +2,7 @@
 
 import ctypes
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from shoestring.kernels.costs import count_cost
+from shoestring.kernels.large_pages import on_large_pages
 from shoestring.kernels.native import load_library
 
 ALIGNMENT_BYTES = 64
@@ -57,6 +58,7 @@ class LinearKernel:
         self.inputs, self.outputs = inputs, outputs
         bias = None if bias is None else bias.detach().float().contiguous().clone()
         self._alive = (run, scratch_bytes, tuple(weights), bias)
+        self._sizes = tuple(sizes)
         fields = LinearKernelFields(
             ctypes.cast(run, ctypes.c_void_p).value,
             ctypes.cast(scratch_bytes, ctypes.c_void_p).value,
@@ -85,6 +87,12 @@ class LinearKernel:
         """Bytes of the tensors that a call reads."""
         return sum(part.nbytes for part in self.tensors)
 
+    def copy(self) -> "LinearKernel":
+        """The same layer with weights of its own, elsewhere in memory."""
+        run, scratch_bytes, weights, bias = self._alive
+        moved = [None if part is None else on_large_pages(part.clone()) for part in weights]
+        return LinearKernel(run, scratch_bytes, self.inputs, self.outputs, moved, self._sizes, bias)
+
     def __call__(self, x: Float[Tensor, "tokens inputs"]) -> Float[Tensor, "tokens outputs"]:
         """y for float32 rows of x, on `torch.get_num_threads()` threads."""
         if x.shape[1] != self.inputs or x.dtype != torch.float32:
@@ -101,6 +109,37 @@ class LinearKernel:
                 self.address, x.data_ptr(), y.data_ptr(), tokens, scratch.data_ptr(), stride, threads
             )
         return y.view(torch.float32)[: tokens * self.outputs].view(tokens, self.outputs)
+
+
+def zero_kernel(inputs: int, outputs: int) -> LinearKernel:
+    """A layer that gives zeros and reads nothing. Raises: NoCompiler."""
+    library = _library()
+    return LinearKernel(library.zero_linear, library.zero_linear_scratch, inputs, outputs, ())
+
+
+def run_in_turn(kernels: Sequence[LinearKernel], x: Float[Tensor, "tokens inputs"]) -> Callable[[], None]:
+    """A call that runs layers of one shape on x one after the other, as a decode step does; the outputs go.
+
+    For clocks: nothing of Python stands between two layers. Raises: ValueError for layers of several shapes,
+    or none.
+    """
+    shapes = {(kernel.inputs, kernel.outputs) for kernel in kernels}
+    if shapes != {(x.shape[1], kernels[0].outputs if kernels else 0)}:
+        raise ValueError(f"layers of {sorted(shapes)} on {x.shape[1]} inputs; give layers of one shape.")
+    library, threads, tokens = _library(), torch.get_num_threads(), x.shape[0]
+    inputs, y = aligned_copy(x.float()), aligned_room(4 * tokens * kernels[0].outputs)
+    most = max(library.linear_scratch_bytes(kernel.address, tokens) for kernel in kernels)
+    stride = max(1, -(-most // ALIGNMENT_BYTES)) * ALIGNMENT_BYTES
+    scratch = aligned_room(stride * threads)
+    addresses = (ctypes.c_void_p * len(kernels))(*(kernel.address for kernel in kernels))
+    kept = tuple(kernels)
+
+    def call() -> None:
+        library.apply_linears(
+            addresses, len(kept), inputs.data_ptr(), y.data_ptr(), tokens, scratch.data_ptr(), stride, threads
+        )
+
+    return call
 
 
 def aligned_room(n_bytes: int) -> Tensor:
@@ -125,6 +164,8 @@ def _library() -> ctypes.CDLL:
     pointer, size = ctypes.c_void_p, ctypes.c_int64
     library.apply_linear.argtypes = [pointer, pointer, pointer, size, pointer, size, ctypes.c_int]
     library.apply_linear.restype = None
+    library.apply_linears.argtypes = [pointer, size, pointer, pointer, size, pointer, size, ctypes.c_int]
+    library.apply_linears.restype = None
     library.linear_scratch_bytes.argtypes = [pointer, size]
     library.linear_scratch_bytes.restype = size
     return library

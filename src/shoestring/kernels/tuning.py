@@ -82,15 +82,15 @@ class TuningTable:
             return {}
 
 
-def tuning_table() -> TuningTable:
-    """The table of this processor, in the cache folder; read once a process."""
-    return _table(*(os.environ.get(name) for name in ("SHOESTRING_CACHE", "XDG_CACHE_HOME", "HOME")))
+def tuning_table(name: str = "") -> TuningTable:
+    """The table of this processor, in the cache folder; read once a process. name: of another table."""
+    return _table(name, *(os.environ.get(name) for name in ("SHOESTRING_CACHE", "XDG_CACHE_HOME", "HOME")))
 
 
 @functools.cache
-def _table(*_places: str | None) -> TuningTable:
+def _table(name: str, *_places: str | None) -> TuningTable:
     """Read again only where the cache folder has moved."""
-    return TuningTable(cache_folder("tuning") / f"{_processor()}.json")
+    return TuningTable(cache_folder("tuning") / f"{_processor()}{name and '-' + name}.json")
 
 
 @functools.cache

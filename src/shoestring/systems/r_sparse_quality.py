@@ -22,7 +22,7 @@ from shoestring.compression.sparsity_baselines import (
     ReluInputs,
     capture_gates,
 )
-from shoestring.compression.tail_loss import TailLoss
+from shoestring.compression.tail_loss import TailDivergence, TailLoss
 from shoestring.generation.shared_rows import layer_name
 from shoestring.layers.row_sparse_linear import reset_counters, rows_read
 from shoestring.models.decoder import Decoder
@@ -110,6 +110,7 @@ class QualityRun:
         self.dense = self.loss.windows((kept,))
         self.kept_dense = kept.shares
         self.rivals = self._rivals(batches)
+        self.fitness = TailDivergence(model, texts.search, texts.search_tail)
         recipes = r_sparse_recipes(model, TARGET, 1.0, RowStore.BFLOAT16)
         apply(model, recipes, calibration=self.scores)
 
@@ -131,8 +132,8 @@ class QualityRun:
             *self._realised(kept_sparse),
             Row(metric="seconds of the search, rule and evolution", kind="time", unit="s", better="lower",
                 baseline=None, method=seconds),
-            Row(metric="loss on the text searched on, rule to evolution", kind="quality", unit="nats",
-                better="lower", baseline=shares.history[0], method=shares.loss,
+            Row(metric="divergence on the text searched on, rule to evolution", kind="quality",
+                unit="nats", better="lower", baseline=shares.history[0], method=shares.loss,
                 against="the better of columns alone and the rule"),
         ]  # fmt: skip
 
@@ -164,18 +165,17 @@ class QualityRun:
         space.prepare()  # the factors of all weights, from the cache folder
         start = time.perf_counter()
         cheap = layer_by_layer(space)
-        fitness = TailLoss(self.model, self.texts.search, self.texts.search_tail)
 
         def loss(alphas: Alphas) -> float:
             space.put(alphas)
-            return fitness()
+            return self.fitness()
 
         found = evolve(loss, [torch.ones_like(cheap), cheap], self.settings, seed=self.seed)
         seconds = time.perf_counter() - start
         below = int((found.alphas < 1).sum())
         self.notes.append(
-            f"search: {found.evaluations} evaluations on {fitness.tokens} tokens; {below} of {len(cheap)} "
-            f"layers share their reads with low rank ({int((cheap < 1).sum())} by the rule)"
+            f"search: {found.evaluations} evaluations on {self.fitness.tokens} tokens; {below} of "
+            f"{len(cheap)} layers share their reads with low rank ({int((cheap < 1).sum())} by the rule)"
         )
         return (cheap, found), seconds, space
 

@@ -62,15 +62,22 @@ def recipe_rows(layers: Sequence[Mapping[str, Any]]) -> tuple[RecipeRow, ...]:
     """What was chosen, added up by recipe, the largest part first."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for layer in layers:
-        recipe = layer["recipe"]
-        form = f"{recipe['bits']} bits, groups of {recipe['group_size']}, {recipe['zero_point']} zero"
-        groups.setdefault(f"{recipe['recipe']}, {form}", []).append(layer)
+        groups.setdefault(recipe_name(layer["recipe"]), []).append(layer)
     rows = []
     for name, own in groups.items():
         nbytes = sum(layer["bytes"] for layer in own)
         weights = sum(layer["rows"] * layer["cols"] for layer in own)
         rows.append(RecipeRow(name, len(own), nbytes, 8 * nbytes / weights))
     return tuple(sorted(rows, key=lambda row: -row.bytes))
+
+
+def recipe_name(recipe: Mapping[str, Any]) -> str:
+    """A recipe to read: what its fields say, in the words of those that have bits."""
+    if {"bits", "group_size", "zero_point"} <= recipe.keys():
+        form = f"{recipe['bits']} bits, groups of {recipe['group_size']}, {recipe['zero_point']} zero"
+    else:
+        form = ", ".join(f"{name} {value}" for name, value in recipe.items() if name != "recipe")
+    return f"{recipe['recipe']}, {form}"
 
 
 def layer_map(layers: Sequence[Mapping[str, Any]]) -> LayerMap:
@@ -109,12 +116,12 @@ def curve(
     predicted: Sequence[Mapping[str, int | float]],
     factor: float,
     measured: Sequence[tuple[int, float, str]],
-    budget_bytes: int,
+    budget_bytes: int | None,
     width: float = 640.0,
     height: float = 300.0,
 ) -> Curve:
     """Predicted divergence over bytes, times `factor` (measured / predicted at the budget), and what was
-    measured: (bytes, divergence, label). The budget is marked where it lies in between."""
+    measured: (bytes, divergence, label). The budget, if there is one, is marked where it lies in between."""
     line = [(p["bytes"] / 2**20, p["predicted"] * factor) for p in predicted if p["predicted"] > 0]
     points = [(b / 2**20, loss, label) for b, loss, label in measured if loss > 0]
     sizes = [x for x, *_ in line + points]
@@ -144,7 +151,9 @@ def curve(
         x_ticks=tuple((x(step * n), f"{step * n:g}") for n in range(first, math.floor(x_high / step) + 1)),
         y_ticks=tuple((y(10.0**d), f"{10.0**d:g}") for d in range(y_low, y_high + 1)),
         points=tuple((x(a), y(b), label) for a, b, label in points),
-        budget=x(budget_bytes / 2**20) if x_low <= budget_bytes / 2**20 <= x_high else None,
+        budget=None
+        if budget_bytes is None or not x_low <= budget_bytes / 2**20 <= x_high
+        else x(budget_bytes / 2**20),
     )
 
 

@@ -1,5 +1,6 @@
 """The report of a fit: one HTML file, made from the proof alone, that works from disk."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,13 @@ from shoestring.yardstick.quantities import format_quantity
 from shoestring.yardstick.report.page import page_style
 
 _HERE = Path(__file__).parent
+
+
+def goal_text(document: Mapping[str, Any]) -> str:
+    """What a proof says was asked for, to follow the name of the model: a size, a speed, or both."""
+    budget, speed = document["budget_bytes"], document["tokens_per_second"]
+    size = "" if budget is None else f" in {format_quantity(budget, 'B')}"
+    return size + ("" if speed is None else f" at {speed:g} tokens/s")
 
 
 def build_page(proof: dict[str, Any]) -> str:
@@ -39,8 +47,9 @@ def build_page(proof: dict[str, Any]) -> str:
             proof["curve"],
             factor,
             [(proof["file_bytes"], proof["verified_after_tuning"], "this fit")],
-            proof["budget_bytes"] - (proof["cache_bytes"] or 0),
+            None if proof["budget_bytes"] is None else proof["budget_bytes"] - (proof["cache_bytes"] or 0),
         ),
+        goal=goal_text(proof),
         total_bytes=proof["file_bytes"] + (proof["cache_bytes"] or 0),
         style=Markup(page_style() + (_HERE / "fit.css").read_text(encoding="utf-8")),
     )
