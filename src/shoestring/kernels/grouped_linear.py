@@ -18,7 +18,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from shoestring.kernels.dense_linear import FLAGS
-from shoestring.kernels.linear_kernel import LinearKernel, aligned_room
+from shoestring.kernels.linear_kernel import LinearKernel, ManyRows, aligned_room
 from shoestring.kernels.native import load_library
 from shoestring.numbers.grouped_affine import GroupedAffine, ZeroPoint
 from shoestring.numbers.packing import unpack_bits
@@ -123,6 +123,7 @@ def grouped_kernel(
     """`GroupedWeights.kernel` with a library of choice: the source built for this or a lesser processor."""
     kind = "int8" if activations is Activations.INT8 else "float"
     tensors = (*weights.planes, weights.scales, weights.shifts, weights.multipliers)
+    many = ManyRows.in_dll(library, f"grouped_{kind}_many_{weights.bits}")
     return LinearKernel(
         getattr(library, f"grouped_{kind}_{weights.bits}"),
         getattr(library, f"grouped_{kind}_scratch"),
@@ -131,6 +132,7 @@ def grouped_kernel(
         tensors,
         _sizes(weights),
         bias,
+        many,
     )
 
 
