@@ -8,7 +8,7 @@ INLINE void unpack_floats(const linear_kernel *self, const grouping *g, const co
                           int which, const unpacked_pair *to, int bits) {
     lanes *weights = (lanes *)to->weights + which;
     int64_t quartet = tile * g->blocks * g->quartets, groups = g->blocks / g->blocks_per_group;
-    unpack_grid(self, g, tile, which, bits, 1, to);
+    (void)self;
     for (int64_t group = 0; group < groups; group++) {
         lanes scale = to->scales[group * PAIR + which], shift = to->shifts[group * PAIR + which];
         for (int64_t q = 0; q < g->blocks_per_group * g->quartets; q++, quartet++) {
@@ -59,7 +59,11 @@ static void pass_floats(const linear_kernel *self, const grouping *g, const unpa
         write_rows(self, tile + i, &sums[0][i], PAIR, y, rows - first < PANEL ? rows - first : PANEL);
 }
 
-static const row_path float_panels = {PANEL,           1,          float_weight_bytes, float_panel_bytes,
-                                      interleave_rows, pass_floats};
+static const row_path float_panels = {.rows = PANEL,
+                                      .centred = 1,
+                                      .weight_bytes = float_weight_bytes,
+                                      .prepared_bytes = float_panel_bytes,
+                                      .prepare = interleave_rows,
+                                      .pass = pass_floats};
 
 #endif

@@ -28,6 +28,8 @@ typedef struct {
     void (*prepare)(const linear_kernel *, const grouping *, const float *x, int64_t rows, char *prepared);
     void (*pass)(const linear_kernel *, const grouping *, const unpacked_pair *, char *prepared, int64_t rows,
                  int64_t first, int64_t tile, int tiles, float *y);
+    void (*start)(const grouping *); /* before the first pass and after the last, where there is anything to do */
+    void (*finish)(void);
 } row_path;
 
 /* Cut bytes off a room; with no room, only count. */
@@ -99,7 +101,8 @@ INLINE void write_rows(const linear_kernel *self, int64_t tile, const lanes *y, 
 #include "grouped_tiles.h"
 
 static const row_path *int8_path(const grouping *g, int bits) {
-    if (codes_fit_tiles(g)) return &int8_tiles;
+    (void)g;
+    if (has_tiles()) return &half_tiles;
     return bits == 8 ? &panels_of_eight : &int8_panels;
 }
 
@@ -119,15 +122,17 @@ static void through_tiles(const linear_kernel *self, const grouping *g, const ro
     unpacked_pair pair;
     lay_out_pair(g, path, scratch, &pair);
     int64_t n_tiles = (self->outputs + LANES - 1) / LANES;
+    if (path->start) path->start(g);
     for (int64_t tile = 0; tile < n_tiles; tile += PAIR) {
         int tiles = tile + 1 < n_tiles ? PAIR : 1;
         for (int i = 0; i < tiles; i++) {
-            unpack(self, g, &planes, tile + i, i, &pair);
             unpack_grid(self, g, tile + i, i, bits, path->centred, &pair);
+            unpack(self, g, &planes, tile + i, i, &pair);
         }
         for (int64_t first = 0; first < rows; first += path->rows)
             path->pass(self, g, &pair, prepared, rows, first, tile, tiles, y + first * self->outputs);
     }
+    if (path->finish) path->finish();
 }
 
 /* The functions of `many_rows` for a kind of input: its path is asked for anew, and is always the same. */
@@ -155,10 +160,17 @@ MANY_KIND(float, float_path(&g))
         (void)self;                                                                                                  \
         unpack_codes(g, planes, tile, which, to, bits);                                                              \
     }                                                                                                                \
+    static void unpack_rounded_##bits(const linear_kernel *self, const grouping *g, const code_planes *planes,       \
+                                      int64_t tile, int which, const unpacked_pair *to) {                            \
+        (void)self;                                                                                                  \
+        unpack_rounded(self, g, planes, tile, which, to, bits);                                                      \
+    }                                                                                                                \
     static void multiply_int8_##bits(const linear_kernel *self, const void *prepared, float *y, int64_t rows,        \
                                      void *scratch) {                                                                \
         grouping g = grouping_of(self);                                                                              \
-        through_tiles(self, &g, int8_path(&g, bits), unpack_codes_##bits, bits, (char *)prepared, y, rows, scratch); \
+        const row_path *path = int8_path(&g, bits);                                                                  \
+        unpack_function unpack = path == &half_tiles ? unpack_rounded_##bits : unpack_codes_##bits;                  \
+        through_tiles(self, &g, path, unpack, bits, (char *)prepared, y, rows, scratch);                             \
     }                                                                                                                \
     const many_rows grouped_int8_many_##bits = {prepare_int8, multiply_int8_##bits, prepared_bytes_int8,             \
                                                 many_scratch_int8};

@@ -97,7 +97,15 @@ static void pass_int8_of_eight(const linear_kernel *self, const grouping *g, con
     pass_panel(self, g, pair, prepared, rows, first, tile, tiles, y, 8);
 }
 
-static const row_path int8_panels = {PANEL, 0, code_bytes, panel_bytes, fill_panels, pass_int8};
-static const row_path panels_of_eight = {PANEL, 0, code_bytes, panel_bytes, fill_panels, pass_int8_of_eight};
+static const row_path int8_panels = {.rows = PANEL,
+                                     .weight_bytes = code_bytes,
+                                     .prepared_bytes = panel_bytes,
+                                     .prepare = fill_panels,
+                                     .pass = pass_int8};
+static const row_path panels_of_eight = {.rows = PANEL,
+                                         .weight_bytes = code_bytes,
+                                         .prepared_bytes = panel_bytes,
+                                         .prepare = fill_panels,
+                                         .pass = pass_int8_of_eight};
 
 #endif

@@ -1,9 +1,8 @@
-/* Many rows of x on a processor with matrix tiles (AMX): 16 rows, 16 outputs and up to 64 bytes of inputs at once.
+/* Many rows of x on a processor with matrix tiles (AMX): 16 rows, 16 outputs and 32 inputs of bfloat16 at once.
 
-   A quad is what a row of the second tile is: four bytes for each of 16 outputs. With x in int8 the sums are the
-   same whole numbers as those of `grouped_panels.h`, and everything after them is the same, so results are too.
-   With x in float32, every value is cut into three of bfloat16, which are exact together, as codes are; the sums
-   are float32.
+   Where x may be rounded, it and the weights are rounded to bfloat16, which is nearer than int8 with a scale per
+   block, and sums stay in tiles from the first input to the last. Where x is float32, every value is cut into three
+   of bfloat16, which are exact together, as codes are; sums leave the tiles block by block, to be scaled.
    Source: Intel Architecture Instruction Set Extensions Programming Reference, chapter 3 (AMX). */
 
 #ifndef SHOESTRING_GROUPED_TILES_H
@@ -17,9 +16,9 @@
 #include <unistd.h>
 
 /* Numbers of tiles: they become names of registers, which an enum cannot. */
-#define X_TILE 0
-#define WEIGHT_TILE 1
-#define SUM_TILE 2
+#define SUM_TILE 0
+#define X_TILE 4
+#define WEIGHT_TILE 6
 enum { TILE_ROWS = 16, PARTS = 3, MOST_TILE_BYTES = 64 };
 enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
 
@@ -29,19 +28,28 @@ typedef struct {
     uint8_t rows[16];
 } tile_shapes;
 
-/* `bytes` are those of inputs. */
+/* What is at `where` has been written: compilers do not know that instructions on tiles read memory. */
+INLINE void settle(const void *where) { __asm__ volatile("" : : "r"(where) : "memory"); }
+
+/* Tiles 0 to 3 are sums, 4 and 5 rows of x, 6 and 7 weights; `bytes` are those of inputs. */
 static void shape_tiles(int64_t bytes) {
-    tile_shapes shapes = {.palette = 1,
-                          .row_bytes = {(uint16_t)bytes, 64, 64},
-                          .rows = {TILE_ROWS, (uint8_t)(bytes / 4), TILE_ROWS}};
+    tile_shapes shapes = {.palette = 1};
+    for (int i = 0; i < 8; i++) {
+        shapes.row_bytes[i] = (uint16_t)(i == 4 || i == 5 ? bytes : 64);
+        shapes.rows[i] = (uint8_t)(i >= 6 ? bytes / 4 : TILE_ROWS);
+    }
+    settle(&shapes);
     _tile_loadconfig(&shapes);
 }
+
+static void release_tiles(void) { _tile_release(); }
 
 /* One product, in a child: a virtual machine may announce tiles that it does not have. */
 static void try_tiles(void) {
     _Alignas(64) int8_t ones[TILE_ROWS * 64];
     _Alignas(64) int32_t sums[TILE_ROWS * LANES];
     memset(ones, 1, sizeof ones);
+    settle(ones);
     shape_tiles(MOST_TILE_BYTES);
     _tile_loadd(X_TILE, ones, 64);
     _tile_loadd(WEIGHT_TILE, ones, 64);
@@ -70,99 +78,18 @@ static int has_tiles(void) {
     return answer - 1;
 }
 
-static int codes_fit_tiles(const grouping *g) {
-    return (g->quartets == 1 || g->quartets == 2 || g->quartets == 4) && has_tiles();
-}
-
 static int floats_fit_tiles(const grouping *g) { return (g->quartets == 1 || g->quartets % 2 == 0) && has_tiles(); }
 
-/* Of both kinds of x. */
 typedef struct {
-    char *values;    /* int8: (rows, stride); float32: (panels, blocks · pieces, PARTS, TILE_ROWS, piece) */
-    float *t, *sums; /* (panels, blocks, TILE_ROWS): scales of x where it is int8, and sums of a block */
-    char *row;       /* int8: scales and sums of one row */
-    int64_t stride;  /* bytes from one row of a tile to the next */
+    uint16_t *values; /* (panels, pieces, PARTS or 1, TILE_ROWS, inputs of a piece) */
+    float *sums;      /* (panels, blocks, TILE_ROWS): Σ x of a block, where x is float32 */
 } tile_room;
-
-static int64_t lay_out_int8_tiles(const grouping *g, int64_t rows, char *room, tile_room *to) {
-    int64_t used = 0, padded = panels_of(rows, TILE_ROWS) * TILE_ROWS;
-    /* An odd number of cache lines: rows must not all fall into one set of the cache. */
-    to->stride = aligned(g->places) | 64;
-    to->values = cut_bytes(room, &used, padded * to->stride);
-    to->t = cut_bytes(room, &used, padded * g->blocks * 4);
-    to->sums = cut_bytes(room, &used, padded * g->blocks * 4);
-    to->row = cut_bytes(room, &used, 3 * aligned(4 * g->blocks));
-    return used;
-}
-
-static int64_t int8_tile_bytes(const grouping *g, int64_t rows) {
-    tile_room room;
-    return lay_out_int8_tiles(g, rows, NULL, &room);
-}
-
-static void fill_int8_tiles(const linear_kernel *self, const grouping *g, const float *x, int64_t rows,
-                            char *prepared) {
-    tile_room room;
-    lay_out_int8_tiles(g, rows, prepared, &room);
-    int64_t padded = panels_of(rows, TILE_ROWS) * TILE_ROWS, step = aligned(4 * g->blocks) / 4;
-    memset(room.values + rows * room.stride, 0, (size_t)((padded - rows) * room.stride));
-    float *scales = (float *)room.row, *sums = scales + 2 * step;
-    for (int64_t r = 0; r < padded; r++) {
-        prepared_row row = {(int8_t *)room.values + r * room.stride, NULL, scales, (int32_t *)(scales + step), sums};
-        if (r < rows) quantise_row(g, x + r * self->inputs, row);
-        else memset(room.row, 0, (size_t)(3 * step * 4));
-        int64_t place = r / TILE_ROWS * TILE_ROWS * g->blocks + r % TILE_ROWS;
-        for (int64_t b = 0; b < g->blocks; b++, place += TILE_ROWS) room.t[place] = scales[b], room.sums[place] = sums[b];
-    }
-}
-
-/* Sums of 16 rows and one tile over a block, in whole numbers. */
-INLINE void int8_block(const char *x, int64_t stride, const words *quads, int32_t *dots) {
-    _tile_loadd(X_TILE, x, stride);
-    _tile_loadd(WEIGHT_TILE, quads, 64 * PAIR);
-    _tile_zero(SUM_TILE);
-    _tile_dpbsud(SUM_TILE, X_TILE, WEIGHT_TILE);
-    _tile_stored(SUM_TILE, dots, 64);
-}
-
-static void pass_int8_tiles(const linear_kernel *self, const grouping *g, const unpacked_pair *pair, char *prepared,
-                            int64_t rows, int64_t first, int64_t tile, int tiles, float *to) {
-    tile_room room;
-    lay_out_int8_tiles(g, rows, prepared, &room);
-    int64_t width = g->quartets * QUARTET;
-    shape_tiles(width);
-    for (int i = 0; i < tiles; i++) {
-        /* Two in turn, so that a block need not wait until the last one has been read. */
-        _Alignas(64) int32_t dots[2][TILE_ROWS * LANES];
-        const words *quads = (const words *)pair->weights + i;
-        const char *x = room.values + first * room.stride;
-        const float *t = room.t + first * g->blocks, *sums = room.sums + first * g->blocks;
-        lanes y[TILE_ROWS] = {0};
-        for (int64_t b = 0, left = 0, group = -1; b < g->blocks; b++, left--) {
-            if (left == 0) left = g->blocks_per_group, group++;
-            lanes scale = pair->scales[group * PAIR + i], shift = pair->shifts[group * PAIR + i];
-            int32_t *here = dots[b & 1];
-            int8_block(x, room.stride, quads, here);
-#pragma GCC unroll 16
-            for (int r = 0; r < TILE_ROWS; r++) {
-                int_lanes dot;
-                memcpy(&dot, here + r * LANES, sizeof dot);
-                y[r] = fused(scale * t[r], __builtin_convertvector(dot, lanes), y[r]);
-                y[r] = fused(shift, all(sums[r]), y[r]);
-            }
-            x += width, quads += g->quartets * QUADS * PAIR, t += TILE_ROWS, sums += TILE_ROWS;
-        }
-        write_rows(self, tile + i, y, 1, to, rows - first < TILE_ROWS ? rows - first : TILE_ROWS);
-    }
-    _tile_release();
-}
 
 /* Inputs of a tile of bfloat16. */
 INLINE int64_t piece_inputs(const grouping *g) { return g->quartets == 1 ? 16 : 32; }
 
 static int64_t lay_out_float_tiles(const grouping *g, int64_t rows, char *room, tile_room *to) {
     int64_t used = 0, padded = panels_of(rows, TILE_ROWS) * TILE_ROWS;
-    to->stride = 2 * piece_inputs(g);
     to->values = cut_bytes(room, &used, padded * g->places * 2 * PARTS);
     to->sums = cut_bytes(room, &used, padded * g->blocks * 4);
     return used;
@@ -188,7 +115,7 @@ static void fill_float_tiles(const linear_kernel *self, const grouping *g, const
     int64_t piece = piece_inputs(g), pieces = g->quartets * QUARTET / piece, part = TILE_ROWS * piece;
     memset(prepared, 0, (size_t)float_tile_bytes(g, rows));
     for (int64_t r = 0; r < rows; r++) {
-        uint16_t *to = (uint16_t *)room.values + r / TILE_ROWS * TILE_ROWS * g->places * PARTS + r % TILE_ROWS * piece;
+        uint16_t *to = room.values + r / TILE_ROWS * TILE_ROWS * g->places * PARTS + r % TILE_ROWS * piece;
         float *sums = room.sums + r / TILE_ROWS * TILE_ROWS * g->blocks + r % TILE_ROWS;
         const float *row = x + r * self->inputs;
         for (int64_t b = 0; b < g->blocks; b++, row += g->block) {
@@ -223,15 +150,16 @@ INLINE void unpack_halves(const grouping *g, const code_planes *planes, int64_t 
     }
 }
 
-static int64_t half_weight_bytes(const grouping *g) { return (int64_t)sizeof(bit_lanes) / 2 * PAIR * g->places; }
+static int64_t code_pair_bytes(const grouping *g) { return (int64_t)sizeof(bit_lanes) / 2 * PAIR * g->places; }
 
-INLINE void float_block(const uint16_t *x, int64_t part, int64_t stride, int64_t pieces, const bit_lanes *pairs,
-                        float *dots) {
+INLINE void float_block(const uint16_t *x, int64_t piece, int64_t pieces, const bit_lanes *pairs, float *dots) {
+    int64_t part = TILE_ROWS * piece;
+    settle(x);
     _tile_zero(SUM_TILE);
-    for (int64_t p = 0; p < pieces; p++, x += PARTS * part, pairs += stride / 4 * PAIR) {
+    for (int64_t p = 0; p < pieces; p++, x += PARTS * part, pairs += piece / 2 * PAIR) {
         _tile_loadd(WEIGHT_TILE, pairs, 64 * PAIR);
         for (int i = PARTS - 1; i >= 0; i--) { /* the small ones first */
-            _tile_loadd(X_TILE, x + i * part, stride);
+            _tile_loadd(X_TILE, x + i * part, 2 * piece);
             _tile_dpbf16ps(SUM_TILE, X_TILE, WEIGHT_TILE);
         }
     }
@@ -243,18 +171,17 @@ static void pass_float_tiles(const linear_kernel *self, const grouping *g, const
     tile_room room;
     lay_out_float_tiles(g, rows, prepared, &room);
     int64_t piece = piece_inputs(g), pieces = g->quartets * QUARTET / piece, part = TILE_ROWS * piece;
-    shape_tiles(room.stride);
     for (int i = 0; i < tiles; i++) {
         _Alignas(64) float dots[2][TILE_ROWS * LANES];
         const bit_lanes *pairs = (const bit_lanes *)pair->weights + i;
-        const uint16_t *x = (const uint16_t *)room.values + first * g->places * PARTS;
+        const uint16_t *x = room.values + first * g->places * PARTS;
         const float *sums = room.sums + first * g->blocks;
         lanes y[TILE_ROWS] = {0};
         for (int64_t b = 0, left = 0, group = -1; b < g->blocks; b++, left--) {
             if (left == 0) left = g->blocks_per_group, group++;
             lanes scale = pair->scales[group * PAIR + i], shift = pair->shifts[group * PAIR + i];
             float *here = dots[b & 1];
-            float_block(x, part, room.stride, pieces, pairs, here);
+            float_block(x, piece, pieces, pairs, here);
 #pragma GCC unroll 16
             for (int r = 0; r < TILE_ROWS; r++) {
                 y[r] = fused(scale, load_lanes(here + r * LANES), y[r]);
@@ -264,22 +191,140 @@ static void pass_float_tiles(const linear_kernel *self, const grouping *g, const
         }
         write_rows(self, tile + i, y, 1, to, rows - first < TILE_ROWS ? rows - first : TILE_ROWS);
     }
-    _tile_release();
 }
 
-static const row_path int8_tiles = {TILE_ROWS, 0, code_bytes, int8_tile_bytes, fill_int8_tiles, pass_int8_tiles};
-static const row_path float_tiles = {TILE_ROWS,        1,               half_weight_bytes, float_tile_bytes,
-                                     fill_float_tiles, pass_float_tiles};
+static void start_float_tiles(const grouping *g) { shape_tiles(2 * piece_inputs(g)); }
+
+static const row_path float_tiles = {.rows = TILE_ROWS,
+                                     .centred = 1,
+                                     .weight_bytes = code_pair_bytes,
+                                     .prepared_bytes = float_tile_bytes,
+                                     .prepare = fill_float_tiles,
+                                     .pass = pass_float_tiles,
+                                     .start = start_float_tiles,
+                                     .finish = release_tiles};
+
+/* x in bfloat16: two panels of rows meet two tiles of outputs, so that what is loaded is used twice. */
+enum { HALF_PIECE = 32, HALF_ROWS = 2 * TILE_ROWS, PIECE_PAIRS = HALF_PIECE / 2 };
+
+INLINE int64_t half_pieces(const grouping *g) { return (g->places + HALF_PIECE - 1) / HALF_PIECE; }
+
+static int64_t half_tile_bytes(const grouping *g, int64_t rows) {
+    return panels_of(rows, HALF_ROWS) * HALF_ROWS * half_pieces(g) * HALF_PIECE * 2;
+}
+
+static int64_t half_weight_bytes(const grouping *g) {
+    return half_pieces(g) * PAIR * PIECE_PAIRS * (int64_t)sizeof(bit_lanes);
+}
+
+INLINE half_lanes rounded_halves(lanes values) {
+    __m256bh halves = _mm512_cvtneps_pbh((__m512)values);
+    half_lanes result;
+    memcpy(&result, &halves, sizeof result);
+    return result;
+}
+
+/* (panels, pieces, TILE_ROWS, HALF_PIECE) */
+static void fill_half_tiles(const linear_kernel *self, const grouping *g, const float *x, int64_t rows,
+                            char *prepared) {
+    int64_t pieces = half_pieces(g), width = g->quartets * QUARTET, panel = pieces * TILE_ROWS * HALF_PIECE;
+    int64_t last = g->places % HALF_PIECE;
+    for (int64_t r = 0; r < panels_of(rows, HALF_ROWS) * HALF_ROWS; r++) {
+        uint16_t *to = (uint16_t *)prepared + r / TILE_ROWS * panel + r % TILE_ROWS * HALF_PIECE;
+        const float *row = x + r * self->inputs;
+        for (int64_t b = 0, place = 0; b < g->blocks; b++, row += g->block)
+            for (int64_t i = 0; i < width; i += LANES, place += LANES) {
+                int64_t count = r >= rows || i >= g->block ? 0 : g->block - i < LANES ? g->block - i : LANES;
+                lanes values = count == LANES ? load_lanes(row + i) : count ? load_some(row, i, count, FLOAT32) : (lanes){0};
+                half_lanes halves = rounded_halves(values);
+                memcpy(to + place / HALF_PIECE * TILE_ROWS * HALF_PIECE + place % HALF_PIECE, &halves, sizeof halves);
+            }
+        if (last) memset(to + (pieces - 1) * TILE_ROWS * HALF_PIECE + last, 0, (size_t)(HALF_PIECE - last) * 2);
+    }
+}
+
+/* A pair of weights for each output: the rounded first in the low half, the rounded second in the high one. */
+INLINE bit_lanes rounded_pair(lanes first, lanes second) {
+    bit_lanes low = __builtin_convertvector(rounded_halves(first), bit_lanes);
+    return low | __builtin_convertvector(rounded_halves(second), bit_lanes) << 16;
+}
+
+/* Weights of one tile, (pieces, PAIR, PIECE_PAIRS) pairs of inputs; bits is a constant. */
+INLINE void unpack_rounded(const linear_kernel *self, const grouping *g, const code_planes *planes, int64_t tile,
+                           int which, const unpacked_pair *to, int bits) {
+    int64_t quartet = tile * g->blocks * g->quartets, groups = g->blocks / g->blocks_per_group, count = 0;
+    bit_lanes *pairs = (bit_lanes *)to->weights + which * PIECE_PAIRS;
+    for (int64_t group = 0; group < groups; group++) {
+        lanes scale = to->scales[group * PAIR + which], shift = to->shifts[group * PAIR + which];
+        for (int64_t q = 0; q < g->blocks_per_group * g->quartets; q++, quartet++) {
+            words quads[QUADS];
+            prefetch_quartet(planes, quartet, bits);
+            unpack_quartet(planes, quartet, bits, quads);
+            for (int j = 0; j < QUADS; j++)
+                for (int i = 0; i < 4; i += 2)
+                    pairs[2 * j + i / 2] = rounded_pair(fused(scale, centred(quads[j], i, bits), shift),
+                                                        fused(scale, centred(quads[j], i + 1, bits), shift));
+            pairs += ++count % 2 ? QUARTET / 2 : (PAIR - 1) * PIECE_PAIRS + QUARTET / 2;
+        }
+    }
+    if (count % 2) memset(pairs, 0, QUARTET / 2 * sizeof *pairs);
+}
+
+static void pass_half_tiles(const linear_kernel *self, const grouping *g, const unpacked_pair *pair, char *prepared,
+                            int64_t rows, int64_t first, int64_t tile, int tiles, float *to) {
+    _Alignas(64) lanes sums[4][TILE_ROWS];
+    int64_t pieces = half_pieces(g), panel = pieces * TILE_ROWS * HALF_PIECE;
+    int two_panels = rows - first > TILE_ROWS;
+    const uint16_t *x = (const uint16_t *)prepared + first / TILE_ROWS * panel;
+    const bit_lanes *weights = pair->weights;
+    settle(x);
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int64_t p = 0; p < pieces; p++, x += TILE_ROWS * HALF_PIECE, weights += PAIR * PIECE_PAIRS) {
+        _tile_loadd(4, x, 64);
+        _tile_loadd(6, weights, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        if (tiles == PAIR) {
+            _tile_loadd(7, weights + PIECE_PAIRS, 64);
+            _tile_dpbf16ps(1, 4, 7);
+        }
+        if (!two_panels) continue;
+        _tile_loadd(5, x + panel, 64);
+        _tile_dpbf16ps(2, 5, 6);
+        if (tiles == PAIR) _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(0, sums[0], 64);
+    _tile_stored(1, sums[1], 64);
+    _tile_stored(2, sums[2], 64);
+    _tile_stored(3, sums[3], 64);
+    for (int64_t half = 0; half <= two_panels; half++, first += TILE_ROWS, to += TILE_ROWS * self->outputs)
+        for (int i = 0; i < tiles; i++)
+            write_rows(self, tile + i, sums[2 * half + i], 1, to, rows - first < TILE_ROWS ? rows - first : TILE_ROWS);
+}
+
+static void start_half_tiles(const grouping *g) {
+    (void)g;
+    shape_tiles(2 * HALF_PIECE);
+}
+
+static const row_path half_tiles = {.rows = HALF_ROWS,
+                                    .centred = 1,
+                                    .weight_bytes = half_weight_bytes,
+                                    .prepared_bytes = half_tile_bytes,
+                                    .prepare = fill_half_tiles,
+                                    .pass = pass_half_tiles,
+                                    .start = start_half_tiles,
+                                    .finish = release_tiles};
 
 #else
 
-static int codes_fit_tiles(const grouping *g) { return (void)g, 0; }
+static int has_tiles(void) { return 0; }
 static int floats_fit_tiles(const grouping *g) { return (void)g, 0; }
-INLINE void unpack_halves(const grouping *g, const code_planes *planes, int64_t tile, int which,
-                          const unpacked_pair *to, int bits) {
-    (void)g, (void)planes, (void)tile, (void)which, (void)to, (void)bits;
-}
-static const row_path int8_tiles = {0}, float_tiles = {0};
+#define unpack_halves(g, planes, tile, which, to, bits) ((void)0)
+#define unpack_rounded(self, g, planes, tile, which, to, bits) ((void)0)
+static const row_path half_tiles = {0}, float_tiles = {0};
 
 #endif
 
