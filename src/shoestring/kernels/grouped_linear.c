@@ -144,9 +144,8 @@ INLINE int_lanes add_quad(int_lanes sums, words quad, const int8_t *x, int bits)
 #endif
 }
 
-/* Code i of every output in a quad, less the middle of the codes, as floats. */
-INLINE lanes centred(words quad, int i, int bits) {
-    const int middle = 1 << (bits - 1);
+/* Code i of every output in a quad, less `middle`, as floats. */
+INLINE lanes code_floats(words quad, int i, int bits, int middle) {
 #if defined(__AVX512F__)
     if (bits <= 4) {
         lanes table;
@@ -178,6 +177,9 @@ INLINE void write_tile(const linear_kernel *self, const grouping *g, int64_t til
     if (count == LANES) store_lanes(to + first, y);
     else memcpy(to + first, &y, (size_t)count * 4);
 }
+
+/* Code i of every output in a quad, less the middle of the codes, as floats. */
+INLINE lanes centred(words quad, int i, int bits) { return code_floats(quad, i, bits, 1 << (bits - 1)); }
 
 /* One tile for `rows` rows of x in int8; bits, rows and, as far as it is not 0, `quartets` are constants. */
 INLINE void tile_int8(const linear_kernel *self, const grouping *g, const code_planes *planes, int64_t tile,
@@ -284,6 +286,9 @@ INLINE void run(const linear_kernel *self, const float *x, float *y, int64_t tok
 }
 
 #include "grouped_many.h"
+
+/* Whether many rows of x that may be rounded are rounded to bfloat16, on this processor. */
+int grouped_has_tiles(void) { return has_tiles(); }
 
 #define TILE(kind, bits, rows)                                                                                       \
     static void tile_##kind##_##bits##_##rows(const linear_kernel *self, const grouping *g, const code_planes *p,    \

@@ -249,7 +249,7 @@ INLINE bit_lanes rounded_pair(lanes first, lanes second) {
     return low | __builtin_convertvector(rounded_halves(second), bit_lanes) << 16;
 }
 
-/* Weights of one tile, (pieces, PAIR, PIECE_PAIRS) pairs of inputs; bits is a constant. */
+/* Weights of one tile as the stored form decodes to, rounded: (pieces, PAIR, PIECE_PAIRS) pairs of inputs; bits is a constant. */
 INLINE void unpack_rounded(const linear_kernel *self, const grouping *g, const code_planes *planes, int64_t tile,
                            int which, const unpacked_pair *to, int bits) {
     int64_t quartet = tile * g->blocks * g->quartets, groups = g->blocks / g->blocks_per_group, count = 0;
@@ -262,8 +262,8 @@ INLINE void unpack_rounded(const linear_kernel *self, const grouping *g, const c
             unpack_quartet(planes, quartet, bits, quads);
             for (int j = 0; j < QUADS; j++)
                 for (int i = 0; i < 4; i += 2)
-                    pairs[2 * j + i / 2] = rounded_pair(fused(scale, centred(quads[j], i, bits), shift),
-                                                        fused(scale, centred(quads[j], i + 1, bits), shift));
+                    pairs[2 * j + i / 2] = rounded_pair(fused(scale, code_floats(quads[j], i, bits, 0), shift),
+                                                        fused(scale, code_floats(quads[j], i + 1, bits, 0), shift));
             pairs += ++count % 2 ? QUARTET / 2 : (PAIR - 1) * PIECE_PAIRS + QUARTET / 2;
         }
     }
@@ -310,7 +310,6 @@ static void start_half_tiles(const grouping *g) {
 }
 
 static const row_path half_tiles = {.rows = HALF_ROWS,
-                                    .centred = 1,
                                     .weight_bytes = half_weight_bytes,
                                     .prepared_bytes = half_tile_bytes,
                                     .prepare = fill_half_tiles,
