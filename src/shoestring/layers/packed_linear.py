@@ -95,7 +95,7 @@ class PackedWeight(nn.Module):
 
     def _leave_to(self, source: "Source") -> None:
         for name in self.form.tensors(self.rows, self.cols):
-            del self._buffers[name]
+            self._buffers.pop(name, None)
         self._source = source
 
     def _take_back(self) -> None:
