@@ -1,14 +1,15 @@
-"""The product of a linear layer with codes of 1 to 8 bits against torch's, over shapes and columns of the input.
+"""The product of a linear layer with codes of 1 to 8 bits against torch's, over shapes and columns.
 
     python benchmarks/linear_widths.py [--quick] [--rounds 7]
 
-Matrices are 4096 x 4096 and 8192 x 4096, codes have a scale and an offset per 32 inputs. Ours takes inputs as they
-are (float32) or rounded (int8; see `Activations`), and a matrix of bfloat16; theirs are torch's linear in float32
-and bfloat16, its dynamic int8 one, and torchao's with int8 weights where it is installed. A round runs everybody
-once, each on another copy of its weights than the last time, so that together they exceed the caches of most
-machines; a figure is the median over rounds. "GB/s" are bytes of weights, "GFLOP/s" two for each weight and column;
-"of the limit" is the larger of the two as a part of what this machine reads, or multiplies in float32, at best.
-The table goes to benchmarks/results/linear_widths.json and .md. Run it on a quiet machine.
+Matrices are 4096 x 4096 and 8192 x 4096, codes have a scale and an offset per 32 inputs. Ours takes inputs as
+they are (float32) or rounded (int8; see `Activations`), and a matrix of bfloat16; theirs are torch's linear in
+float32 and bfloat16, its dynamic int8 one, and torchao's with int8 weights where it is installed. A round runs
+everybody once, each on another copy of its weights than the last time, so that together they exceed the caches
+of most machines; a figure is the median over rounds. "GB/s" are bytes of weights, "GFLOP/s" two for each weight
+and column; "of the limit" is the larger of the two as a part of what this machine reads, or multiplies in
+float32 without matrix tiles, at best. The table goes to benchmarks/results/linear_widths.json and .md. Run it
+on a quiet machine.
 """
 
 import argparse
@@ -90,7 +91,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="fewer shapes, columns and widths; writes nothing")
+    parser.add_argument("--quick", action="store_true", help="fewer shapes and widths; writes nothing")
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     shapes = QUICK_SHAPES if options.quick else SHAPES
@@ -126,7 +127,9 @@ def contestants(outputs: int, inputs: int, widths: tuple[int, ...], copies: int)
         packed = [_packed(bits, outputs, inputs, seed) for seed in range(copies)]
         for activations in Activations:
             kernels: list[Callable[[Tensor], object]] = [weights.kernel(activations) for weights in packed]
-            entered.append(Contestant(f"ours, {bits} bits, {activations.name.lower()}", kernels, packed[0].nbytes))
+            entered.append(
+                Contestant(f"ours, {bits} bits, {activations.name.lower()}", kernels, packed[0].nbytes)
+            )
     dense = [torch.randn(outputs, inputs) / math.sqrt(inputs) for _ in range(copies)]
     halves = [weight.bfloat16() for weight in dense]
     entered.append(Contestant("ours, bfloat16, float32", [dense_linear(w) for w in halves], halves[0].nbytes))
@@ -141,7 +144,7 @@ def contestants(outputs: int, inputs: int, widths: tuple[int, ...], copies: int)
 
 
 def run_rounds(entered: list[Contestant], inputs: int, columns: int, rounds: int) -> dict[str, float]:
-    """Median seconds of a product by name; everybody has a turn in each round, the first of which is not counted."""
+    """Median seconds of a product by name, over rounds in which everybody has a turn, after one not counted."""
     x = torch.randn(columns, inputs)
     seconds: dict[str, list[float]] = {one.name: [] for one in entered}
     for turn in range(rounds + 1):

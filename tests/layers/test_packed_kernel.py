@@ -1,4 +1,4 @@
-"""A packed weight is held once: as it is stored, or in the order of its kernel, and comes back bit for bit."""
+"""A packed weight is held once, as stored or in the order of its kernel, and comes back bit for bit."""
 
 import copy
 

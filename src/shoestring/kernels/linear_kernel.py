@@ -103,9 +103,7 @@ class LinearKernel:
         room = aligned_room(max(1, library.linear_room_bytes(self.address, tokens, threads)))
         moved = self.nbytes + x.nbytes + 4 * tokens * self.outputs
         with count_cost("linear_kernel", flops=2 * tokens * self.inputs * self.outputs, bytes=moved):
-            library.apply_linear(
-                self.address, x.data_ptr(), y.data_ptr(), tokens, room.data_ptr(), threads
-            )
+            library.apply_linear(self.address, x.data_ptr(), y.data_ptr(), tokens, room.data_ptr(), threads)
         return y.view(torch.float32)[: tokens * self.outputs].view(tokens, self.outputs)
 
 

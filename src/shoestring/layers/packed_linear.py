@@ -1,8 +1,9 @@
 """Linear maps and embeddings whose weight stays packed: it is dequantised in pieces while it is used.
 
-The stored tensors are buffers, so that the state_dict is the saved form. They exist once: as long as a file or
-a kernel has them in its own order, they are read from there, and come back as soon as one is asked for. A tied embedding and head use the
-same `PackedWeight`; one of them owns it, the others borrow it, so that it is stored and moved once.
+The stored tensors are buffers, so that the state_dict is the saved form. They exist once: as long as a file, or
+a kernel in an order of its own, has them, they are read from there, and come back when one is asked for. A tied
+embedding and head use the same `PackedWeight`; one of them owns it, the others borrow it, so that it is stored
+and moved once.
 """
 
 from typing import Any, Protocol, runtime_checkable
@@ -65,10 +66,10 @@ class PackedWeight(nn.Module):
 
     @classmethod
     def read_later(
-        cls, form: GroupedAffine, rows: int, cols: int, source: "Source", dtype: torch.dtype = torch.float32
+        cls, form: GroupedAffine, shape: tuple[int, int], source: "Source", dtype: torch.dtype = torch.float32
     ) -> "PackedWeight":
         """A matrix whose stored tensors are read from `source` when they are first needed."""
-        packed = cls(form, rows, cols, dtype=dtype, device="meta")
+        packed = cls(form, *shape, dtype=dtype, device="meta")
         packed._leave_to(source)
         return packed
 
@@ -110,9 +111,9 @@ class PackedWeight(nn.Module):
             self.register_buffer(name, tensor)
 
     def __getattr__(self, name: str) -> Any:
-        if not name.startswith("_") and self._source is not None:
-            if name in self.form.tensors(self.rows, self.cols):
-                self._take_back()
+        own = not name.startswith("_") and name != "form" and self._source is not None
+        if own and name in self.form.tensors(self.rows, self.cols):
+            self._take_back()
         return super().__getattr__(name)
 
     def __setattr__(self, name: str, value: Any) -> None:

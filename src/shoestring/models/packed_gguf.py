@@ -59,7 +59,8 @@ def packed_weight(file: GGUFFile, name: str, rows: Tensor | None = None) -> Pack
         raise ValueError(f"{name!r} is no matrix of one of the kinds {', '.join(k.name for k in _LAYOUTS)}.")
     stored = file.tensors[name]
     form = _LAYOUTS[stored.kind].form
-    return PackedWeight.read_later(form, *stored.shape, _InFile(file, name, rows))
+    n_rows, cols = stored.shape
+    return PackedWeight.read_later(form, (n_rows, cols), _InFile(file, name, rows))
 
 
 @dataclass(frozen=True)
