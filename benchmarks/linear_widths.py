@@ -2,14 +2,14 @@
 
     python benchmarks/linear_widths.py [--quick] [--rounds 7]
 
-Matrices are 4096 x 4096 and 8192 x 4096, codes have a scale and an offset per 32 inputs. Ours takes inputs as
-they are (float32) or rounded (int8; see `Activations`), and a matrix of bfloat16; theirs are torch's linear in
-float32 and bfloat16, its dynamic int8 one, and torchao's with int8 weights where it is installed. A round runs
-everybody once, each on another copy of its weights than the last time, so that together they exceed the caches
-of most machines; a figure is the median over rounds. "GB/s" are bytes of weights, "GFLOP/s" two for each weight
-and column; "of the limit" is the larger of the two as a part of what this machine reads, or multiplies in
-float32 without matrix tiles, at best. The table goes to benchmarks/results/linear_widths.json and .md. Run it
-on a quiet machine.
+Matrices are 4096 x 4096 and 8192 x 4096, codes have a scale and an offset per 32 inputs. Ours takes inputs
+as they are (float32) or rounded (int8; see `Activations`), and a matrix of bfloat16; theirs are torch's
+linear in float32 and bfloat16, its dynamic int8 one, and torchao's with int8 weights where it is installed.
+A round runs everybody once, each on another copy of its weights than the last time, so that together they
+exceed the caches of most machines; a figure is the median over rounds. "GB/s" are bytes of weights,
+"GFLOP/s" two for each weight and column; "of the limit" is the larger of the two as a part of what this
+machine reads, or multiplies in float32 without matrix tiles, at best. The table goes to
+benchmarks/results/linear_widths.json and .md. Run it on a quiet machine.
 """
 
 import argparse
@@ -144,7 +144,7 @@ def contestants(outputs: int, inputs: int, widths: tuple[int, ...], copies: int)
 
 
 def run_rounds(entered: list[Contestant], inputs: int, columns: int, rounds: int) -> dict[str, float]:
-    """Median seconds of a product by name, over rounds in which everybody has a turn, after one not counted."""
+    """Median seconds of a product by name, over rounds in which each has a turn, after one not counted."""
     x = torch.randn(columns, inputs)
     seconds: dict[str, list[float]] = {one.name: [] for one in entered}
     for turn in range(rounds + 1):

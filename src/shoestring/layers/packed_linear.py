@@ -1,9 +1,9 @@
 """Linear maps and embeddings whose weight stays packed: it is dequantised in pieces while it is used.
 
-The stored tensors are buffers, so that the state_dict is the saved form. They exist once: as long as a file, or
-a kernel in an order of its own, has them, they are read from there, and come back when one is asked for. A tied
-embedding and head use the same `PackedWeight`; one of them owns it, the others borrow it, so that it is stored
-and moved once.
+The stored tensors are buffers, so that the state_dict is the saved form. They exist once: as long as a
+file, or a kernel in an order of its own, has them, they are read from there, and come back when one is
+asked for. A tied embedding and head use the same `PackedWeight`; one of them owns it, the others borrow it,
+so that it is stored and moved once.
 """
 
 from typing import Any, Protocol, runtime_checkable
