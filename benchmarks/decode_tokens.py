@@ -2,14 +2,17 @@
 llama.cpp and torch, in turns.
 
     python benchmarks/decode_tokens.py [--prompt] [--quick] [--context 512] [--tokens 16] [--rounds 11]
+        [--model smollm2-135m]
 
-All run SmolLM2-135M on the same threads. llama.cpp and "Q4_1" read the same file: matrices in Q4_1, embedding
-and head in Q8_0. The others of ours are rounded from its weights: the matrices to so many bits with a scale
-and an offset per 32, embedding and head to 8. A sample feeds `tokens` tokens behind the same 512, then takes
-them back; with --prompt it feeds 512 at once to an empty cache. "Reading" adds up the bytes of the Q4_1
-weights: no decoder that reads all of them can be faster. Spinning threads lose far more than others where a
-processor is shared: run it on a quiet machine. The table goes to benchmarks/results/decode_tokens.json, or
-prompt_tokens.json. Needs the `peers` extra for llama.cpp.
+All run one model on the same threads. llama.cpp and "the file" read the same file. That of SmolLM2-135M has
+matrices in Q4_1, embedding and head in Q8_0; that of gemma3-270m has Q5_0, Q8_0, Q4_K and Q6_K. The last
+two have scales that no float16 holds: ours keeps those matrices as float32, and its bytes say so. The
+others of ours are rounded from its weights: the matrices to so many bits with a scale and an offset per 32,
+embedding and head to 8. A sample feeds `tokens` tokens behind the same 512, then takes them back; with
+--prompt it feeds 512 at once to an empty cache. "Reading" adds up the bytes of the file: no decoder that
+reads all of them can be faster. Spinning threads lose far more than others where a processor is shared: run
+it on a quiet machine. The table goes to benchmarks/results/decode_tokens.json, or prompt_tokens.json, for
+another model with its name. Needs the `peers` extra for llama.cpp.
 """
 
 import argparse
@@ -28,14 +31,18 @@ from shoestring.generation.compiled_runner import CompiledRunner
 from shoestring.generation.decoder_runner import DecoderRunner
 from shoestring.kernels.grouped_linear import Activations
 from shoestring.kernels.native import load_library
-from shoestring.models.built_in import built_in_file
+from shoestring.models.built_in import BUILT_IN, built_in_file
 from shoestring.models.decoder import Decoder
 from shoestring.models.load import load_decoder
 from shoestring.numbers.grouped_affine import ZeroPoint
 from shoestring.yardstick.environment import Environment
 from shoestring.yardstick.timing import InterleavedTimes, time_interleaved
 
-OURS, THEIRS, LIMIT = "ours, Q4_1, inputs in int8", "llama.cpp, Q4_1", "reading the Q4_1 weights"
+OURS, THEIRS, LIMIT = (
+    "ours, the file, inputs in int8",
+    "llama.cpp, the file",
+    "reading the weights of the file",
+)
 READ_SUM = """
 #include <stdint.h>
 uint64_t read_sum(const uint64_t *from, int64_t words, int threads) {
@@ -53,6 +60,7 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="fewer contestants and rounds; writes nothing")
     parser.add_argument("--prompt", action="store_true", help="a prompt of --context tokens, read at once")
+    parser.add_argument("--model", choices=sorted(BUILT_IN), default="smollm2-135m")
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--tokens", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=11)
@@ -60,7 +68,7 @@ def main() -> None:
     rounds = 5 if options.quick else options.rounds
     if options.prompt:
         options.context, options.tokens = 0, options.context
-    contest = Contest(options.context, options.tokens, at_once=options.prompt)
+    contest = Contest(options.model, options.context, options.tokens, at_once=options.prompt)
     contest.enter(options.quick)
     with torch.inference_mode():
         times = time_interleaved(contest.works, rounds=rounds, warmup=1)
@@ -75,21 +83,24 @@ def main() -> None:
     if not options.quick:
         document = {
             "environment": asdict(Environment.here(["torch", "llama-cpp-python"])),
+            "model": options.model,
             "context": options.context,
             "tokens_per_sample": options.tokens,
             "rounds": rounds,
             "rows": rows,
         }
-        name = "prompt_tokens.json" if options.prompt else "decode_tokens.json"
+        kind = "prompt" if options.prompt else "decode"
+        suffix = "" if options.model == "smollm2-135m" else f"_{options.model}"
+        name = f"{kind}_tokens{suffix}.json"
         Path(__file__).with_name("results").joinpath(name).write_text(json.dumps(document, indent=1) + "\n")
 
 
 class Contest:
     """What takes turns: by name, a function that feeds `tokens` tokens, and the bytes of its weights."""
 
-    def __init__(self, context: int, tokens: int, at_once: bool) -> None:
+    def __init__(self, model: str, context: int, tokens: int, at_once: bool) -> None:
         self.context, self.tokens, self.at_once = context, tokens, at_once
-        self.file = built_in_file("smollm2-135m")
+        self.file = built_in_file(model)
         self.ids = torch.randint(
             100, 40_000, (1, context + tokens), generator=torch.Generator().manual_seed(0)
         )
@@ -101,9 +112,9 @@ class Contest:
         packed = load_decoder(self.file, packed=True)
         self._compiled(OURS, packed)
         self._llama_cpp()
-        self._compiled("ours, Q4_1, inputs in float32", packed, Activations.FLOAT32)
+        self._compiled("ours, the file, inputs in float32", packed, Activations.FLOAT32)
         if not self.at_once:
-            self._reading(self.weight_bytes[OURS])
+            self._reading(self.file.stat().st_size)
         plain = load_decoder(self.file)
         for bits in (3, 2):
             self._compiled(f"ours, {bits} bits", _rounded(self.file, bits))
@@ -187,7 +198,7 @@ class Contest:
             engine.n_tokens = self.context
 
         self.works[THEIRS] = work
-        self.weight_bytes[THEIRS] = self.weight_bytes[OURS]
+        self.weight_bytes[THEIRS] = self.file.stat().st_size
 
     def _reading(self, n_bytes: int) -> None:
         library = load_library(READ_SUM)

@@ -17,10 +17,13 @@ from shoestring.generation.dense_cache import DenseCache
 from shoestring.generation.runner import make_runner
 from shoestring.kernels.grouped_linear import Activations
 from shoestring.layers.low_rank_linear import LowRankLinear
+from shoestring.models.built_in import built_in_file
 from shoestring.models.decoder import Decoder
+from shoestring.models.load import load_decoder
 from shoestring.notices import record_fallbacks
 from shoestring.numbers.cache_format import CacheFormat
 from shoestring.numbers.grouped_affine import ZeroPoint
+from shoestring.yardstick.memory import LiveMemory, tensor_bytes
 
 PROMPT = torch.randint(VOCAB, (1, 23), generator=torch.Generator().manual_seed(1))
 FORMS = {
@@ -198,3 +201,15 @@ def test_greedy_text_of_smollm2_is_that_of_its_float32_weights():
     settings = {"max_new_tokens": 64, "stop_tokens": ()}
     expected = generate(plain, prompt, tokenizer, cache=None, **settings).tokens
     assert generate(packed, prompt, tokenizer, activation_bits=32, **settings).tokens == expected
+
+
+def test_weights_are_in_memory_once_while_text_is_generated():
+    file = built_in_file("smollm2-135m")
+    model = load_decoder(file, packed=True)
+    with LiveMemory(model) as memory, torch.inference_mode():
+        runner = CompiledRunner(model, capacity=128, activations=Activations.INT8)
+        runner.feed(torch.arange(100)[None])
+        runner.feed(torch.tensor([[7]]))
+    cache = sum(part.nbytes for layer in runner.cache.storage() for part in layer)
+    assert tensor_bytes(model) <= 1.01 * file.stat().st_size
+    assert memory.peak_bytes - cache <= 1.15 * file.stat().st_size

@@ -11,11 +11,18 @@ from shoestring.kernels.grouped_linear import (
     GroupedWeights,
     block_inputs,
     grouped_kernel,
+    has_matrix_tiles,
     naive_grouped_linear,
+    naive_rounded_linear,
 )
 from shoestring.numbers.grouped_affine import AffineGrid, GroupedAffine, ZeroPoint
 
-LESSER = {"avx2": ("-mno-avx512f",), "portable": ("-march=x86-64",)}
+LESSER = {
+    "no tiles": ("-mno-amx-tile", "-mno-amx-int8", "-mno-amx-bf16"),
+    "avx2": ("-mno-avx512f",),
+    "portable": ("-march=x86-64",),
+}
+MANY = 32
 forms = st.builds(
     GroupedAffine,
     bits=st.integers(2, 8),
@@ -38,10 +45,10 @@ def stored_matrix(form, rows, groups, seed):
     return stored, form.dequantise(stored, cols)
 
 
-def near(found, x, weight, expected, units):
+def near(found, x, weight, expected, units, more=0.0):
     """Within so many roundings of float32 of what the terms of the sum add up to."""
     bound = units * 2**-24 * (x.double().abs() @ weight.double().abs().T + 1e-30)
-    assert ((found.double() - expected).abs() <= bound).all()
+    assert ((found.double() - expected).abs() <= bound + more).all()
 
 
 @given(
@@ -60,8 +67,38 @@ def test_products_equal_the_definition(form, rows, groups, tokens, seed):
     terms = weight.abs() + 2 * form.levels * form.grid(stored, weight.shape[1]).scale.amax()
     for activations in Activations:
         found = packed.kernel(activations, bias)(x)
-        expected = naive_grouped_linear(x, weight, form.group_size, activations) + bias
-        near(found, x.abs() + 1, terms, expected, 8)
+        if activations is Activations.INT8 and tokens >= MANY and has_matrix_tiles():
+            # A weight that float32 does not hold exactly may be rounded to the bfloat16 on its other side.
+            other_side = 0.0 if form.scale_bits == 16 else 2**-7 * float(x.abs().max() * weight.abs().max())
+            near(found, x.abs() + 1, terms, naive_rounded_linear(x, weight) + bias, 8, other_side)
+        else:
+            expected = naive_grouped_linear(x, weight, form.group_size, activations) + bias
+            near(found, x.abs() + 1, terms, expected, 8)
+
+
+@given(form=forms, rows=st.integers(1, 40), groups=st.integers(1, 3), seed=st.integers(0, 99))
+def test_many_rows_equal_the_definition_without_matrix_tiles(form, rows, groups, seed):
+    stored, weight = stored_matrix(form, rows, groups, seed)
+    packed = GroupedWeights.pack(form, stored, weight.shape[1])
+    x = torch.randn(MANY + seed % 9, weight.shape[1], generator=torch.Generator().manual_seed(seed + 1))
+    terms = weight.abs() + 2 * form.levels * form.grid(stored, weight.shape[1]).scale.amax()
+    library = grouped_linear._library(LESSER["no tiles"])
+    for activations in Activations:
+        expected = naive_grouped_linear(x, weight, form.group_size, activations)
+        near(grouped_kernel(packed, activations, None, library)(x), x.abs() + 1, terms, expected, 8)
+
+
+@pytest.mark.parametrize("activations", Activations)
+@pytest.mark.parametrize("tokens", [1, 2, 7, 16, 65])
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_products_are_those_of_the_decoded_matrix(bits, tokens, activations):
+    form = GroupedAffine(bits, 32, ZeroPoint.REAL)
+    stored, weight = stored_matrix(form, 67, 5, seed=bits)
+    x = torch.randn(tokens, 160, generator=torch.Generator().manual_seed(tokens))
+    found = GroupedWeights.pack(form, stored, 160).kernel(activations)(x)
+    exact = x @ weight.T
+    rounding = 1e-5 if activations is Activations.FLOAT32 else 1e-2
+    assert float((found - exact).abs().max()) <= rounding * float((x.abs() @ weight.abs().T).max())
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
@@ -85,17 +122,20 @@ def test_whole_numbers_are_exact_on_every_processor(bits, zero_point):
             assert torch.equal(kernel(x), expected), flags  # many rows go another way
 
 
+@pytest.mark.parametrize("tokens", [6, 40])
 @pytest.mark.parametrize("flags", LESSER.values(), ids=LESSER)
 @pytest.mark.parametrize("bits", range(2, 9))
-def test_lesser_processors_give_the_same_up_to_the_last_rounding(flags, bits):
+def test_lesser_processors_give_the_same_up_to_the_last_rounding(flags, bits, tokens):
     form = GroupedAffine(bits, 32, ZeroPoint.REAL)
     stored, _ = stored_matrix(form, 33, 4, seed=bits)
     packed = GroupedWeights.pack(form, stored, 128)
-    x = torch.randn(6, 128, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(tokens, 128, generator=torch.Generator().manual_seed(0))
     for activations in Activations:
         here = packed.kernel(activations)(x)
         there = grouped_kernel(packed, activations, None, grouped_linear._library(flags))(x)
-        torch.testing.assert_close(there, here, rtol=0, atol=1e-4 * float(here.std()))
+        rounded = activations is Activations.INT8 and tokens >= MANY and has_matrix_tiles()
+        atol = (0.05 if rounded else 1e-4) * float(here.std())
+        torch.testing.assert_close(there, here, rtol=0, atol=atol)
 
 
 def test_one_bit_codes():
@@ -149,7 +189,7 @@ def test_what_is_not_finite_reaches_the_outputs_and_zeros_stay_zeros():
     many = kernel(x.repeat(15, 1))
     assert (many[::3] == 0).all()
     assert many[1::3].isnan().all()
-    assert many[2::3].isnan().all()
+    assert not many[2::3].isfinite().any()
 
 
 @given(group_size=st.integers(1, 600))

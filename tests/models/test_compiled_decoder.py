@@ -5,11 +5,14 @@ import torch
 
 from shoestring.kernels.decode_step import LayerCache
 from shoestring.kernels.dense_linear import dense_linear
+from shoestring.kernels.grouped_linear import Activations
 from shoestring.layers.dual_binary_linear import DualBinaryLinear
+from shoestring.layers.packed_linear import PackedLinear, PackedWeight
 from shoestring.layers.rotary import Rope
 from shoestring.models.compiled_decoder import CannotCompile, CompiledDecoder
 from shoestring.models.decoder import Decoder
 from shoestring.models.decoder_config import DecoderConfig
+from shoestring.numbers import GroupedAffine, ZeroPoint, fit_min_max
 from shoestring.numbers.dual_binary import DualBinary
 from shoestring.yardstick.flops import CostCounter
 
@@ -114,6 +117,33 @@ def test_threads_change_no_bit(family):
     assert torch.equal(found[0], found[2])
 
 
+@pytest.mark.parametrize("activations", Activations)
+def test_threads_change_no_bit_of_a_long_prompt(activations):
+    decoder = ragged(head_dim=16, heads=6, hidden=64)
+    for layer in decoder.model.layers:
+        for name in ("q_proj", "k_proj", "v_proj"):  # prepared once for all three
+            weight, form = getattr(layer.self_attn, name).weight, GroupedAffine(4, 32, ZeroPoint.REAL)
+            grid = fit_min_max(form, weight)
+            packed = PackedWeight.of(form, form.encode(weight, grid), grid)
+            setattr(layer.self_attn, name, PackedLinear(packed))
+    ids = torch.randint(53, (45,), generator=torch.Generator().manual_seed(0))
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        try:
+            compiled = CompiledDecoder(decoder, activations=activations)
+            compiled.use(room_of(decoder, 45))
+            found.append(compiled(ids, 0, logit_rows=8).clone())
+        finally:
+            torch.set_num_threads(1)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+    with torch.no_grad():
+        expected = decoder(ids[None]).logits[0, -8:]
+    atol = 1e-4 if activations is Activations.FLOAT32 else 0.1 * float(expected.std())
+    torch.testing.assert_close(found[0], expected, rtol=0, atol=atol)
+
+
 def test_nothing_is_written_beside_the_new_slots():
     decoder, ids = ragged(), ids_of(1, 4)[0] % 53
     compiled, room = CompiledDecoder(decoder), room_of(ragged(), 9)
@@ -140,9 +170,11 @@ def test_a_kernel_of_ones_own_takes_part():
 
 def test_what_cannot_run_is_named():
     decoder = ragged(dtype=torch.float64)
-    with pytest.raises(
-        CannotCompile, match=r"model\.layers\.0\.self_attn\.q_proj, a Linear of torch\.float64"
-    ):
+    with pytest.raises(CannotCompile, match=r"lm_head, a Linear of torch\.float64"):
+        CompiledDecoder(decoder)
+    decoder = ragged()
+    decoder.model.layers[1].mlp.up_proj.double()
+    with pytest.raises(CannotCompile, match=r"model\.layers\.1\.mlp\.up_proj, a Linear of torch\.float64"):
         CompiledDecoder(decoder)
     compiled = CompiledDecoder(ragged())
     with pytest.raises(ValueError, match="no room for slots 0 to 0"):

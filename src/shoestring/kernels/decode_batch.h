@@ -41,24 +41,39 @@ static void place_rows(batch *b, const decode_layer *layer, const paged_layer *p
 }
 
 static void paged_block(batch *b, int64_t number, const shared_room *room, const own_room *own, float *attention_room,
-                        int thread, int n_threads, team_barrier *barrier) {
+                        const row_share *share, team_barrier *barrier) {
     const decode_model *m = b->model;
     const decode_layer *layer = m->layers + number;
     const paged_layer *paged = b->memory->layers + number;
     paged_shape shape = b->shape;
     shape.window = layer->window;
-    normalise_rows(own->stream, layer->before_attention, m->epsilon, b->rows, m->hidden, own->input);
-    multiply(layer->q, own->input, room->q, b->rows, thread, n_threads, own->scratch);
-    multiply(layer->k, own->input, room->k, b->rows, thread, n_threads, own->scratch);
-    multiply(layer->v, own->input, room->v, b->rows, thread, n_threads, own->scratch);
+    normalise_rows(own->stream, layer->before_attention, m->epsilon, share->count, m->hidden, own->input);
+    multiply(&layer->q, (float *const[]){room->q, room->k, room->v}, 3, own->input, share, own);
     meet(barrier);
-    place_rows(b, layer, paged, room, thread, n_threads);
+    place_rows(b, layer, paged, room, share->thread, share->n_threads);
     meet(barrier);
-    paged_attend(room->q, b->memory, paged, b->sequences, b->n_sequences, &shape, attention_room, thread, n_threads);
+    paged_attend(room->q, b->memory, paged, b->sequences, b->n_sequences, &shape, attention_room, share->thread,
+                 share->n_threads);
     meet(barrier);
-    multiply(layer->o, room->q, room->attended, b->rows, thread, n_threads, own->scratch);
-    meet(barrier);
-    add_output(own->stream, room->attended, layer->after_attention, m->epsilon, b->rows, m->hidden, own->input);
+    multiply(&layer->o, &room->attended, 1, room->q + share->first * m->heads * m->head_dim, share, own);
+    meet_for(share, barrier);
+    add_output(own->stream, room->attended + share->first * m->hidden, layer->after_attention, m->epsilon,
+               share->count, m->hidden, own->input);
+}
+
+/* own->input <- the last row of every sequence that wants logits, normalised; how many there are. */
+static int64_t wanted_rows(const batch *b, const shared_room *room, const own_room *own, const row_share *share,
+                           team_barrier *barrier) {
+    const decode_model *m = b->model;
+    const float *stream = last_rows(m, room, own, share, b->rows, barrier);
+    int64_t wanted = 0;
+    for (int64_t i = 0; i < b->n_sequences; i++) {
+        const batch_sequence *sequence = b->sequences + i;
+        if (!sequence->wants_logits) continue;
+        const float *last = stream + (sequence->first_row + sequence->tokens - 1) * m->hidden;
+        normalise(last, m->final_norm, m->epsilon, m->hidden, own->input + wanted++ * m->hidden);
+    }
+    return wanted;
 }
 
 static paged_shape shape_of(const decode_model *m) {
@@ -68,11 +83,9 @@ static paged_shape shape_of(const decode_model *m) {
 /* Bytes of the room, to be 64-byte aligned, that a call of `rows` rows on `threads` threads needs. */
 int64_t decode_batch_room(const decode_model *model, int64_t rows, int threads) {
     shared_room shared;
-    own_room own;
     paged_shape shape = shape_of(model);
     return lay_out_shared(model, rows, 0, NULL, &shared) +
-           threads * (lay_out_own(model, rows, scratch_bytes(model, rows), NULL, &own) +
-                      aligned(4 * paged_room_floats(&shape)));
+           own_bytes(model, rows, rows, threads, aligned(4 * paged_room_floats(&shape)));
 }
 
 /* x: (rows, hidden) embeddings; logits: (sequences that want them, vocabulary), in order of the sequences.
@@ -82,7 +95,7 @@ int decode_batch(const decode_model *model, const paged_memory *memory, const fl
     team_barrier barrier = {0};
     shared_room shared;
     batch b = {model, memory, sequences, owners, n_sequences, rows, shape_of(model), 0};
-    int64_t scratch = scratch_bytes(model, rows), offset = lay_out_shared(model, rows, 0, room, &shared);
+    int64_t offset = lay_out_shared(model, rows, 0, room, &shared);
     int64_t attention_bytes = aligned(4 * paged_room_floats(&b.shape));
 #pragma omp parallel num_threads(threads)
     {
@@ -90,22 +103,18 @@ int decode_batch(const decode_model *model, const paged_memory *memory, const fl
 #pragma omp single
         barrier.size = omp_get_num_threads();
         int thread = omp_get_thread_num(), n_threads = barrier.size;
-        int64_t size = lay_out_own(model, rows, scratch, NULL, &own) + attention_bytes;
+        row_share share = share_of(rows, thread, n_threads);
+        int64_t size = lay_out_thread(model, rows, rows, n_threads, NULL, &own) + attention_bytes;
         char *mine = room + offset + thread * size;
-        lay_out_own(model, rows, scratch, mine, &own);
+        lay_out_thread(model, rows, rows, n_threads, mine, &own);
         float *attention_room = (float *)(mine + size - attention_bytes);
-        memcpy(own.stream, x, (size_t)(rows * model->hidden) * 4);
+        memcpy(own.stream, x + share.first * model->hidden, (size_t)(share.count * model->hidden) * 4);
         for (int64_t l = 0; l < model->n_layers; l++) {
-            paged_block(&b, l, &shared, &own, attention_room, thread, n_threads, &barrier);
-            feed_forward_block(model, model->layers + l, &shared, &own, rows, thread, n_threads, &barrier);
+            paged_block(&b, l, &shared, &own, attention_room, &share, &barrier);
+            feed_forward_block(model, model->layers + l, &shared, &own, &share, &barrier);
         }
-        int64_t wanted = 0;
-        for (int64_t i = 0; i < n_sequences; i++) {
-            if (!sequences[i].wants_logits) continue;
-            const float *last = own.stream + (sequences[i].first_row + sequences[i].tokens - 1) * model->hidden;
-            normalise(last, model->final_norm, model->epsilon, model->hidden, own.input + wanted++ * model->hidden);
-        }
-        if (wanted) multiply(model->head, own.input, logits, wanted, thread, n_threads, own.scratch);
+        int64_t wanted = wanted_rows(&b, &shared, &own, &share, &barrier);
+        if (wanted) model->head->run(model->head, own.input, logits, wanted, thread, n_threads, own.scratch);
     }
     return b.refused;
 }

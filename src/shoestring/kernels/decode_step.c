@@ -2,7 +2,9 @@
 
    The threads of a team share out the outputs of every linear layer and the pieces of attention, and meet
    between stages. What is cheap (norms, residual stream, activation, merging) every thread does for itself: a
-   barrier costs more than a second copy of the work. No sum depends on the number of threads. */
+   barrier costs more than a second copy of the work. From LEAST_MANY tokens on, each thread has rows of its own
+   instead, from the norm to the residual stream, and threads meet for attention only. No sum depends on the
+   number of threads. */
 
 #include <omp.h>
 
@@ -10,9 +12,10 @@
 #include "decode_team.h"
 #include "head_placement.h"
 #include "lanes.h"
-#include "linear_kernel.h"
+#include "linear_rows.h"
 
 enum activation { SILU = 0, GELU_TANH = 1 };
+enum { MOST_LOGITS = 8 };
 
 /* The same fields in the same order as `DecodeLayer` and `DecodeModel` of decode_step.py. Norms are gains as
    they are multiplied (an offset is added already), NULL where there is none. */
@@ -41,8 +44,25 @@ typedef struct {
 
 typedef struct {
     float *stream, *input, *attention, *gated;
-    void *scratch;
+    void *prepared, *scratch;
 } own_room;
+
+/* The rows that a thread normalises, activates and adds up: all of them, or, `by_rows`, its share. */
+typedef struct {
+    int64_t tokens, first, count;
+    int by_rows, thread, n_threads;
+} row_share;
+
+static row_share share_of(int64_t tokens, int thread, int n_threads) {
+    if (tokens < LEAST_MANY) return (row_share){tokens, 0, tokens, 0, thread, n_threads};
+    int64_t first = tokens * thread / n_threads;
+    return (row_share){tokens, first, tokens * (thread + 1) / n_threads - first, 1, thread, n_threads};
+}
+
+/* The most rows in a share. */
+static int64_t share_rows(int64_t tokens, int n_threads) {
+    return tokens < LEAST_MANY ? tokens : (tokens + n_threads - 1) / n_threads;
+}
 
 INLINE int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
@@ -53,16 +73,24 @@ static float *cut(char **room, int64_t *used, int64_t floats) {
     return here;
 }
 
-static int64_t scratch_bytes(const decode_model *model, int64_t tokens) {
-    int64_t most = model->head->scratch_bytes(model->head, tokens);
-    for (int64_t l = 0; l < model->n_layers; l++) {
-        const linear_kernel *const *kernels = &model->layers[l].q;
-        for (int i = 0; i < 7; i++) {
-            int64_t bytes = kernels[i]->scratch_bytes(kernels[i], tokens);
-            most = bytes > most ? bytes : most;
-        }
-    }
-    return aligned(most);
+typedef struct {
+    int64_t prepared, scratch;
+} kernel_bytes;
+
+static void need_for(const linear_kernel *kernel, int64_t tokens, int64_t rows, kernel_bytes *needed) {
+    int by_rows = tokens >= LEAST_MANY;
+    int64_t prepared = by_rows ? prepared_bytes(kernel, rows) : 0;
+    int64_t scratch = by_rows ? rows_scratch_bytes(kernel, rows) : whole_lines(kernel->scratch_bytes(kernel, tokens));
+    if (prepared > needed->prepared) needed->prepared = prepared;
+    if (scratch > needed->scratch) needed->scratch = scratch;
+}
+
+/* What the kernels of a model need of one thread; the head runs by columns however many its rows are. */
+static kernel_bytes bytes_of_kernels(const decode_model *model, int64_t tokens, int64_t rows, int64_t logit_rows) {
+    kernel_bytes needed = {0, whole_lines(model->head->scratch_bytes(model->head, logit_rows))};
+    for (int64_t l = 0; l < model->n_layers; l++)
+        for (int i = 0; i < 7; i++) need_for((&model->layers[l].q)[i], tokens, rows, &needed);
+    return needed;
 }
 
 static int64_t lay_out_shared(const decode_model *m, int64_t tokens, int64_t slots, char *room, shared_room *to) {
@@ -79,23 +107,41 @@ static int64_t lay_out_shared(const decode_model *m, int64_t tokens, int64_t slo
     return used;
 }
 
-static int64_t lay_out_own(const decode_model *m, int64_t tokens, int64_t scratch, char *room, own_room *to) {
-    int64_t used = 0;
-    to->stream = cut(&room, &used, tokens * m->hidden);
-    to->input = cut(&room, &used, tokens * m->hidden);
+static int64_t lay_out_own(const decode_model *m, int64_t tokens, int64_t rows, int64_t logit_rows,
+                           kernel_bytes kernels, char *room, own_room *to) {
+    int64_t used = 0, normalised = rows > logit_rows ? rows : logit_rows;
+    to->stream = cut(&room, &used, rows * m->hidden);
+    to->input = cut(&room, &used, normalised * m->hidden);
     to->attention = cut(&room, &used, attention_own_floats(m->heads, m->kv_heads, m->head_dim, tokens));
-    to->gated = cut(&room, &used, tokens * m->intermediate);
-    to->scratch = cut(&room, &used, scratch / 4);
+    to->gated = cut(&room, &used, rows * m->intermediate);
+    to->prepared = cut(&room, &used, kernels.prepared / 4);
+    to->scratch = cut(&room, &used, kernels.scratch / 4);
     return used;
 }
 
-/* Bytes of the room, to be 64-byte aligned, that a call of `tokens` tokens on `threads` threads needs where
-   the cache will hold `slots` slots. */
+/* With a room, to it; without one, to nowhere: the bytes of one thread. */
+static int64_t lay_out_thread(const decode_model *m, int64_t tokens, int64_t logit_rows, int n_threads, char *room,
+                              own_room *to) {
+    int64_t rows = share_rows(tokens, n_threads);
+    return lay_out_own(m, tokens, rows, logit_rows, bytes_of_kernels(m, tokens, rows, logit_rows), room, to);
+}
+
+/* The most that any team of up to `threads` threads needs for its own rooms, with `extra` bytes in each. */
+static int64_t own_bytes(const decode_model *m, int64_t tokens, int64_t logit_rows, int threads, int64_t extra) {
+    own_room own;
+    int64_t most = 0;
+    for (int team = 1; team <= threads; team++) {
+        int64_t bytes = team * (lay_out_thread(m, tokens, logit_rows, team, NULL, &own) + extra);
+        most = bytes > most ? bytes : most;
+    }
+    return most;
+}
+
+/* Bytes of the room, to be 64-byte aligned, that a call of `tokens` tokens on `threads` threads, or on fewer if
+   no more are to be had, needs where the cache will hold `slots` slots. */
 int64_t decode_room(const decode_model *model, int64_t tokens, int64_t slots, int threads) {
     shared_room shared;
-    own_room own;
-    return lay_out_shared(model, tokens, slots, NULL, &shared) +
-           threads * lay_out_own(model, tokens, scratch_bytes(model, tokens), NULL, &own);
+    return lay_out_shared(model, tokens, slots, NULL, &shared) + own_bytes(model, tokens, MOST_LOGITS, threads, 0);
 }
 
 static void normalise_rows(const float *x, const float *gain, float epsilon, int64_t rows, int64_t n, float *out) {
@@ -136,51 +182,82 @@ static void place_heads(const decode_model *m, const decode_layer *layer, const 
     }
 }
 
+INLINE lanes activated(lanes g, lanes up, int64_t activation) {
+    lanes exponent = -g;
+    /* GELU with tanh is g · sigmoid(2u). */
+    if (activation == GELU_TANH) exponent = -2.0f * 0.797884561f * (g + 0.044715f * g * g * g);
+    return g / (1.0f + exp_lanes(exponent)) * up;
+}
+
 static void activate(const float *gate, const float *up, int64_t n, int64_t activation, float *out) {
-    for (int64_t i = 0; i < n; i += LANES) {
-        int64_t count = n - i < LANES ? n - i : LANES;
-        lanes g = load_some(gate, i, count, FLOAT32), exponent = -g;
-        /* GELU with tanh is g · sigmoid(2u). */
-        if (activation == GELU_TANH) exponent = -2.0f * 0.797884561f * (g + 0.044715f * g * g * g);
-        lanes value = g / (1.0f + exp_lanes(exponent)) * load_some(up, i, count, FLOAT32);
-        memcpy(out + i, &value, (size_t)count * 4);
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        store_lanes(out + i, activated(load_lanes(gate + i), load_lanes(up + i), activation));
+    if (i < n) {
+        lanes value = activated(load_some(gate, i, n - i, FLOAT32), load_some(up, i, n - i, FLOAT32), activation);
+        memcpy(out + i, &value, (size_t)(n - i) * 4);
     }
 }
 
-static void multiply(const linear_kernel *kernel, const float *x, float *y, int64_t tokens, int thread, int n_threads,
-                     void *scratch) {
-    kernel->run(kernel, x, y, tokens, thread, n_threads, scratch);
+/* Up to three layers of one input x, the rows of this thread's share, to the same rows of each of ys. */
+static void multiply(const linear_kernel *const *kernels, float *const *ys, int count, const float *x,
+                     const row_share *share, const own_room *own) {
+    float *rows[3];
+    for (int i = 0; i < count; i++) rows[i] = ys[i] + share->first * kernels[i]->outputs;
+    if (share->by_rows) {
+        multiply_rows(kernels, rows, count, x, share->count, own->prepared, own->scratch);
+        return;
+    }
+    for (int i = 0; i < count; i++)
+        kernels[i]->run(kernels[i], x, ys[i], share->tokens, share->thread, share->n_threads, own->scratch);
+}
+
+/* Rows of a linear layer are whole when their own thread has them, or everybody has come so far. */
+static void meet_for(const row_share *share, team_barrier *barrier) {
+    if (!share->by_rows) meet(barrier);
 }
 
 static void attention_block(const decode_model *m, const decode_layer *layer, const shared_room *room,
-                            const own_room *own, int64_t tokens, int64_t start, int thread, int n_threads,
-                            team_barrier *barrier) {
+                            const own_room *own, const row_share *share, int64_t start, team_barrier *barrier) {
+    int64_t tokens = share->tokens, first = share->first, inner = m->heads * m->head_dim;
     attention_shape shape = {m->heads, m->kv_heads, m->head_dim, tokens, start, layer->window, layer->capacity,
                              m->scale, layer->keys, layer->values};
-    normalise_rows(own->stream, layer->before_attention, m->epsilon, tokens, m->hidden, own->input);
-    multiply(layer->q, own->input, room->q, tokens, thread, n_threads, own->scratch);
-    multiply(layer->k, own->input, room->k, tokens, thread, n_threads, own->scratch);
-    multiply(layer->v, own->input, room->v, tokens, thread, n_threads, own->scratch);
+    normalise_rows(own->stream, layer->before_attention, m->epsilon, share->count, m->hidden, own->input);
+    multiply(&layer->q, (float *const[]){room->q, room->k, room->v}, 3, own->input, share, own);
     meet(barrier);
-    place_heads(m, layer, room, tokens, start, thread, n_threads);
+    place_heads(m, layer, room, tokens, start, share->thread, share->n_threads);
     meet(barrier);
-    const float *seen = attend(room->q, &shape, room->pieces, own->attention, thread, n_threads, barrier);
-    multiply(layer->o, seen, room->attended, tokens, thread, n_threads, own->scratch);
-    meet(barrier);
-    add_output(own->stream, room->attended, layer->after_attention, m->epsilon, tokens, m->hidden, own->input);
+    const float *seen =
+        attend(room->q, &shape, room->pieces, own->attention, share->thread, share->n_threads, barrier);
+    multiply(&layer->o, &room->attended, 1, seen + first * inner, share, own);
+    meet_for(share, barrier);
+    add_output(own->stream, room->attended + first * m->hidden, layer->after_attention, m->epsilon, share->count,
+               m->hidden, own->input);
 }
 
 static void feed_forward_block(const decode_model *m, const decode_layer *layer, const shared_room *room,
-                               const own_room *own, int64_t tokens, int thread, int n_threads,
-                               team_barrier *barrier) {
-    normalise_rows(own->stream, layer->before_mlp, m->epsilon, tokens, m->hidden, own->input);
-    multiply(layer->gate, own->input, room->gate, tokens, thread, n_threads, own->scratch);
-    multiply(layer->up, own->input, room->up, tokens, thread, n_threads, own->scratch);
+                               const own_room *own, const row_share *share, team_barrier *barrier) {
+    int64_t wide = share->first * m->intermediate;
+    normalise_rows(own->stream, layer->before_mlp, m->epsilon, share->count, m->hidden, own->input);
+    multiply(&layer->gate, (float *const[]){room->gate, room->up}, 2, own->input, share, own);
+    meet_for(share, barrier);
+    activate(room->gate + wide, room->up + wide, share->count * m->intermediate, m->activation, own->gated);
+    multiply(&layer->down, &room->down, 1, own->gated, share, own);
+    meet_for(share, barrier);
+    add_output(own->stream, room->down + share->first * m->hidden, layer->after_mlp, m->epsilon, share->count,
+               m->hidden, own->input);
+}
+
+/* The last `rows` rows of the stream, of which every thread may have some: its own, or gathered in `room->down`. */
+static const float *last_rows(const decode_model *m, const shared_room *room, const own_room *own,
+                              const row_share *share, int64_t rows, team_barrier *barrier) {
+    int64_t n = m->hidden, from = share->tokens - rows;
+    if (!share->by_rows) return own->stream + from * n;
+    int64_t first = share->first > from ? share->first : from, end = share->first + share->count;
+    if (first < end)
+        memcpy(room->down + first * n, own->stream + (first - share->first) * n, (size_t)((end - first) * n) * 4);
     meet(barrier);
-    activate(room->gate, room->up, tokens * m->intermediate, m->activation, own->gated);
-    multiply(layer->down, own->gated, room->down, tokens, thread, n_threads, own->scratch);
-    meet(barrier);
-    add_output(own->stream, room->down, layer->after_mlp, m->epsilon, tokens, m->hidden, own->input);
+    return room->down + from * n;
 }
 
 /* x: (tokens, hidden) embeddings of the tokens that go to slots and positions start, start + 1, …
@@ -190,7 +267,7 @@ int64_t decode_step(const decode_model *model, const float *x, int64_t tokens, i
                  int64_t logit_rows, char *room, int threads) {
     team_barrier barrier = {0};
     shared_room shared;
-    int64_t scratch = scratch_bytes(model, tokens), offset = lay_out_shared(model, tokens, start + tokens, room, &shared);
+    int64_t offset = lay_out_shared(model, tokens, start + tokens, room, &shared);
     *shared.refused = 0;
 #pragma omp parallel num_threads(threads)
     {
@@ -198,17 +275,18 @@ int64_t decode_step(const decode_model *model, const float *x, int64_t tokens, i
 #pragma omp single
         barrier.size = omp_get_num_threads();
         int thread = omp_get_thread_num(), n_threads = barrier.size;
-        int64_t size = lay_out_own(model, tokens, scratch, NULL, &own);
-        lay_out_own(model, tokens, scratch, room + offset + thread * size, &own);
-        memcpy(own.stream, x, (size_t)(tokens * model->hidden) * 4);
+        row_share share = share_of(tokens, thread, n_threads);
+        int64_t size = lay_out_thread(model, tokens, MOST_LOGITS, n_threads, NULL, &own);
+        lay_out_thread(model, tokens, MOST_LOGITS, n_threads, room + offset + thread * size, &own);
+        memcpy(own.stream, x + share.first * model->hidden, (size_t)(share.count * model->hidden) * 4);
         for (int64_t l = 0; l < model->n_layers; l++) {
-            attention_block(model, model->layers + l, &shared, &own, tokens, start, thread, n_threads, &barrier);
-            feed_forward_block(model, model->layers + l, &shared, &own, tokens, thread, n_threads, &barrier);
+            attention_block(model, model->layers + l, &shared, &own, &share, start, &barrier);
+            feed_forward_block(model, model->layers + l, &shared, &own, &share, &barrier);
         }
         if (logit_rows) {
-            const float *last = own.stream + (tokens - logit_rows) * model->hidden;
+            const float *last = last_rows(model, &shared, &own, &share, logit_rows, &barrier);
             normalise_rows(last, model->final_norm, model->epsilon, logit_rows, model->hidden, own.input);
-            multiply(model->head, own.input, logits, logit_rows, thread, n_threads, own.scratch);
+            model->head->run(model->head, own.input, logits, logit_rows, thread, n_threads, own.scratch);
         }
     }
     return *shared.refused;

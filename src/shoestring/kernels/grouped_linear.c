@@ -6,8 +6,11 @@
    sizes: 0: inputs of a block, for which x is scaled together; 1: quartets that a block takes; 2: blocks of a
    group; 3: blocks of a row; 4: what there is beside the scale; 5: whether scales are bytes.
 
+   Few rows of x meet a tile of 16 outputs in registers; for many see `grouped_many.h`.
    With x in int8 the sums inside a block are whole numbers and exact; x ≈ t·k with k in −127…127 and t a float
    per block, so y = Σ s·t·(Σ q·k − z·Σ k) + Σ o·t·Σ k. With x in float32 every code is a float that is exact. */
+
+#define _GNU_SOURCE
 
 #include "grouped_codes.h"
 #include "linear_kernel.h"
@@ -40,7 +43,7 @@ static int64_t row_bytes(const linear_kernel *self, int item) {
     return aligned(item * g.places) + 3 * aligned(4 * g.blocks);
 }
 
-int64_t grouped_int8_scratch(const linear_kernel *self, int64_t tokens);
+int64_t grouped_int8_scratch(const linear_kernel *self, int64_t tokens) { return tokens * row_bytes(self, 1); }
 int64_t grouped_float_scratch(const linear_kernel *self, int64_t tokens) { return tokens * row_bytes(self, 4); }
 
 static prepared_row lay_out(const linear_kernel *self, char *room, int item) {
@@ -141,9 +144,8 @@ INLINE int_lanes add_quad(int_lanes sums, words quad, const int8_t *x, int bits)
 #endif
 }
 
-/* Code i of every output in a quad, less the middle of the codes, as floats. */
-INLINE lanes centred(words quad, int i, int bits) {
-    const int middle = 1 << (bits - 1);
+/* Code i of every output in a quad, less `middle`, as floats. */
+INLINE lanes code_floats(words quad, int i, int bits, int middle) {
 #if defined(__AVX512F__)
     if (bits <= 4) {
         lanes table;
@@ -175,6 +177,9 @@ INLINE void write_tile(const linear_kernel *self, const grouping *g, int64_t til
     if (count == LANES) store_lanes(to + first, y);
     else memcpy(to + first, &y, (size_t)count * 4);
 }
+
+/* Code i of every output in a quad, less the middle of the codes, as floats. */
+INLINE lanes centred(words quad, int i, int bits) { return code_floats(quad, i, bits, 1 << (bits - 1)); }
 
 /* One tile for `rows` rows of x in int8; bits, rows and, as far as it is not 0, `quartets` are constants. */
 INLINE void tile_int8(const linear_kernel *self, const grouping *g, const code_planes *planes, int64_t tile,
@@ -282,11 +287,8 @@ INLINE void run(const linear_kernel *self, const float *x, float *y, int64_t tok
 
 #include "grouped_many.h"
 
-int64_t grouped_int8_scratch(const linear_kernel *self, int64_t tokens) {
-    grouping g = grouping_of(self);
-    many_room room;
-    return tokens < LEAST_MANY ? tokens * row_bytes(self, 1) : lay_out_many(&g, NULL, &room);
-}
+/* Whether many rows of x that may be rounded are rounded to bfloat16, on this processor. */
+int grouped_has_tiles(void) { return has_tiles(); }
 
 #define TILE(kind, bits, rows)                                                                                       \
     static void tile_##kind##_##bits##_##rows(const linear_kernel *self, const grouping *g, const code_planes *p,    \
@@ -294,25 +296,16 @@ int64_t grouped_int8_scratch(const linear_kernel *self, int64_t tokens) {
         if (g->quartets == 2) tile_##kind(self, g, p, tile, x, y, bits, rows, 2);                                    \
         else tile_##kind(self, g, p, tile, x, y, bits, rows, 0);                                                     \
     }
-#define KERNEL(kind, is_float, bits, many)                                                                           \
+#define KERNEL(kind, is_float, bits)                                                                                 \
     TILE(kind, bits, 4)                                                                                              \
     TILE(kind, bits, 1)                                                                                              \
     void grouped_##kind##_##bits(const linear_kernel *self, const float *x, float *y, int64_t tokens, int thread,    \
                                  int n_threads, void *scratch) {                                                     \
-        many                                                                                                         \
         run(self, x, y, tokens, thread, n_threads, scratch, is_float, tile_##kind##_##bits##_4,                      \
             tile_##kind##_##bits##_1);                                                                               \
-    }
-#define MANY_ROWS(bits)                                                                                              \
-    if (tokens >= LEAST_MANY) {                                                                                      \
-        run_many(self, x, y, tokens, thread, n_threads, scratch, unpack_tile_##bits, bits == 8);                     \
-        return;                                                                                                      \
-    }
-#define WIDTH(bits)                                                                                                  \
-    static void unpack_tile_##bits(const linear_kernel *self, const grouping *g, const code_planes *planes,          \
-                                   int64_t tile, int which, const many_room *room) {                                 \
-        unpack_tile(self, g, planes, tile, which, room, bits);                                                       \
     }                                                                                                                \
-    KERNEL(int8, 0, bits, MANY_ROWS(bits))                                                                           \
-    KERNEL(float, 1, bits, )
+    MANY_ROWS_##kind(bits)
+#define WIDTH(bits)                                                                                                  \
+    KERNEL(int8, 0, bits)                                                                                            \
+    KERNEL(float, 1, bits)
 WIDTH(1) WIDTH(2) WIDTH(3) WIDTH(4) WIDTH(5) WIDTH(6) WIDTH(7) WIDTH(8)

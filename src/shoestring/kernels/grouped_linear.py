@@ -18,10 +18,10 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from shoestring.kernels.dense_linear import FLAGS
-from shoestring.kernels.linear_kernel import LinearKernel, aligned_room
+from shoestring.kernels.linear_kernel import LinearKernel, ManyRows, aligned_room
 from shoestring.kernels.native import load_library
 from shoestring.numbers.grouped_affine import GroupedAffine, ZeroPoint
-from shoestring.numbers.packing import unpack_bits
+from shoestring.numbers.packing import pack_bits, packed_bytes, unpack_bits
 
 _TILE, _RUN = 16, 16
 """Outputs of a tile, and inputs of a quartet."""
@@ -34,6 +34,9 @@ _AHEAD_BYTES = 2048
 
 class Activations(enum.Enum):
     """In what x takes part: rounded to int8 with a scale per block of inputs, or as it is.
+
+    Where 32 rows or more are multiplied at once, INT8 lets a processor with matrix tiles (`has_matrix_tiles`)
+    round them and the weights to bfloat16 instead, which errs less and takes a fraction of the time.
 
     On WikiText-2 (validation, 2048 tokens in windows of 256, benchmarks/activation_bits.py) int8 inputs with
     a float16 cache cost SmolLM2-135M in Q4_1 0.8 % of perplexity (24.88 to 25.08) and 0.0035 nats of
@@ -88,8 +91,7 @@ class GroupedWeights:
     @property
     def nbytes(self) -> int:
         """Bytes of all that a product reads."""
-        parts = (*self.planes, self.scales, self.shifts, self.multipliers)
-        return sum(part.nbytes for part in parts if part is not None)
+        return sum(part.nbytes for part in self.parts if part is not None)
 
     def rows(self, ids: Int[Tensor, " n"]) -> Float[Tensor, "n inputs"]:
         """Some rows of the matrix, float32, the same bits as the stored form decodes to.
@@ -100,14 +102,42 @@ class GroupedWeights:
             raise IndexError(f"rows {ids.tolist()} are not in a matrix of {self.outputs} rows.")
         ids, out = ids.long().contiguous(), torch.empty(len(ids), self.inputs)
         _packer().grouped_rows(
-            ctypes.addressof(self._matrix), self.bits, ids.data_ptr(), len(ids), out.data_ptr()
+            ctypes.byref(self._matrix), self.bits, ids.data_ptr(), len(ids), out.data_ptr()
         )
         return out
 
-    @functools.cached_property
+    def unpack(self, form: GroupedAffine, rows: slice | Tensor = slice(None)) -> dict[str, Tensor]:
+        """The stored tensors of some rows, bit for bit those that were packed in this form.
+
+        Raises: NoCompiler.
+        """
+        ids = torch.arange(self.outputs)[rows].contiguous()
+        codes = torch.empty(len(ids), packed_bytes(self.inputs, self.bits), dtype=torch.uint8)
+        _packer().unpack_codes(
+            ctypes.byref(self._matrix), self.bits, ids.data_ptr(), len(ids), codes.shape[1],
+            codes.data_ptr(), torch.get_num_threads(),
+        )  # fmt: skip
+        stored, scales = {"codes": codes}, _untiled(self.scales)[ids]
+        stored["scales"] = scales if form.scale_bits == 16 else pack_bits(scales, form.scale_bits)
+        if self.multipliers is not None:
+            multipliers = _untiled(self.multipliers)[ids, 0] * (1 << form.scale_bits)
+            stored["scale_multiplier"] = multipliers.half()
+        if self.shifts is not None:
+            shifts = _untiled(self.shifts)[ids]
+            if self.zero_point is ZeroPoint.INTEGER:
+                stored["zeros"] = pack_bits(shifts, self.bits)
+            else:
+                stored["offsets"] = shifts
+        return stored
+
+    @property
     def _matrix(self) -> "_Matrix":
-        tensors = (*self.planes, self.scales, self.shifts, self.multipliers)
-        return _Matrix(*(None if part is None else part.data_ptr() for part in tensors), *_sizes(self)[:5])
+        return _Matrix(*(None if part is None else part.data_ptr() for part in self.parts), *_sizes(self)[:5])
+
+    @property
+    def parts(self) -> tuple[Tensor | None, ...]:
+        """All that a product reads: the three planes, scales, shifts, multipliers."""
+        return (*self.planes, self.scales, self.shifts, self.multipliers)
 
     def kernel(self, activations: Activations, bias: Tensor | None = None) -> LinearKernel:
         """The product with this matrix as a kernel for a team of threads.
@@ -122,15 +152,16 @@ def grouped_kernel(
 ) -> LinearKernel:
     """`GroupedWeights.kernel` with a library of choice: the source built for this or a lesser processor."""
     kind = "int8" if activations is Activations.INT8 else "float"
-    tensors = (*weights.planes, weights.scales, weights.shifts, weights.multipliers)
+    many = ManyRows.in_dll(library, f"grouped_{kind}_many_{weights.bits}")
     return LinearKernel(
         getattr(library, f"grouped_{kind}_{weights.bits}"),
         getattr(library, f"grouped_{kind}_scratch"),
         weights.inputs,
         weights.outputs,
-        tensors,
+        weights.parts,
         _sizes(weights),
         bias,
+        many,
     )
 
 
@@ -185,6 +216,21 @@ def naive_grouped_linear(
     return x.double() @ weight.double().T
 
 
+def naive_rounded_linear(
+    x: Float[Tensor, "tokens inputs"], weight: Float[Tensor, "outputs inputs"]
+) -> Float[Tensor, "tokens outputs"]:
+    """What INT8 means for many rows on a processor with matrix tiles, in float64."""
+    return x.bfloat16().double() @ weight.bfloat16().double().T
+
+
+def has_matrix_tiles() -> bool:
+    """Whether this processor multiplies tiles of bfloat16 (AMX), and lets this process do so.
+
+    Raises: NoCompiler.
+    """
+    return bool(_library().grouped_has_tiles())
+
+
 def _quartets(group_size: int) -> int:
     return -(-block_inputs(group_size) // _RUN)
 
@@ -220,6 +266,11 @@ def _tiled(values: Tensor) -> Tensor:
     return _long_room(tiled.numel() * tiled.element_size()).view(tiled.dtype).view(tiled.shape).copy_(tiled)
 
 
+def _untiled(tiled: Tensor) -> Tensor:
+    """(tiles, groups, 16) -> (16 tiles, groups), the rows that are padding among them."""
+    return tiled.transpose(1, 2).reshape(-1, tiled.shape[1])
+
+
 @functools.cache
 def _library(flags: tuple[str, ...] = ()) -> ctypes.CDLL:
     return load_library(Path(__file__).with_suffix(".c"), extra_flags=FLAGS + flags)
@@ -233,6 +284,8 @@ def _packer() -> ctypes.CDLL:
         pointer, size, number, size, size, size, size, pointer, pointer, pointer, number,
     ]  # fmt: skip
     library.pack_codes.restype = number
+    library.unpack_codes.argtypes = [pointer, size, pointer, size, size, pointer, number]
+    library.unpack_codes.restype = None
     library.grouped_rows.argtypes = [pointer, size, pointer, size, pointer]
     library.grouped_rows.restype = None
     return library

@@ -96,6 +96,25 @@ static int code_at(const grouped_matrix *m, int bits, int64_t quartet, int j, in
     return code;
 }
 
+/* The codes of the rows `ids` as `pack_codes` was given them, `stride` bytes from one row of out to the next. */
+void unpack_codes(const grouped_matrix *m, int64_t bits, const int64_t *ids, int64_t count, int64_t stride,
+                  uint8_t *out, int threads) {
+#pragma omp parallel for num_threads(threads)
+    for (int64_t n = 0; n < count; n++) {
+        int64_t tile = ids[n] / LANES, lane = ids[n] % LANES;
+        uint8_t *to = out + n * stride;
+        uint32_t held = 0;
+        int filled = 0;
+        for (int64_t b = 0; b < m->blocks; b++)
+            for (int64_t i = 0; i < m->block; i++) {
+                int64_t quartet = (tile * m->blocks + b) * m->quartets + i / QUARTET;
+                held |= (uint32_t)code_at(m, (int)bits, quartet, (int)(i % QUARTET / 4), (int)(4 * lane + i % 4)) << filled;
+                for (filled += (int)bits; filled >= 8; filled -= 8, held >>= 8) *to++ = (uint8_t)held;
+            }
+        if (filled) *to = (uint8_t)held;
+    }
+}
+
 /* out: (count, inputs), the rows `ids` of the matrix. */
 void grouped_rows(const grouped_matrix *m, int64_t bits, const int64_t *ids, int64_t count, float *out) {
     int64_t groups = m->blocks / m->blocks_per_group;

@@ -3,20 +3,47 @@
 #include <omp.h>
 #include <string.h>
 
-#include "linear_kernel.h"
+#include "linear_rows.h"
 
-/* scratch: `threads` times `stride` bytes, 64-byte aligned. */
-void apply_linear(const linear_kernel *kernel, const float *x, float *y, int64_t tokens, char *scratch,
-                  int64_t stride, int threads) {
-#pragma omp parallel num_threads(threads)
-    {
-        int thread = omp_get_thread_num();
-        kernel->run(kernel, x, y, tokens, thread, omp_get_num_threads(), scratch + thread * stride);
+static int64_t share_rows(int64_t tokens, int threads) {
+    int64_t rows = (tokens + threads - 1) / threads;
+    return rows < MOST_ROWS ? rows : MOST_ROWS;
+}
+
+static void run_rows(const linear_kernel *kernel, const float *x, float *y, int64_t tokens, char *room, int thread,
+                     int threads) {
+    int64_t last = tokens * (thread + 1) / threads;
+    for (int64_t first = tokens * thread / threads; first < last; first += MOST_ROWS) {
+        int64_t rows = last - first < MOST_ROWS ? last - first : MOST_ROWS;
+        float *to = y + first * kernel->outputs;
+        multiply_rows(&kernel, &to, 1, x + first * kernel->inputs, rows, room, room + prepared_bytes(kernel, rows));
     }
 }
 
-int64_t linear_scratch_bytes(const linear_kernel *kernel, int64_t tokens) {
-    return kernel->scratch_bytes(kernel, tokens);
+/* room: of `linear_room_bytes` bytes, 64-byte aligned. */
+void apply_linear(const linear_kernel *kernel, const float *x, float *y, int64_t tokens, char *room, int threads) {
+    int by_rows = tokens >= LEAST_MANY;
+#pragma omp parallel num_threads(threads)
+    {
+        int thread = omp_get_thread_num(), team = omp_get_num_threads();
+        /* A team that came out smaller has larger shares, but fewer of them. */
+        int64_t rows = share_rows(tokens, team);
+        int64_t stride = by_rows ? prepared_bytes(kernel, rows) + rows_scratch_bytes(kernel, rows)
+                                 : whole_lines(kernel->scratch_bytes(kernel, tokens));
+        if (by_rows) run_rows(kernel, x, y, tokens, room + thread * stride, thread, team);
+        else kernel->run(kernel, x, y, tokens, thread, team, room + thread * stride);
+    }
+}
+
+int64_t linear_room_bytes(const linear_kernel *kernel, int64_t tokens, int threads) {
+    if (tokens < LEAST_MANY) return threads * whole_lines(kernel->scratch_bytes(kernel, tokens));
+    int64_t most = 0;
+    for (int team = 1; team <= threads; team++) {
+        int64_t rows = share_rows(tokens, team);
+        int64_t bytes = team * (prepared_bytes(kernel, rows) + rows_scratch_bytes(kernel, rows));
+        most = bytes > most ? bytes : most;
+    }
+    return most;
 }
 
 /* One layer after the other by one team, as the layers of a model follow each other in a decode step. */

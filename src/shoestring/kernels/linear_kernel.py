@@ -29,6 +29,15 @@ class LinearKernelFields(ctypes.Structure):
         ("bias", ctypes.c_void_p),
         ("weights", ctypes.c_void_p * 6),
         ("sizes", ctypes.c_int64 * 6),
+        ("many", ctypes.c_void_p),
+    )
+
+
+class ManyRows(ctypes.Structure):
+    """The struct `many_rows` of `linear_kernel.h`, which libraries fill in themselves."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_void_p) for name in ("prepare", "multiply", "prepared_bytes", "scratch_bytes")
     )
 
 
@@ -36,7 +45,8 @@ class LinearKernel:
     """One linear layer, y = x Wᵀ (+ b), as a `linear_kernel` of C; it keeps alive what the struct points to.
 
     run, scratch_bytes: functions of a library loaded with ctypes. weights, sizes: at most six of each, as the
-    library's `run` explains them; tensors must be contiguous. bias: (outputs), copied to float32.
+    library's `run` explains them; tensors must be contiguous. bias: (outputs), copied to float32. many: the
+    library's `many_rows` for this kernel, where it has one.
 
     Raises: ValueError for a tensor that is not contiguous or too many of them.
     """
@@ -50,6 +60,7 @@ class LinearKernel:
         weights: Sequence[Tensor | None],
         sizes: Sequence[int] = (),
         bias: Tensor | None = None,
+        many: ManyRows | None = None,
     ) -> None:
         if len(weights) > 6 or len(sizes) > 6:
             raise ValueError(f"{len(weights)} tensors and {len(sizes)} sizes; a kernel takes six of each.")
@@ -58,7 +69,7 @@ class LinearKernel:
         self.inputs, self.outputs = inputs, outputs
         bias = None if bias is None else bias.detach().float().contiguous().clone()
         self._alive = (run, scratch_bytes, tuple(weights), bias)
-        self._sizes = tuple(sizes)
+        self._sizes, self._many = tuple(sizes), many
         fields = LinearKernelFields(
             ctypes.cast(run, ctypes.c_void_p).value,
             ctypes.cast(scratch_bytes, ctypes.c_void_p).value,
@@ -70,6 +81,7 @@ class LinearKernel:
             fields.weights[index] = None if part is None else part.data_ptr()
         for index, size in enumerate(sizes):
             fields.sizes[index] = size
+        fields.many = None if many is None else ctypes.addressof(many)
         self.fields = fields
 
     @property
@@ -91,7 +103,8 @@ class LinearKernel:
         """The same layer with weights of its own, elsewhere in memory."""
         run, scratch_bytes, weights, bias = self._alive
         moved = [None if part is None else on_large_pages(part.clone()) for part in weights]
-        return LinearKernel(run, scratch_bytes, self.inputs, self.outputs, moved, self._sizes, bias)
+        shape = self.inputs, self.outputs
+        return LinearKernel(run, scratch_bytes, *shape, moved, self._sizes, bias, self._many)
 
     def __call__(self, x: Float[Tensor, "tokens inputs"]) -> Float[Tensor, "tokens outputs"]:
         """y for float32 rows of x, on `torch.get_num_threads()` threads."""
@@ -101,13 +114,10 @@ class LinearKernel:
             )
         library, threads, tokens = _library(), torch.get_num_threads(), x.shape[0]
         x, y = aligned_copy(x), aligned_room(4 * tokens * self.outputs)
-        stride = -(-library.linear_scratch_bytes(self.address, tokens) // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
-        scratch = aligned_room(max(1, stride * threads))
+        room = aligned_room(max(1, library.linear_room_bytes(self.address, tokens, threads)))
         moved = self.nbytes + x.nbytes + 4 * tokens * self.outputs
         with count_cost("linear_kernel", flops=2 * tokens * self.inputs * self.outputs, bytes=moved):
-            library.apply_linear(
-                self.address, x.data_ptr(), y.data_ptr(), tokens, scratch.data_ptr(), stride, threads
-            )
+            library.apply_linear(self.address, x.data_ptr(), y.data_ptr(), tokens, room.data_ptr(), threads)
         return y.view(torch.float32)[: tokens * self.outputs].view(tokens, self.outputs)
 
 
@@ -161,11 +171,13 @@ def aligned_copy(x: Tensor) -> Tensor:
 @functools.cache
 def _library() -> ctypes.CDLL:
     library = load_library(Path(__file__).with_suffix(".c"))
-    pointer, size = ctypes.c_void_p, ctypes.c_int64
-    library.apply_linear.argtypes = [pointer, pointer, pointer, size, pointer, size, ctypes.c_int]
+    pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+    library.apply_linear.argtypes = [pointer, pointer, pointer, size, pointer, number]
     library.apply_linear.restype = None
-    library.apply_linears.argtypes = [pointer, size, pointer, pointer, size, pointer, size, ctypes.c_int]
+    library.apply_linears.argtypes = [pointer, size, pointer, pointer, size, pointer, size, number]
     library.apply_linears.restype = None
     library.linear_scratch_bytes.argtypes = [pointer, size]
     library.linear_scratch_bytes.restype = size
+    library.linear_room_bytes.argtypes = [pointer, size, number]
+    library.linear_room_bytes.restype = size
     return library

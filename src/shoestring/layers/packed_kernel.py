@@ -1,19 +1,8 @@
-"""The compiled product of a packed linear layer, packed a second time in the order of the kernel.
+"""The compiled product of a packed linear layer, whose weight is then held in the order of the kernel."""
 
-That copy takes as many bytes as the stored codes and lives as long as the weight does; the stored form, which
-saving and training use, is left alone.
-"""
-
-from weakref import WeakKeyDictionary
-
-from torch import Tensor
-
-from shoestring.kernels.grouped_linear import Activations, GroupedWeights
+from shoestring.kernels.grouped_linear import Activations
 from shoestring.kernels.linear_kernel import LinearKernel
-from shoestring.layers.packed_linear import PackedLinear, PackedWeight
-
-_Version = tuple[tuple[int, int], ...]
-_packed: WeakKeyDictionary[PackedWeight, tuple[_Version, GroupedWeights]] = WeakKeyDictionary()
+from shoestring.layers.packed_linear import PackedLinear
 
 
 def packed_kernel(module: PackedLinear, activations: Activations) -> LinearKernel | None:
@@ -24,20 +13,4 @@ def packed_kernel(module: PackedLinear, activations: Activations) -> LinearKerne
     weight = module.packed
     if weight.device.type != "cpu" or "trained_scale" in weight._parameters:
         return None
-    return grouped_weights(weight).kernel(activations, module.bias)
-
-
-def grouped_weights(weight: PackedWeight) -> GroupedWeights:
-    """The kernel's form of a packed weight: made once, and again when the stored tensors have changed."""
-    stored = weight.stored()
-    version = tuple((part.data_ptr(), _version(part)) for part in stored.values())
-    known = _packed.get(weight)
-    if known is None or known[0] != version:
-        known = version, GroupedWeights.pack(weight.form, stored, weight.cols)
-        _packed[weight] = known
-    return known[1]
-
-
-def _version(tensor: Tensor) -> int:
-    # What was made in inference mode counts no changes.
-    return 0 if tensor.is_inference() else tensor._version
+    return weight.pack_for_kernel().kernel(activations, module.bias)

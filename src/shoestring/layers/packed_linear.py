@@ -1,10 +1,12 @@
 """Linear maps and embeddings whose weight stays packed: it is dequantised in pieces while it is used.
 
-The stored tensors are buffers, so that the state_dict is the saved form. A tied embedding and head use the
-same `PackedWeight`; one of them owns it, the others borrow it, so that it is stored and moved once.
+The stored tensors are buffers, so that the state_dict is the saved form. They exist once: as long as a
+file, or a kernel in an order of its own, has them, they are read from there, and come back when one is
+asked for. A tied embedding and head use the same `PackedWeight`; one of them owns it, the others borrow it,
+so that it is stored and moved once.
 """
 
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -12,11 +14,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shoestring.kernels.dequantise import dequantise_rows
+from shoestring.kernels.grouped_linear import GroupedWeights
 from shoestring.numbers.grouped_affine import AffineGrid, GroupedAffine, ZeroPoint
 from shoestring.numbers.packing import unpack_bits
 
 CHUNK_ELEMENTS = 1 << 22
 """Weights that are dequantised at once; what a forward needs beside its input and output."""
+
+
+@runtime_checkable
+class Source(Protocol):
+    """What gives back the stored tensors of a matrix, bit for bit: `GroupedWeights`, or a file."""
+
+    def unpack(self, form: GroupedAffine, rows: slice | Tensor = ...) -> dict[str, Tensor]:
+        """The stored tensors of some rows."""
 
 
 class PackedWeight(nn.Module):
@@ -27,6 +38,7 @@ class PackedWeight(nn.Module):
     """
 
     codes: Tensor
+    _source: "Source | None" = None
 
     def __init__(
         self,
@@ -52,9 +64,76 @@ class PackedWeight(nn.Module):
             setattr(packed, name, tensor)
         return packed
 
+    @classmethod
+    def read_later(
+        cls, form: GroupedAffine, shape: tuple[int, int], source: "Source", dtype: torch.dtype = torch.float32
+    ) -> "PackedWeight":
+        """A matrix whose stored tensors are read from `source` when they are first needed."""
+        packed = cls(form, *shape, dtype=dtype, device="meta")
+        packed._leave_to(source)
+        return packed
+
+    @property
+    def kernel_form(self) -> GroupedWeights | None:
+        """The matrix as a kernel has packed it, where that is how it is held."""
+        return self._source if isinstance(self._source, GroupedWeights) else None
+
+    def pack_for_kernel(self) -> GroupedWeights:
+        """Hold the matrix in the order of the kernel from now on, instead of as it is stored (CPU only).
+
+        Raises: NoCompiler.
+        """
+        if (known := self.kernel_form) is not None:
+            return known
+        stored = self._source.unpack(self.form) if self._source else self.stored()
+        held = GroupedWeights.pack(self.form, stored, self.cols)
+        self._leave_to(held)
+        for index, part in enumerate(held.parts):
+            # Seen by whoever counts a model's memory, and saved by nobody.
+            if part is not None:
+                self.register_buffer(f"kernel_part_{index}", part, persistent=False)
+        return held
+
+    def _leave_to(self, source: "Source") -> None:
+        for name in self.form.tensors(self.rows, self.cols):
+            self._buffers.pop(name, None)
+        self._source = source
+
+    def _take_back(self) -> None:
+        """Make the stored tensors buffers again."""
+        if (source := self._source) is None:
+            return
+        stored = source.unpack(self.form)
+        self._source = None
+        for name in [name for name in self._buffers if name.startswith("kernel_part_")]:
+            del self._buffers[name]
+        for name, tensor in stored.items():
+            self.register_buffer(name, tensor)
+
+    def __getattr__(self, name: str) -> Any:
+        own = not name.startswith("_") and name != "form" and self._source is not None
+        if own and name in self.form.tensors(self.rows, self.cols):
+            self._take_back()
+        return super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if self._source is not None and name in self.form.tensors(self.rows, self.cols):
+            self._take_back()
+        super().__setattr__(name, value)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self._source is not None:
+            stored = self._source.unpack(self.form)
+            destination.update({prefix + name: tensor for name, tensor in stored.items()})
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._take_back()
+        super()._load_from_state_dict(*args, **kwargs)
+
     @property
     def device(self) -> torch.device:
-        return self.codes.device
+        return torch.device("cpu") if self._source is not None else self.codes.device
 
     @property
     def nbytes(self) -> int:
@@ -63,6 +142,8 @@ class PackedWeight(nn.Module):
 
     def stored(self, rows: slice | Tensor = slice(None)) -> dict[str, Tensor]:
         """The stored tensors of some rows."""
+        if (held := self.kernel_form) is not None:
+            return held.unpack(self.form, rows)
         return {name: getattr(self, name)[rows] for name in self.form.tensors(self.rows, self.cols)}
 
     def dequantise(
@@ -73,6 +154,8 @@ class PackedWeight(nn.Module):
         if "trained_scale" in self._parameters:
             codes = unpack_bits(self.codes[rows], self.form.bits, self.cols)
             return self.form.decode(codes, self._trained_grid(rows)).to(dtype)
+        if isinstance(rows, Tensor) and (held := self.kernel_form) is not None:
+            return held.rows(rows).to(dtype)
         return dequantise_rows(self.form, self.stored(rows), self.cols, dtype)
 
     def forward(self, x: Float[Tensor, "*batch cols"]) -> Float[Tensor, "*batch rows"]:
@@ -123,6 +206,7 @@ class PackedWeight(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> "PackedWeight":
         # `.to(dtype)` and `.half()` would round the float16 scales: move them as bit patterns instead.
+        self._take_back()
         self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
         halves = {name: b for name, b in self._buffers.items() if b is not None and b.dtype == torch.float16}
         for name, tensor in halves.items():

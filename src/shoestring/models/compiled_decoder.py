@@ -18,7 +18,7 @@ from shoestring.kernels.grouped_linear import Activations
 from shoestring.kernels.linear_kernel import LinearKernel
 from shoestring.layers.dual_binary_linear import DualBinaryLinear
 from shoestring.layers.norm import RMSNorm
-from shoestring.layers.packed_kernel import grouped_weights, packed_kernel
+from shoestring.layers.packed_kernel import packed_kernel
 from shoestring.layers.packed_linear import PackedEmbedding, PackedLinear, PackedWeight
 from shoestring.layers.row_sparse_linear import RowSparseLinear, row_sparse_kernel
 from shoestring.layers.sparse_linear import SparseLinear
@@ -60,8 +60,9 @@ class CompiledDecoder:
             cfg.hidden_size, cfg.intermediate_size, cfg.num_attention_heads, cfg.num_key_value_heads,
             cfg.head_dim, cfg.vocab_size, cfg.rms_norm_eps, cfg.scale, cfg.activation is Activation.GELU_TANH,
         )  # fmt: skip
-        layers = [self._layer(index, layer) for index, layer in enumerate(decoder.model.layers)]
+        # The largest matrix first: while it is packed it is there twice, and the others are not there yet.
         head = self._kernel("lm_head", decoder.lm_head)
+        layers = [self._layer(index, layer) for index, layer in enumerate(decoder.model.layers)]
         self.step = DecodeStep(shape, layers, _gain(decoder.model.norm), head)
         self._positions = 0
 
@@ -98,7 +99,7 @@ class CompiledDecoder:
         if packed is not head.packed:
             return embedding(ids).float()
         # Out of what the head has packed anyway, which takes a fraction of the time.
-        rows = grouped_weights(packed).rows(ids).to(packed.dtype)
+        rows = packed.pack_for_kernel().rows(ids).to(packed.dtype)
         return (rows if embedding.scale == 1.0 else rows * rows.new_tensor(embedding.scale)).float()
 
     def _reach(self, positions: int) -> None:

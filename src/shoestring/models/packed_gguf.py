@@ -6,6 +6,7 @@ after it; then the codes: of 4 bits, weight i in the low half of byte i and weig
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import gguf
 import numpy as np
@@ -48,23 +49,40 @@ def can_stay_packed(file: GGUFFile, name: str) -> bool:
 
 
 def packed_weight(file: GGUFFile, name: str, rows: Tensor | None = None) -> PackedWeight:
-    """A quantised matrix of a GGUF file, packed; rows: in which order, by default that of the file.
+    """A quantised matrix of a GGUF file, packed; it is read when it is first needed.
+
+    rows: in which order, by default that of the file.
 
     Raises: ValueError for a tensor that `can_stay_packed` denies.
     """
     if not can_stay_packed(file, name):
         raise ValueError(f"{name!r} is no matrix of one of the kinds {', '.join(k.name for k in _LAYOUTS)}.")
     stored = file.tensors[name]
-    form, blocks = _LAYOUTS[stored.kind].form, file.blocks(name)
-    parts: dict[str, list[Tensor]] = {}
-    for start in range(0, len(blocks), _ROWS_AT_ONCE):
-        for key, part in _stored(blocks[start : start + _ROWS_AT_ONCE], form).items():
-            parts.setdefault(key, []).append(part)
-    packed = PackedWeight(form, *stored.shape, device="meta")
-    for key, pieces in parts.items():
-        whole = torch.cat(pieces)
-        setattr(packed, key, whole if rows is None else whole[rows])
-    return packed
+    form = _LAYOUTS[stored.kind].form
+    n_rows, cols = stored.shape
+    return PackedWeight.read_later(form, (n_rows, cols), _InFile(file, name, rows))
+
+
+@dataclass(frozen=True)
+class _InFile:
+    """The stored tensors of a matrix that nobody has read yet; order: which row of the file is which."""
+
+    file: GGUFFile
+    name: str
+    order: Tensor | None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_InFile":
+        return self
+
+    def unpack(self, form: GroupedAffine, rows: slice | Tensor = slice(None)) -> dict[str, Tensor]:
+        """The stored tensors of some rows, read a few thousand rows at a time."""
+        blocks = self.file.blocks(self.name)
+        order = torch.arange(len(blocks)) if self.order is None else self.order
+        parts: dict[str, list[Tensor]] = {}
+        for ids in order[rows].split(_ROWS_AT_ONCE):
+            for key, part in _stored(blocks[ids.numpy()], form).items():
+                parts.setdefault(key, []).append(part)
+        return {key: torch.cat(pieces) for key, pieces in parts.items()}
 
 
 def _stored(blocks: np.ndarray, form: GroupedAffine) -> dict[str, Tensor]:

@@ -1,0 +1,330 @@
+/* Many rows of x on a processor with matrix tiles (AMX): 16 rows, 16 outputs and 32 inputs of bfloat16 at once.
+
+   Where x may be rounded, it and the weights are rounded to bfloat16, which is nearer than int8 with a scale per
+   block, and sums stay in tiles from the first input to the last. Where x is float32, every value is cut into three
+   of bfloat16, which are exact together, as codes are; sums leave the tiles block by block, to be scaled.
+   Source: Intel Architecture Instruction Set Extensions Programming Reference, chapter 3 (AMX). */
+
+#ifndef SHOESTRING_GROUPED_TILES_H
+#define SHOESTRING_GROUPED_TILES_H
+
+#if defined(__AMX_INT8__) && defined(__AMX_BF16__) && defined(__AVX512F__) && defined(__linux__)
+
+#include <stdatomic.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+/* Numbers of tiles: they become names of registers, which an enum cannot. */
+#define SUM_TILE 0
+#define X_TILE 4
+#define WEIGHT_TILE 6
+enum { TILE_ROWS = 16, PARTS = 3, MOST_TILE_BYTES = 64 };
+enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+
+typedef struct {
+    uint8_t palette, start_row, reserved[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+} tile_shapes;
+
+/* What is at `where` has been written: compilers do not know that instructions on tiles read memory. */
+INLINE void settle(const void *where) { __asm__ volatile("" : : "r"(where) : "memory"); }
+
+/* Tiles 0 to 3 are sums, 4 and 5 rows of x, 6 and 7 weights; `bytes` are those of inputs. */
+static void shape_tiles(int64_t bytes) {
+    tile_shapes shapes = {.palette = 1};
+    for (int i = 0; i < 8; i++) {
+        shapes.row_bytes[i] = (uint16_t)(i == 4 || i == 5 ? bytes : 64);
+        shapes.rows[i] = (uint8_t)(i >= 6 ? bytes / 4 : TILE_ROWS);
+    }
+    settle(&shapes);
+    _tile_loadconfig(&shapes);
+}
+
+static void release_tiles(void) { _tile_release(); }
+
+/* One product, in a child: a virtual machine may announce tiles that it does not have. */
+static void try_tiles(void) {
+    _Alignas(64) int8_t ones[TILE_ROWS * 64];
+    _Alignas(64) int32_t sums[TILE_ROWS * LANES];
+    memset(ones, 1, sizeof ones);
+    settle(ones);
+    shape_tiles(MOST_TILE_BYTES);
+    _tile_loadd(X_TILE, ones, 64);
+    _tile_loadd(WEIGHT_TILE, ones, 64);
+    _tile_zero(SUM_TILE);
+    _tile_dpbsud(SUM_TILE, X_TILE, WEIGHT_TILE);
+    _tile_stored(SUM_TILE, sums, 64);
+    _tile_release();
+    for (int i = 0; i < TILE_ROWS * LANES; i++)
+        if (sums[i] != MOST_TILE_BYTES) _exit(1);
+    _exit(0);
+}
+
+static int ask_for_tiles(void) {
+    if (syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)) return 0;
+    pid_t child = fork();
+    if (child == 0) try_tiles();
+    int status = 1;
+    return child > 0 && waitpid(child, &status, 0) == child && status == 0;
+}
+
+/* Whether this process may use tiles, and they work: asked once. */
+static int has_tiles(void) {
+    static atomic_int known; /* 0: not yet; else 1 + the answer */
+    int answer = atomic_load(&known);
+    if (!answer) atomic_store(&known, answer = 1 + ask_for_tiles());
+    return answer - 1;
+}
+
+static int floats_fit_tiles(const grouping *g) { return (g->quartets == 1 || g->quartets % 2 == 0) && has_tiles(); }
+
+typedef struct {
+    uint16_t *values; /* (panels, pieces, PARTS or 1, TILE_ROWS, inputs of a piece) */
+    float *sums;      /* (panels, blocks, TILE_ROWS): Σ x of a block, where x is float32 */
+} tile_room;
+
+/* Inputs of a tile of bfloat16. */
+INLINE int64_t piece_inputs(const grouping *g) { return g->quartets == 1 ? 16 : 32; }
+
+static int64_t lay_out_float_tiles(const grouping *g, int64_t rows, char *room, tile_room *to) {
+    int64_t used = 0, padded = panels_of(rows, TILE_ROWS) * TILE_ROWS;
+    to->values = cut_bytes(room, &used, padded * g->places * 2 * PARTS);
+    to->sums = cut_bytes(room, &used, padded * g->blocks * 4);
+    return used;
+}
+
+static int64_t float_tile_bytes(const grouping *g, int64_t rows) {
+    tile_room room;
+    return lay_out_float_tiles(g, rows, NULL, &room);
+}
+
+/* The upper half of every float, and what is left of it: nothing where the value is not finite. */
+INLINE half_lanes cut_halves(lanes *values) {
+    bit_lanes bits = (bit_lanes)*values;
+    lanes upper = (lanes)(bits & 0xFFFF0000u);
+    *values = choose((int_lanes)((bits & 0x7F800000u) == 0x7F800000u), (lanes){0}, *values - upper);
+    return __builtin_convertvector(bits >> 16, half_lanes);
+}
+
+static void fill_float_tiles(const linear_kernel *self, const grouping *g, const float *x, int64_t rows,
+                             char *prepared) {
+    tile_room room;
+    lay_out_float_tiles(g, rows, prepared, &room);
+    int64_t piece = piece_inputs(g), pieces = g->quartets * QUARTET / piece, part = TILE_ROWS * piece;
+    memset(prepared, 0, (size_t)float_tile_bytes(g, rows));
+    for (int64_t r = 0; r < rows; r++) {
+        uint16_t *to = room.values + r / TILE_ROWS * TILE_ROWS * g->places * PARTS + r % TILE_ROWS * piece;
+        float *sums = room.sums + r / TILE_ROWS * TILE_ROWS * g->blocks + r % TILE_ROWS;
+        const float *row = x + r * self->inputs;
+        for (int64_t b = 0; b < g->blocks; b++, row += g->block) {
+            lanes sum = {0};
+            for (int64_t i = 0; i < g->block; i += LANES) {
+                int64_t count = g->block - i < LANES ? g->block - i : LANES;
+                lanes values = count == LANES ? load_lanes(row + i) : load_some(row, i, count, FLOAT32);
+                uint16_t *here = to + (b * pieces + i / piece) * PARTS * part + i % piece;
+                sum += values;
+                for (int p = 0; p < PARTS; p++) {
+                    half_lanes halves = cut_halves(&values);
+                    memcpy(here + p * part, &halves, sizeof halves);
+                }
+            }
+            sums[b * TILE_ROWS] = sum_lanes(sum);
+        }
+    }
+}
+
+/* Codes less their middle as pairs of bfloat16, which are exact up to 256: one vector for two inputs. */
+INLINE void unpack_halves(const grouping *g, const code_planes *planes, int64_t tile, int which,
+                          const unpacked_pair *to, int bits) {
+    bit_lanes *pairs = (bit_lanes *)to->weights + which;
+    int64_t quartets = g->blocks * g->quartets;
+    for (int64_t q = 0; q < quartets; q++) {
+        words quads[QUADS];
+        prefetch_quartet(planes, tile * quartets + q, bits);
+        unpack_quartet(planes, tile * quartets + q, bits, quads);
+        for (int j = 0; j < QUADS; j++)
+            for (int i = 0; i < 4; i += 2, pairs += PAIR)
+                *pairs = (bit_lanes)centred(quads[j], i, bits) >> 16 | (bit_lanes)centred(quads[j], i + 1, bits);
+    }
+}
+
+static int64_t code_pair_bytes(const grouping *g) { return (int64_t)sizeof(bit_lanes) / 2 * PAIR * g->places; }
+
+INLINE void float_block(const uint16_t *x, int64_t piece, int64_t pieces, const bit_lanes *pairs, float *dots) {
+    int64_t part = TILE_ROWS * piece;
+    settle(x);
+    _tile_zero(SUM_TILE);
+    for (int64_t p = 0; p < pieces; p++, x += PARTS * part, pairs += piece / 2 * PAIR) {
+        _tile_loadd(WEIGHT_TILE, pairs, 64 * PAIR);
+        for (int i = PARTS - 1; i >= 0; i--) { /* the small ones first */
+            _tile_loadd(X_TILE, x + i * part, 2 * piece);
+            _tile_dpbf16ps(SUM_TILE, X_TILE, WEIGHT_TILE);
+        }
+    }
+    _tile_stored(SUM_TILE, dots, 64);
+}
+
+static void pass_float_tiles(const linear_kernel *self, const grouping *g, const unpacked_pair *pair, char *prepared,
+                             int64_t rows, int64_t first, int64_t tile, int tiles, float *to) {
+    tile_room room;
+    lay_out_float_tiles(g, rows, prepared, &room);
+    int64_t piece = piece_inputs(g), pieces = g->quartets * QUARTET / piece, part = TILE_ROWS * piece;
+    for (int i = 0; i < tiles; i++) {
+        _Alignas(64) float dots[2][TILE_ROWS * LANES];
+        const bit_lanes *pairs = (const bit_lanes *)pair->weights + i;
+        const uint16_t *x = room.values + first * g->places * PARTS;
+        const float *sums = room.sums + first * g->blocks;
+        lanes y[TILE_ROWS] = {0};
+        for (int64_t b = 0, left = 0, group = -1; b < g->blocks; b++, left--) {
+            if (left == 0) left = g->blocks_per_group, group++;
+            lanes scale = pair->scales[group * PAIR + i], shift = pair->shifts[group * PAIR + i];
+            float *here = dots[b & 1];
+            float_block(x, piece, pieces, pairs, here);
+#pragma GCC unroll 16
+            for (int r = 0; r < TILE_ROWS; r++) {
+                y[r] = fused(scale, load_lanes(here + r * LANES), y[r]);
+                y[r] = fused(shift, all(sums[r]), y[r]);
+            }
+            x += pieces * PARTS * part, pairs += g->quartets * QUARTET / 2 * PAIR, sums += TILE_ROWS;
+        }
+        write_rows(self, tile + i, y, 1, to, rows - first < TILE_ROWS ? rows - first : TILE_ROWS);
+    }
+}
+
+static void start_float_tiles(const grouping *g) { shape_tiles(2 * piece_inputs(g)); }
+
+static const row_path float_tiles = {.rows = TILE_ROWS,
+                                     .centred = 1,
+                                     .weight_bytes = code_pair_bytes,
+                                     .prepared_bytes = float_tile_bytes,
+                                     .prepare = fill_float_tiles,
+                                     .pass = pass_float_tiles,
+                                     .start = start_float_tiles,
+                                     .finish = release_tiles};
+
+/* x in bfloat16: two panels of rows meet two tiles of outputs, so that what is loaded is used twice. */
+enum { HALF_PIECE = 32, HALF_ROWS = 2 * TILE_ROWS, PIECE_PAIRS = HALF_PIECE / 2 };
+
+INLINE int64_t half_pieces(const grouping *g) { return (g->places + HALF_PIECE - 1) / HALF_PIECE; }
+
+static int64_t half_tile_bytes(const grouping *g, int64_t rows) {
+    return panels_of(rows, HALF_ROWS) * HALF_ROWS * half_pieces(g) * HALF_PIECE * 2;
+}
+
+static int64_t half_weight_bytes(const grouping *g) {
+    return half_pieces(g) * PAIR * PIECE_PAIRS * (int64_t)sizeof(bit_lanes);
+}
+
+INLINE half_lanes rounded_halves(lanes values) {
+    __m256bh halves = _mm512_cvtneps_pbh((__m512)values);
+    half_lanes result;
+    memcpy(&result, &halves, sizeof result);
+    return result;
+}
+
+/* (panels, pieces, TILE_ROWS, HALF_PIECE) */
+static void fill_half_tiles(const linear_kernel *self, const grouping *g, const float *x, int64_t rows,
+                            char *prepared) {
+    int64_t pieces = half_pieces(g), width = g->quartets * QUARTET, panel = pieces * TILE_ROWS * HALF_PIECE;
+    int64_t last = g->places % HALF_PIECE;
+    for (int64_t r = 0; r < panels_of(rows, HALF_ROWS) * HALF_ROWS; r++) {
+        uint16_t *to = (uint16_t *)prepared + r / TILE_ROWS * panel + r % TILE_ROWS * HALF_PIECE;
+        const float *row = x + r * self->inputs;
+        for (int64_t b = 0, place = 0; b < g->blocks; b++, row += g->block)
+            for (int64_t i = 0; i < width; i += LANES, place += LANES) {
+                int64_t count = r >= rows || i >= g->block ? 0 : g->block - i < LANES ? g->block - i : LANES;
+                lanes values = count == LANES ? load_lanes(row + i) : count ? load_some(row, i, count, FLOAT32) : (lanes){0};
+                half_lanes halves = rounded_halves(values);
+                memcpy(to + place / HALF_PIECE * TILE_ROWS * HALF_PIECE + place % HALF_PIECE, &halves, sizeof halves);
+            }
+        if (last) memset(to + (pieces - 1) * TILE_ROWS * HALF_PIECE + last, 0, (size_t)(HALF_PIECE - last) * 2);
+    }
+}
+
+/* A pair of weights for each output: the rounded first in the low half, the rounded second in the high one. */
+INLINE bit_lanes rounded_pair(lanes first, lanes second) {
+    bit_lanes low = __builtin_convertvector(rounded_halves(first), bit_lanes);
+    return low | __builtin_convertvector(rounded_halves(second), bit_lanes) << 16;
+}
+
+/* Weights of one tile as the stored form decodes to, rounded: (pieces, PAIR, PIECE_PAIRS) pairs of inputs; bits is a constant. */
+INLINE void unpack_rounded(const linear_kernel *self, const grouping *g, const code_planes *planes, int64_t tile,
+                           int which, const unpacked_pair *to, int bits) {
+    int64_t quartet = tile * g->blocks * g->quartets, groups = g->blocks / g->blocks_per_group, count = 0;
+    bit_lanes *pairs = (bit_lanes *)to->weights + which * PIECE_PAIRS;
+    for (int64_t group = 0; group < groups; group++) {
+        lanes scale = to->scales[group * PAIR + which], shift = to->shifts[group * PAIR + which];
+        for (int64_t q = 0; q < g->blocks_per_group * g->quartets; q++, quartet++) {
+            words quads[QUADS];
+            prefetch_quartet(planes, quartet, bits);
+            unpack_quartet(planes, quartet, bits, quads);
+            for (int j = 0; j < QUADS; j++)
+                for (int i = 0; i < 4; i += 2)
+                    pairs[2 * j + i / 2] = rounded_pair(fused(scale, code_floats(quads[j], i, bits, 0), shift),
+                                                        fused(scale, code_floats(quads[j], i + 1, bits, 0), shift));
+            pairs += ++count % 2 ? QUARTET / 2 : (PAIR - 1) * PIECE_PAIRS + QUARTET / 2;
+        }
+    }
+    if (count % 2) memset(pairs, 0, QUARTET / 2 * sizeof *pairs);
+}
+
+static void pass_half_tiles(const linear_kernel *self, const grouping *g, const unpacked_pair *pair, char *prepared,
+                            int64_t rows, int64_t first, int64_t tile, int tiles, float *to) {
+    _Alignas(64) lanes sums[4][TILE_ROWS];
+    int64_t pieces = half_pieces(g), panel = pieces * TILE_ROWS * HALF_PIECE;
+    int two_panels = rows - first > TILE_ROWS;
+    const uint16_t *x = (const uint16_t *)prepared + first / TILE_ROWS * panel;
+    const bit_lanes *weights = pair->weights;
+    settle(x);
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int64_t p = 0; p < pieces; p++, x += TILE_ROWS * HALF_PIECE, weights += PAIR * PIECE_PAIRS) {
+        _tile_loadd(4, x, 64);
+        _tile_loadd(6, weights, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        if (tiles == PAIR) {
+            _tile_loadd(7, weights + PIECE_PAIRS, 64);
+            _tile_dpbf16ps(1, 4, 7);
+        }
+        if (!two_panels) continue;
+        _tile_loadd(5, x + panel, 64);
+        _tile_dpbf16ps(2, 5, 6);
+        if (tiles == PAIR) _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(0, sums[0], 64);
+    _tile_stored(1, sums[1], 64);
+    _tile_stored(2, sums[2], 64);
+    _tile_stored(3, sums[3], 64);
+    for (int64_t half = 0; half <= two_panels; half++, first += TILE_ROWS, to += TILE_ROWS * self->outputs)
+        for (int i = 0; i < tiles; i++)
+            write_rows(self, tile + i, sums[2 * half + i], 1, to, rows - first < TILE_ROWS ? rows - first : TILE_ROWS);
+}
+
+static void start_half_tiles(const grouping *g) {
+    (void)g;
+    shape_tiles(2 * HALF_PIECE);
+}
+
+static const row_path half_tiles = {.rows = HALF_ROWS,
+                                    .weight_bytes = half_weight_bytes,
+                                    .prepared_bytes = half_tile_bytes,
+                                    .prepare = fill_half_tiles,
+                                    .pass = pass_half_tiles,
+                                    .start = start_half_tiles,
+                                    .finish = release_tiles};
+
+#else
+
+static int has_tiles(void) { return 0; }
+static int floats_fit_tiles(const grouping *g) { return (void)g, 0; }
+#define unpack_halves(g, planes, tile, which, to, bits) ((void)0)
+#define unpack_rounded(self, g, planes, tile, which, to, bits) ((void)0)
+static const row_path half_tiles = {0}, float_tiles = {0};
+
+#endif
+
+#endif
