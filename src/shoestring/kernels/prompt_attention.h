@@ -48,7 +48,7 @@ INLINE void multiply_block(const float *from, int64_t down, int64_t right, const
         for (int j = 0; j < WIDE; j++) store_lanes(to + i * QUERIES + j * LANES, sums[i][j]);
 }
 
-INLINE void multiply_rows(const float *from, int64_t down, int64_t right, const float *with, int64_t depth, int64_t rows,
+INLINE void multiply_tile(const float *from, int64_t down, int64_t right, const float *with, int64_t depth, int64_t rows,
                           const lanes factor[WIDE], float *to) {
     int64_t i = 0;
     for (; i + TALL <= rows; i += TALL)
@@ -129,9 +129,9 @@ INLINE void attend_tile(const attention_shape *shape, const block_room *room, in
     load_tile(&shape->keys, index, slots, n, room->keys);
     load_tile(&shape->values, index, slots, n, room->values);
     memset(room->weights, 0, (size_t)(slots * QUERIES) * 4);
-    multiply_rows(room->keys, n, 1, room->queries, n, slots, nothing, room->weights);
+    multiply_tile(room->keys, n, 1, room->queries, n, slots, nothing, room->weights);
     weigh_tile(room->weights, slots, first, masked, state, factor);
-    multiply_rows(room->values, 1, n, room->weights, slots, n, factor, room->sums);
+    multiply_tile(room->values, 1, n, room->weights, slots, n, factor, room->sums);
 }
 
 /* Queries first, first + 1, … of a head, counted (token, head of the group); what is missing at the end of the
