@@ -20,7 +20,7 @@ from shoestring.compression import (
 )
 from shoestring.kernels.grouped_linear import Activations
 from shoestring.layers import FloatCodedLinear
-from shoestring.numbers import CacheFormat, ZeroPoint
+from shoestring.numbers import TokenCacheFormat, ZeroPoint
 
 precisions = st.builds(
     Precision, st.sampled_from(WeightKind), st.sampled_from([16, 8]), st.sampled_from([16, 8, 4]),
@@ -68,14 +68,13 @@ def test_a_precision_is_recipes_activations_and_a_cache():
     assert four.recipe(64) == RoundToNearest(4, 64, ZeroPoint.INTEGER)
     assert four.recipe(64, search_scales=True) == AWQ(4, 64)
     assert four.activations is Activations.INT8
-    assert four.cache_format() == CacheFormat(4)
+    assert four.cache_format == TokenCacheFormat(4, 4)
     assert Precision().recipe() is None
-    assert Precision().cache_format() is None
+    assert Precision().cache_format is None
     assert Precision().activations is Activations.FLOAT32
     assert Precision.parse("W8").recipe(32) == RoundToNearest(8, 32)
     assert Precision.parse("Wfp8").recipe() == FloatQuantize(StoredFloat.E4M3)
-    with pytest.raises(ValueError, match="W16A16K8V4: CacheFormat stores keys and values in equal bits"):
-        Precision.parse("W16K8V4").cache_format()
+    assert Precision.parse("W16K8V4").cache_format == TokenCacheFormat(8, 4)
 
 
 def test_layers_of_their_own_precision():

@@ -14,8 +14,8 @@ from shoestring.compression.float_quantize import FloatQuantize, StoredFloat
 from shoestring.compression.group_quantize import RoundToNearest
 from shoestring.compression.recipe import ModuleRecipe
 from shoestring.kernels.grouped_linear import Activations
-from shoestring.numbers.cache_format import CacheFormat
 from shoestring.numbers.grouped_affine import ZeroPoint
+from shoestring.numbers.token_cache_format import TokenCacheFormat
 
 CACHE_BITS = (16, 8, 4)
 _FORM = re.compile(
@@ -92,14 +92,12 @@ class Precision:
         """In what the inputs of packed layers take part in the compiled step: int8, or as they are."""
         return Activations.INT8 if self.activation_bits == 8 else Activations.FLOAT32
 
-    def cache_format(self, group_size: int = 32, tail_tokens: int = 128) -> CacheFormat | None:
-        """The format of a cache whose keys and values take equal bits; None for 16.
-
-        Raises: ValueError where they differ: `CacheFormat` stores both alike.
-        """
-        if self.key_bits != self.value_bits:
-            raise ValueError(f"{self}: CacheFormat stores keys and values in equal bits; give both the same.")
-        return None if self.key_bits == 16 else CacheFormat(self.key_bits, group_size, tail_tokens)
+    @property
+    def cache_format(self) -> TokenCacheFormat | None:
+        """The format of the KV cache; None where keys and values stay as they are."""
+        if self.key_bits == self.value_bits == 16:
+            return None
+        return TokenCacheFormat(self.key_bits, self.value_bits)
 
 
 @dataclass(frozen=True)

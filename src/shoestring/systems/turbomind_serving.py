@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from shoestring.errors import NoCompiler
 from shoestring.kernels.grouped_linear import Activations
 from shoestring.models.decoder import Decoder
 from shoestring.numbers.block_format import BlockFormat
@@ -87,7 +88,7 @@ def serving_rows(
 ) -> tuple[list[Row], list[str]]:
     """Rows of admitted tokens and of time, and notes. ids: text that prompts are cut from.
 
-    Raises: ValueError where the text is no longer than a prompt; RuntimeError where the model has no compiled
+    Raises: ValueError where the text is no longer than a prompt; NoCompiler where the model has no compiled
     step, because sequences one by one would say nothing about batches.
     """
     jobs = _jobs(ids, settings, seed)
@@ -159,7 +160,7 @@ def _engines(model: Decoder, settings: ServingSettings) -> dict[str, Engine]:
 
     probe = made(FORMS["KV16"], n_blocks=1)
     if probe.compiled is False:
-        raise RuntimeError("this model has no compiled step for many sequences; nothing was measured.")
+        raise NoCompiler("the model has no compiled step for many sequences")
     cfg = model.cfg
     token = FORMS["KV16"].token_bytes(cfg.num_key_value_heads, cfg.head_dim, torch.float16)
     kept = settings.wide_tokens * token * cfg.num_hidden_layers
