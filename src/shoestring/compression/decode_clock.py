@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from shoestring._version import __version__
 from shoestring.compression.apply import Slot, slots
-from shoestring.compression.kv_quantize import KVQuantize
+from shoestring.compression.kv_quantize import CacheRecipe
 from shoestring.compression.recipe import ModuleRecipe
 from shoestring.compression.weight_matrix import is_embedding, matrix_shape
 from shoestring.errors import NoCompiler
@@ -51,11 +51,11 @@ class DecodeClock(Protocol):
     context: int
     """Tokens that attention sees when a step is timed."""
 
-    def layer_seconds(self, slot: Slot, recipe: ModuleRecipe, cache: KVQuantize | None) -> float:
+    def layer_seconds(self, slot: Slot, recipe: ModuleRecipe, cache: CacheRecipe | None) -> float:
         """Of a layer's product for one token, rewritten by this recipe."""
         ...
 
-    def rest_seconds(self, cache: KVQuantize | None) -> float:
+    def rest_seconds(self, cache: CacheRecipe | None) -> float:
         """Of all that a step does beside its rewritten layers."""
         ...
 
@@ -77,7 +77,7 @@ class StopWatch:
         self._weights = sum(rows * cols for rows, cols in (matrix_shape(slot.module) for slot in self._slots))
         self._rest: dict[bool, float] = {}
 
-    def layer_seconds(self, slot: Slot, recipe: ModuleRecipe, cache: KVQuantize | None) -> float:
+    def layer_seconds(self, slot: Slot, recipe: ModuleRecipe, cache: CacheRecipe | None) -> float:
         """Measured once for each shape and form, and kept in the table of this processor."""
         if is_embedding(slot.module):
             return 0.0  # one row is looked up, whatever its form
@@ -99,7 +99,7 @@ class StopWatch:
             tuning_table(TABLE).put(key, known)
         return known["picoseconds"] * 1e-12 * rows / timed
 
-    def rest_seconds(self, cache: KVQuantize | None) -> float:
+    def rest_seconds(self, cache: CacheRecipe | None) -> float:
         """Measured once for a cache in full and once for one that is not."""
         key = cache is None
         if key not in self._rest:
@@ -110,7 +110,7 @@ class StopWatch:
         """The median of the steps that lead up to the context."""
         return statistics.median(timed_steps(make_runner(model, capacity=self.context), self.context))
 
-    def _compiles(self, cache: KVQuantize | None) -> bool:
+    def _compiles(self, cache: CacheRecipe | None) -> bool:
         """Whether a decoder runs as one compiled step, of which layers are kernels."""
         return cache is None and self._has_compiled_step
 
@@ -135,7 +135,7 @@ class StopWatch:
         whole = self._weights * kernel.nbytes / (rows * cols)
         return _kernel_seconds(kernel, min(whole, 2 * last_level_cache_bytes()))
 
-    def _empty_runner(self, cache: KVQuantize | None) -> Runner:
+    def _empty_runner(self, cache: CacheRecipe | None) -> Runner:
         """Of the model with layers that do nothing; its tensors are the original's."""
         shared = {id(t): t for t in (*self.original.parameters(), *self.original.buffers())}
         empty = copy.deepcopy(self.original, shared)
