@@ -32,6 +32,7 @@ from shoestring.kernels.linear_kernel import LinearKernel, run_in_turn, zero_ker
 from shoestring.kernels.tuning import last_level_cache_bytes, measure_fastest, size_class, tuning_table
 from shoestring.models.compiled_decoder import CannotCompile, usual_kernel
 from shoestring.models.decoder import Decoder
+from shoestring.numbers.token_cache_format import TokenCacheFormat
 
 USUAL_CONTEXT = 128
 STEPS, WARMUP_STEPS = 48, 4
@@ -75,7 +76,7 @@ class StopWatch:
         self.original, self.context = original, min(max(context or USUAL_CONTEXT, 2), limit)
         self._slots = slots(original)
         self._weights = sum(rows * cols for rows, cols in (matrix_shape(slot.module) for slot in self._slots))
-        self._rest: dict[bool, float] = {}
+        self._rest: dict[CacheRecipe | None, float] = {}
 
     def layer_seconds(self, slot: Slot, recipe: ModuleRecipe, cache: CacheRecipe | None) -> float:
         """Measured once for each shape and form, and kept in the table of this processor."""
@@ -100,11 +101,10 @@ class StopWatch:
         return known["picoseconds"] * 1e-12 * rows / timed
 
     def rest_seconds(self, cache: CacheRecipe | None) -> float:
-        """Measured once for a cache in full and once for one that is not."""
-        key = cache is None
-        if key not in self._rest:
-            self._rest[key] = min(timed_steps(self._empty_runner(cache), self.context))
-        return self._rest[key]
+        """Measured once for each cache."""
+        if cache not in self._rest:
+            self._rest[cache] = min(timed_steps(self._empty_runner(cache), self.context))
+        return self._rest[cache]
 
     def step_seconds(self, model: nn.Module) -> float:
         """The median of the steps that lead up to the context."""
@@ -112,7 +112,8 @@ class StopWatch:
 
     def _compiles(self, cache: CacheRecipe | None) -> bool:
         """Whether a decoder runs as one compiled step, of which layers are kernels."""
-        return cache is None and self._has_compiled_step
+        compiles = cache is None or isinstance(cache.form, TokenCacheFormat)
+        return compiles and self._has_compiled_step
 
     @functools.cached_property
     def _has_compiled_step(self) -> bool:
@@ -149,10 +150,10 @@ class StopWatch:
             if cache is not None:
                 cache.rewrite_model(empty)
             return TransformersRunner(empty, capacity=self.context)
+        own = decoder_cache(empty, None if cache is None else cache.form, capacity=self.context)
         if self._compiles(cache):
-            return CompiledRunner(empty, capacity=self.context, kernel_of=_nothing_kernel)
-        form = None if cache is None else cache.form
-        return DecoderRunner(empty, decoder_cache(empty, form, capacity=self.context))
+            return CompiledRunner(empty, own, self.context, kernel_of=_nothing_kernel)
+        return DecoderRunner(empty, own)
 
 
 def timed_steps(runner: Runner, context: int) -> list[float]:
