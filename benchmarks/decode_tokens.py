@@ -92,7 +92,23 @@ def main() -> None:
         kind = "prompt" if options.prompt else "decode"
         suffix = "" if options.model == "smollm2-135m" else f"_{options.model}"
         name = f"{kind}_tokens{suffix}.json"
-        Path(__file__).with_name("results").joinpath(name).write_text(json.dumps(document, indent=1) + "\n")
+        saved = Path(__file__).with_name("results") / name
+        saved.write_text(json.dumps(document, indent=1) + "\n")
+        saved.with_suffix(".md").write_text(markdown(document))
+
+
+def markdown(document: dict[str, Any]) -> str:
+    """The table for people, with where it was measured."""
+    lines = ["| | tokens/s | MB of weights | times llama.cpp (95 %) |", "|---|---|---|---|"]
+    for row in document["rows"]:
+        low, high = row["speed_ratio_interval"]
+        lines.append(
+            f"| {row['name']} | {row['tokens_per_second']:.0f} | {row['weight_bytes'] / 1e6:.0f} | "
+            f"{row['speed_ratio']:.2f} ({low:.2f} to {high:.2f}) |"
+        )
+    where = document["environment"]
+    lines += ["", f"{document['model']}, {where['processor']}, {where['threads']} threads.", ""]
+    return "\n".join(lines)
 
 
 class Contest:
@@ -169,17 +185,6 @@ class Contest:
     def _llama_cpp(self) -> None:
         import llama_cpp
 
-        flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-        if "amx_tile" in flags:
-            # Repacked weights may go to units that a virtual machine announces and does not have.
-            default = llama_cpp.llama_model_default_params
-
-            def without_repacking() -> Any:
-                parameters = default()
-                parameters.use_extra_bufts = False
-                return parameters
-
-            llama_cpp.llama_cpp.llama_model_default_params = without_repacking
         threads = torch.get_num_threads()
         engine = llama_cpp.Llama(
             str(self.file), n_ctx=self.context + self.tokens, n_threads=threads, n_threads_batch=threads,
