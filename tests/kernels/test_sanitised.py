@@ -1,7 +1,7 @@
 """The kernels under the address and undefined-behaviour sanitisers: no access leaves a buffer.
 
-One process runs the kernels' own tests on few random cases, with every library compiled anew. It takes minutes:
-importing torch under the address sanitiser alone takes half a minute.
+One process runs the kernels' own tests on few random cases, with every library compiled anew. It takes
+minutes: importing torch under the address sanitiser alone takes half a minute.
 """
 
 import os
@@ -15,10 +15,14 @@ SCRIPT = """
 import sys
 import pytest
 from shoestring.kernels import native
-# Not object-size: on vector code it multiplies the time of compilation, and the address sanitiser sees more.
-native.FLAGS += ("-O1", "-fsanitize=address,undefined", "-fno-sanitize=object-size", "-fno-sanitize-recover=all")
+native.FLAGS += (
+    "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
+    # On vector code it multiplies the time of compilation, and the address sanitiser sees more.
+    "-fno-sanitize=object-size",
+)
 raise SystemExit(pytest.main([
-    *sys.argv[1:], "-x", "-q", "--hypothesis-profile=few", "-m", "not slow", "-k", "not compiler and not cost and not text",
+    *sys.argv[1:], "-x", "-q", "--hypothesis-profile=few", "-m", "not slow",
+    "-k", "not compiler and not cost and not text",
     "-p", "no:cacheprovider", "-o", "addopts=--import-mode=importlib",
 ]))
 """
