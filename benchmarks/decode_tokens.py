@@ -18,6 +18,8 @@ another model with its name. Needs the `peers` extra for llama.cpp.
 import argparse
 import ctypes
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -185,6 +187,16 @@ class Contest:
     def _llama_cpp(self) -> None:
         import llama_cpp
 
+        if not _llama_cpp_runs(self.file):
+            # With weights repacked for matrix tiles it crashes on some virtual machines; as they are it runs.
+            default = llama_cpp.llama_model_default_params
+
+            def without_repacking() -> Any:
+                parameters = default()
+                parameters.use_extra_bufts = False
+                return parameters
+
+            llama_cpp.llama_cpp.llama_model_default_params = without_repacking
         threads = torch.get_num_threads()
         engine = llama_cpp.Llama(
             str(self.file), n_ctx=self.context + self.tokens, n_threads=threads, n_threads_batch=threads,
@@ -217,6 +229,16 @@ class Contest:
 
         self.works[LIMIT] = work
         self.weight_bytes[LIMIT] = n_bytes
+
+
+def _llama_cpp_runs(file: Path) -> bool:
+    """Whether llama.cpp as it comes survives a prompt, tried in a process of its own."""
+    script = (
+        "import sys, llama_cpp; "
+        "llama_cpp.Llama(sys.argv[1], n_ctx=64, verbose=False).eval(list(range(100, 140)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(file)], capture_output=True, check=False)
+    return done.returncode == 0
 
 
 def _rounded(file: Path, bits: int) -> Decoder:
