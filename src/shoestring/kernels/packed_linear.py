@@ -19,7 +19,13 @@ from shoestring.kernels.packed_choice import DEFAULT_CHOICE, Choice, choices_for
 from shoestring.kernels.tile.c.choice import target_here
 from shoestring.kernels.tile.c.compiled import CompiledProgram, compile_program
 from shoestring.kernels.tile.c.emitter import Prefetch
-from shoestring.kernels.tile.programs.group_affine import GroupAffineConfig, group_affine, pack, packed_tile
+from shoestring.kernels.tile.programs.group_affine import (
+    GroupAffineConfig,
+    group_affine,
+    pack,
+    packed_tile,
+    rows_in_blocks,
+)
 from shoestring.kernels.tile.programs.matmul import LANE_RUN
 from shoestring.kernels.tile.target import Target
 from shoestring.kernels.tile.types import DataType, data_type
@@ -172,21 +178,15 @@ def _compiled(
     kernel, block_rows = _kernel_of(weights, m, offsets is not None, choice)
     grouped = rows.float().reshape(m, weights.groups, weights.group_size)
     arguments = {"sums": grouped.sum(-1), "offsets": _by_group(offsets)} if offsets is not None else {}
-    # whole blocks of rows and whole runs: no access of the kernel to x lies at an edge
-    padding = (0, weights.padded_group - weights.group_size, 0, 0, 0, -m % block_rows)
-    if any(padding):
-        grouped = torch.nn.functional.pad(grouped, padding)
-        arguments = {
-            name: torch.nn.functional.pad(t, (0, 0, 0, -m % block_rows)) if name == "sums" else t
-            for name, t in arguments.items()
-        }
-    y = torch.empty(len(grouped), weights.outputs)
+    if weights.padded_group > weights.group_size:  # whole runs
+        grouped = torch.nn.functional.pad(grouped, (0, weights.padded_group - weights.group_size))
+    y = torch.empty(m, weights.outputs)
     kernel(
-        m=len(grouped), n=weights.outputs, k=weights.groups * weights.padded_group,
-        x=_aligned(grouped.reshape(len(grouped), -1)), packed=weights.data, scales=_by_group(scales), y=y,
-        **{name: _aligned(t) for name, t in arguments.items()},
+        m=m, n=weights.outputs, k=weights.groups * weights.padded_group,
+        x=_aligned(rows_in_blocks(grouped.reshape(m, -1), block_rows)), packed=weights.data,
+        scales=_by_group(scales), y=y, **{name: _aligned(t) for name, t in arguments.items()},
     )  # fmt: skip
-    return y[:m]
+    return y
 
 
 def _kernel_of(weights: PackedWeights, m: int, offsets: bool, choice: Choice) -> tuple[CompiledProgram, int]:
