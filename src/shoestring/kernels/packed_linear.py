@@ -54,6 +54,9 @@ class PackedWeights:
     _kernels: dict[tuple[int, bool, Choice], tuple[CompiledProgram, int]] = field(
         default_factory=dict, repr=False, compare=False, init=False
     )
+    _keys: dict[tuple[int, bool, int], str] = field(
+        default_factory=dict, repr=False, compare=False, init=False
+    )
 
     def __post_init__(self) -> None:
         tile = packed_tile(self.dtype, self.target)
@@ -241,10 +244,17 @@ def _compile(config: GroupAffineConfig, isa: str | None, prefetch: Prefetch) -> 
 
 def _key(weights: PackedWeights, rows: int, offsets: bool) -> str:
     """What shares a measurement: template, type, target, rows of a block, shape class, groups, threads."""
+    own = (rows, offsets, torch.get_num_threads())
+    if own not in weights._keys:  # the text takes longer than a small product
+        weights._keys[own] = _key_text(weights, *own)
+    return weights._keys[own]
+
+
+def _key_text(weights: PackedWeights, rows: int, offsets: bool, threads: int) -> str:
     block = f"{_block_rows(rows, weights.target)} rows"
     shape = f"{size_class(weights.outputs)} x {size_class(weights.inputs)} by {weights.padded_group}"
     shift = " with offsets" if offsets else ""
-    where = f"{weights.target.name}, {torch.get_num_threads()} threads"
+    where = f"{weights.target.name}, {threads} threads"
     return f"group_affine{shift} {weights.dtype}, {block}, {shape}, {where}"
 
 

@@ -7,7 +7,12 @@ from tests.kernels.tile.c.programs import both, on_each_isa
 
 from shoestring.kernels.tile.group_quantise import dequantise_groups, quantise_groups
 from shoestring.kernels.tile.programs.gemv import gemv, gemv_tile
-from shoestring.kernels.tile.programs.group_affine import GroupAffineConfig, group_affine, pack, rows_in_blocks
+from shoestring.kernels.tile.programs.group_affine import (
+    GroupAffineConfig,
+    group_affine,
+    pack,
+    rows_in_blocks,
+)
 from shoestring.kernels.tile.programs.matmul import MatmulConfig, pipelined_matmul, streaming_matmul
 from shoestring.kernels.tile.types import data_type
 

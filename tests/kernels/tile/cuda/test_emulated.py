@@ -11,7 +11,12 @@ from shoestring.kernels.tile.cuda.renderer import render
 from shoestring.kernels.tile.group_quantise import dequantise_groups, quantise_groups
 from shoestring.kernels.tile.layout import local, replicate, spatial
 from shoestring.kernels.tile.prepare import prepare
-from shoestring.kernels.tile.programs.group_affine import GroupAffineConfig, group_affine, pack, rows_in_blocks
+from shoestring.kernels.tile.programs.group_affine import (
+    GroupAffineConfig,
+    group_affine,
+    pack,
+    rows_in_blocks,
+)
 from shoestring.kernels.tile.programs.matmul import MatmulConfig, pipelined_matmul
 from shoestring.kernels.tile.target import CUDA
 from shoestring.kernels.tile.types import all_narrow_types, data_type
