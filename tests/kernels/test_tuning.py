@@ -1,6 +1,7 @@
 """Measured once, remembered, and never trusted blindly."""
 
 import json
+import os
 import time
 
 import pytest
@@ -15,7 +16,15 @@ from shoestring.kernels.packed_linear import (
     tune_packed_linear,
 )
 from shoestring.kernels.tile.c.emitter import Prefetch
-from shoestring.kernels.tuning import TuningTable, measure_fastest, size_class, tuning_table
+from shoestring.kernels.tuning import (
+    MOST_CACHE_BYTES,
+    TuningTable,
+    cache_share,
+    last_level_cache_bytes,
+    measure_fastest,
+    size_class,
+    tuning_table,
+)
 from shoestring.notices import record_fallbacks
 
 
@@ -48,6 +57,28 @@ def test_the_shortest_of_works_that_take_turns():
 
 def test_sizes_up_to_the_next_power_of_two_share_an_entry():
     assert [size_class(n) for n in (1, 2, 3, 4096, 4097)] == [1, 2, 4, 4096, 8192]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "processors", "expected"),
+    [
+        (["48K", "2048K", "32M"], 2, 32 << 20),
+        (["48K", "491520K"], 2, 128 << 20),
+        (["48K", "491520K"], 1, 64 << 20),
+        (["1G"], 32, 1 << 30),
+        (["4096"], 1, 4096),
+        ([], 1, 32 << 20),
+    ],
+)
+def test_the_cache_of_a_host_counts_only_as_far_as_the_cores_here(tmp_path, sizes, processors, expected):
+    for number, size in enumerate(sizes):
+        (tmp_path / f"index{number}").mkdir()
+        (tmp_path / f"index{number}/size").write_text(f"{size}\n")
+    assert cache_share(tmp_path, processors) == expected
+
+
+def test_the_cache_here_is_no_more_than_the_cores_here_can_have():
+    assert 0 < last_level_cache_bytes() <= MOST_CACHE_BYTES * os.cpu_count()
 
 
 def test_a_table_is_kept_with_what_others_add(tmp_path):

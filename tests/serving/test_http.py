@@ -3,6 +3,7 @@
 import asyncio
 import json
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -122,12 +123,19 @@ def test_stop_strings_and_token_ids(client, model, byte_tokenizer):
     assert answer["finish_reason"] == "stop"
 
 
+def metrics(client):
+    families = text_string_to_metric_families(client.get("/metrics").text)
+    return {sample.name: sample.value for family in families for sample in family.samples}
+
+
 def test_models_health_and_metrics(client):
     assert client.get("/v1/models").json()["data"][0]["id"] == "tiny"
     assert client.get("/health").status_code == 200
     client.post("/v1/completions", json=body())
-    families = text_string_to_metric_families(client.get("/metrics").text)
-    found = {sample.name: sample.value for family in families for sample in family.samples}
+    # Gauges are sampled between iterations: the answer may be there a moment before.
+    deadline = time.monotonic() + 10
+    while (found := metrics(client))["vllm:num_requests_running"] and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert found["vllm:prompt_tokens_total"] == 8
     assert found["vllm:generation_tokens_total"] == 24
     assert found["vllm:request_success_total"] == 1

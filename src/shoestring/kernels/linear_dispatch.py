@@ -82,10 +82,11 @@ class DispatchedLinear:
 
     def __call__(self, x: Float[Tensor, "tokens inputs"]) -> Float[Tensor, "tokens outputs"]:
         # Looked up once: finding a kernel takes longer than a small product.
-        key = len(x), torch.get_num_threads()
-        if key not in self._chosen:
-            self._chosen[key] = self.product(self.chosen(len(x)))
-        return self._chosen[key](x)
+        key = x.shape[0], torch.get_num_threads()
+        product = self._chosen.get(key)
+        if product is None:
+            product = self._chosen[key] = self.product(self.chosen(key[0]))
+        return product(x)
 
     def chosen(self, tokens: int) -> LinearOption:
         """The option for so many rows."""

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from shoestring.kernels.costs import count_cost
+from shoestring.kernels.costs import cost_is_wanted, count_cost
 from shoestring.kernels.large_pages import on_large_pages
 from shoestring.kernels.native import load_library
 
@@ -83,11 +83,13 @@ class LinearKernel:
             fields.sizes[index] = size
         fields.many = None if many is None else ctypes.addressof(many)
         self.fields = fields
+        self._address = ctypes.addressof(fields)
+        self._rooms: dict[tuple[int, int], int] = {}
 
     @property
     def address(self) -> int:
         """Where the struct is; good as long as this object lives."""
-        return ctypes.addressof(self.fields)
+        return self._address
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -112,13 +114,29 @@ class LinearKernel:
             raise ValueError(
                 f"x is {tuple(x.shape)} {x.dtype}; this layer takes (tokens, {self.inputs}) float32."
             )
-        library, threads, tokens = _library(), torch.get_num_threads(), x.shape[0]
-        x, y = aligned_copy(x), aligned_room(4 * tokens * self.outputs)
-        room = aligned_room(max(1, library.linear_room_bytes(self.address, tokens, threads)))
+        if not cost_is_wanted():
+            return self._run(x)
+        tokens = len(x)
         moved = self.nbytes + x.nbytes + 4 * tokens * self.outputs
         with count_cost("linear_kernel", flops=2 * tokens * self.inputs * self.outputs, bytes=moved):
-            library.apply_linear(self.address, x.data_ptr(), y.data_ptr(), tokens, room.data_ptr(), threads)
-        return y.view(torch.float32)[: tokens * self.outputs].view(tokens, self.outputs)
+            return self._run(x)
+
+    def _run(self, x: Tensor) -> Tensor:
+        tokens, threads = x.shape[0], torch.get_num_threads()
+        x, y = aligned_copy(x), aligned_rows(tokens, self.outputs)
+        # A pointer into the room, not a slice of it: a view takes as long as a small product.
+        room = torch.empty(self._room_bytes(tokens, threads) + ALIGNMENT_BYTES, dtype=torch.uint8)
+        start = room.data_ptr()
+        start += -start % ALIGNMENT_BYTES
+        _library().apply_linear(self._address, x.data_ptr(), y.data_ptr(), tokens, start, threads)
+        return y
+
+    def _room_bytes(self, tokens: int, threads: int) -> int:
+        """What the kernel says once for each number of rows and threads."""
+        key = tokens, threads
+        if key not in self._rooms:
+            self._rooms[key] = _library().linear_room_bytes(self._address, tokens, threads)
+        return self._rooms[key]
 
 
 def zero_kernel(inputs: int, outputs: int) -> LinearKernel:
@@ -156,6 +174,14 @@ def aligned_room(n_bytes: int) -> Tensor:
     room = torch.empty(n_bytes + ALIGNMENT_BYTES, dtype=torch.uint8)
     skipped = -room.data_ptr() % ALIGNMENT_BYTES
     return room[skipped : skipped + n_bytes]
+
+
+def aligned_rows(rows: int, cols: int) -> Float[Tensor, "rows cols"]:
+    """Uninitialised float32 numbers that begin on a cache line."""
+    y = torch.empty(rows, cols)
+    if y.data_ptr() % ALIGNMENT_BYTES == 0:
+        return y
+    return aligned_room(4 * rows * cols).view(torch.float32).view(rows, cols)
 
 
 def aligned_copy(x: Tensor) -> Tensor:

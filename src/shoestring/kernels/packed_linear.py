@@ -19,7 +19,13 @@ from shoestring.kernels.packed_choice import DEFAULT_CHOICE, Choice, choices_for
 from shoestring.kernels.tile.c.choice import target_here
 from shoestring.kernels.tile.c.compiled import CompiledProgram, compile_program
 from shoestring.kernels.tile.c.emitter import Prefetch
-from shoestring.kernels.tile.programs.group_affine import GroupAffineConfig, group_affine, pack, packed_tile
+from shoestring.kernels.tile.programs.group_affine import (
+    GroupAffineConfig,
+    group_affine,
+    pack,
+    packed_tile,
+    rows_in_blocks,
+)
 from shoestring.kernels.tile.programs.matmul import LANE_RUN
 from shoestring.kernels.tile.target import Target
 from shoestring.kernels.tile.types import DataType, data_type
@@ -46,6 +52,9 @@ class PackedWeights:
     data: UInt8[Tensor, "across down bytes"] = field(repr=False)
     target: Target = field(default_factory=target_here)
     _kernels: dict[tuple[int, bool, Choice], tuple[CompiledProgram, int]] = field(
+        default_factory=dict, repr=False, compare=False, init=False
+    )
+    _keys: dict[tuple[int, bool, int], str] = field(
         default_factory=dict, repr=False, compare=False, init=False
     )
 
@@ -172,21 +181,15 @@ def _compiled(
     kernel, block_rows = _kernel_of(weights, m, offsets is not None, choice)
     grouped = rows.float().reshape(m, weights.groups, weights.group_size)
     arguments = {"sums": grouped.sum(-1), "offsets": _by_group(offsets)} if offsets is not None else {}
-    # whole blocks of rows and whole runs: no access of the kernel to x lies at an edge
-    padding = (0, weights.padded_group - weights.group_size, 0, 0, 0, -m % block_rows)
-    if any(padding):
-        grouped = torch.nn.functional.pad(grouped, padding)
-        arguments = {
-            name: torch.nn.functional.pad(t, (0, 0, 0, -m % block_rows)) if name == "sums" else t
-            for name, t in arguments.items()
-        }
-    y = torch.empty(len(grouped), weights.outputs)
+    if weights.padded_group > weights.group_size:  # whole runs
+        grouped = torch.nn.functional.pad(grouped, (0, weights.padded_group - weights.group_size))
+    y = torch.empty(m, weights.outputs)
     kernel(
-        m=len(grouped), n=weights.outputs, k=weights.groups * weights.padded_group,
-        x=_aligned(grouped.reshape(len(grouped), -1)), packed=weights.data, scales=_by_group(scales), y=y,
-        **{name: _aligned(t) for name, t in arguments.items()},
+        m=m, n=weights.outputs, k=weights.groups * weights.padded_group,
+        x=_aligned(rows_in_blocks(grouped.reshape(m, -1), block_rows)), packed=weights.data,
+        scales=_by_group(scales), y=y, **{name: _aligned(t) for name, t in arguments.items()},
     )  # fmt: skip
-    return y[:m]
+    return y
 
 
 def _kernel_of(weights: PackedWeights, m: int, offsets: bool, choice: Choice) -> tuple[CompiledProgram, int]:
@@ -241,10 +244,17 @@ def _compile(config: GroupAffineConfig, isa: str | None, prefetch: Prefetch) -> 
 
 def _key(weights: PackedWeights, rows: int, offsets: bool) -> str:
     """What shares a measurement: template, type, target, rows of a block, shape class, groups, threads."""
+    own = (rows, offsets, torch.get_num_threads())
+    if own not in weights._keys:  # the text takes longer than a small product
+        weights._keys[own] = _key_text(weights, *own)
+    return weights._keys[own]
+
+
+def _key_text(weights: PackedWeights, rows: int, offsets: bool, threads: int) -> str:
     block = f"{_block_rows(rows, weights.target)} rows"
     shape = f"{size_class(weights.outputs)} x {size_class(weights.inputs)} by {weights.padded_group}"
     shift = " with offsets" if offsets else ""
-    where = f"{weights.target.name}, {torch.get_num_threads()} threads"
+    where = f"{weights.target.name}, {threads} threads"
     return f"group_affine{shift} {weights.dtype}, {block}, {shape}, {where}"
 
 

@@ -19,6 +19,8 @@ from shoestring.notices import notice_fallback
 
 Name = TypeVar("Name", bound=Hashable)
 VERSION = 1
+MOST_CACHE_BYTES = 64 << 20
+"""Of the last cache for a core: no server has more, most have a few MiB."""
 
 
 def size_class(extent: int) -> int:
@@ -107,10 +109,19 @@ def _processor() -> str:
 
 @functools.cache
 def last_level_cache_bytes() -> int:
-    """The largest cache that the system lists for the first processor; 32 MiB where it lists none."""
+    """The largest cache of the first processor, as far as the processors here can have it; see `cache_share`."""
+    return cache_share(Path("/sys/devices/system/cpu/cpu0/cache"), os.cpu_count() or 1)
+
+
+def cache_share(folder: Path, processors: int) -> int:
+    """Bytes of the largest cache that a `cache` folder of Linux describes; 32 MiB where it lists none.
+
+    At most `MOST_CACHE_BYTES` for each of `processors`: a virtual machine is told of the whole cache of a
+    host of which it has a few cores.
+    """
     units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
     sizes = []
-    for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+    for file in folder.glob("index*/size"):
         text = file.read_text(encoding="ascii").strip()
         sizes.append(int(text[:-1]) * units[text[-1]] if text[-1:] in units else int(text))
-    return max(sizes, default=32 << 20)
+    return min(max(sizes, default=32 << 20), MOST_CACHE_BYTES * processors)

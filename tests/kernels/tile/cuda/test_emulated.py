@@ -11,7 +11,12 @@ from shoestring.kernels.tile.cuda.renderer import render
 from shoestring.kernels.tile.group_quantise import dequantise_groups, quantise_groups
 from shoestring.kernels.tile.layout import local, replicate, spatial
 from shoestring.kernels.tile.prepare import prepare
-from shoestring.kernels.tile.programs.group_affine import GroupAffineConfig, group_affine, pack
+from shoestring.kernels.tile.programs.group_affine import (
+    GroupAffineConfig,
+    group_affine,
+    pack,
+    rows_in_blocks,
+)
 from shoestring.kernels.tile.programs.matmul import MatmulConfig, pipelined_matmul
 from shoestring.kernels.tile.target import CUDA
 from shoestring.kernels.tile.types import all_narrow_types, data_type
@@ -120,7 +125,8 @@ def test_the_product_with_offsets_for_each_group(shape):
     offsets = (-scales * rng.integers(0, 16, scales.shape)).astype(np.float32)
     x = rng.standard_normal((m, k)).astype(np.float32)
     arguments = {
-        "m": m, "n": n, "k": k, "x": x, "packed": pack(torch.from_numpy(codes), config.weights, CUDA).numpy(),
+        "m": m, "n": n, "k": k, "x": rows_in_blocks(torch.from_numpy(x), 2).numpy(),
+        "packed": pack(torch.from_numpy(codes), config.weights, CUDA).numpy(),
         "scales": scales, "offsets": offsets, "sums": x.reshape(m, -1, 64).sum(-1),
         "y": np.full((m, n), np.nan, np.float32),
     }  # fmt: skip

@@ -1,5 +1,6 @@
 """What callers hand to a compiled program, checked before any of it is touched."""
 
+import functools
 import math
 from collections.abc import Mapping
 
@@ -79,7 +80,7 @@ class Binder:
 def _check_buffer(program: Program, pointer: Pointer, buffer: Buffer) -> None:
     where = f"{program.name}: {pointer.name}"
     is_torch = isinstance(buffer, torch.Tensor)
-    kind = str(buffer.dtype).removeprefix("torch.")
+    kind = _name_of(buffer.dtype)
     accepted = _ACCEPTED.get(pointer.dtype.name, ("uint8", "int8"))
     if kind not in accepted:
         raise ProgramError(f"{where} holds {pointer.dtype}: give {' or '.join(accepted)}, not {kind}")
@@ -94,6 +95,11 @@ def _check_buffer(program: Program, pointer: Pointer, buffer: Buffer) -> None:
     if address(buffer) % ALIGNMENT_BYTES and nbytes(buffer):
         copy = "clone" if is_torch else "copy"
         raise ProgramError(f"{where} must start at a multiple of {ALIGNMENT_BYTES} bytes; use .{copy}()")
+
+
+@functools.cache
+def _name_of(dtype: torch.dtype | np.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def bytes_of_view(step: ir.ViewGlobal, scalars: Mapping[str, int]) -> int:

@@ -43,6 +43,11 @@ static inline vm vm_between(int low, int high) { return (vm)(((1u << high) - 1u)
 #define vi_shl(a, n) _mm512_slli_epi32(a, n)
 #define vi_shr(a, n) _mm512_srli_epi32(a, n)
 #define vi_sar(a, n) _mm512_srai_epi32(a, n)
+
+/* Of 16-bit halves: each shifted by itself; those below from a, those above from b. */
+#define vi_shr_halves(a, n) _mm512_srli_epi16(a, n)
+#define vi_low_high(a, b) _mm512_mask_blend_epi16(0xaaaaaaaau, a, b)
+
 #define vf_bits(a) _mm512_castps_si512(a)
 #define vi_as_float(a) _mm512_castsi512_ps(a)
 #define vf_from_int(a) _mm512_cvtepi32_ps(a)

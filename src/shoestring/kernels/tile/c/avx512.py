@@ -1,6 +1,7 @@
 """Instruction selection for AVX-512: tables of 16 and 32 floats in registers, funnel shifts."""
 
 from shoestring.kernels.tile.c.isa import Isa, arithmetic_decoder, sign_is_at_top, table_of
+from shoestring.kernels.tile.c.pairs import brain_table, is_brain
 from shoestring.kernels.tile.types import DataType
 
 
@@ -20,6 +21,17 @@ class Avx512(Isa):
         if self.vbmi2:
             return f"_mm512_shrdi_epi32({low}, {high}, {shift})"
         return f"vi_or(vi_shr({low}, {shift}), vi_shl({high}, {32 - shift}))"
+
+    def funnel_halves(self, low: str, high: str, shift: int) -> str:
+        if self.vbmi2:
+            return f"_mm512_shrdi_epi16({low}, {high}, {shift})"
+        return f"vi_or(vi_shr_halves({low}, {shift}), _mm512_slli_epi16({high}, {16 - shift}))"
+
+    def pair_decoder(self, dtype: DataType) -> list[str] | None:
+        if dtype.bits != 6 or not is_brain(dtype):
+            return None
+        halves = "_mm512_loadu_si512(values), code, _mm512_loadu_si512(values + 32)"
+        return [brain_table(dtype, "values"), f"return _mm512_permutex2var_epi16({halves});"]
 
     def decodes_from_top(self, dtype: DataType) -> bool:
         return dtype.bits > (6 if dtype.is_float else 5) and sign_is_at_top(dtype)

@@ -25,7 +25,7 @@ def cast(e: Emitter, step: ir.Cast) -> None:
         return
     slot = _converted(e, step)
     if step.out.dtype.bits == 32 and e.may_wait(step, step.out):
-        e.wait(step.out, slot)
+        e.wait(step.out, slot, codes=step.source if step.source.dtype.is_narrow else None)
     else:
         e.put(step.out, slot)
 

@@ -261,14 +261,15 @@ def dot(e: Emitter, step: ir.Dot) -> None:
     }
     zero = "0.0f" if c.uniform else "vf_set1(0.0f)"
     kind = "float" if c.uniform else "vf"
-    with e.block(""):
+    with e.block(""), e.codes_in_pairs():
         for (g, i, part), name in names.items():
             start = zero if part else e.value(step.c, g, i, uniform=c.uniform)
             e.line(f"{kind} {name} = {start};")
-        for depth in range(k):
+        first = [columns[column_index[_local(c, 0, 1), depth]] for depth in range(k)]
+        for turn, depth in enumerate(e.order_of_use(step.b, first)):
             for group in range(c.groups):
                 _dot_step(
-                    e, step, names, group, depth, depth % chains, (rows, row_index), (columns, column_index)
+                    e, step, names, group, depth, turn % chains, (rows, row_index), (columns, column_index)
                 )
         finals = {}
         for g in range(c.groups):

@@ -1,8 +1,9 @@
 """Collects the C text of a program, and knows where the value of every register slot is found."""
 
 import itertools
+import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -10,10 +11,11 @@ from shoestring.errors import ProgramError
 from shoestring.kernels.tile import ir
 from shoestring.kernels.tile.alignment import slots_of_operand
 from shoestring.kernels.tile.c.isa import Isa
+from shoestring.kernels.tile.c.pairs import Pairs, can_pair, together
 from shoestring.kernels.tile.c.registers import Held, hold
 from shoestring.kernels.tile.c.scalars import c_names, c_of
-from shoestring.kernels.tile.expressions import Expr
-from shoestring.kernels.tile.ir import Body, Instruction, Program, Space, Tensor
+from shoestring.kernels.tile.expressions import Const, Expr
+from shoestring.kernels.tile.ir import Body, Instruction, Program, Space, Tensor, Window
 from shoestring.kernels.tile.prepare import PreparedProgram
 from shoestring.kernels.tile.types import DataType
 
@@ -52,8 +54,9 @@ class Uses:
 class Emitter:
     """The text of one program, and what has been decided about it.
 
-    `lazy`: tensors that are computed where they are used, slot by slot. `loops`: the variables of the loops
-    around what is rendered. `inner_turns`: for each of them the turns of the loops inside, where known.
+    `lazy`: tensors that are computed where they are used, slot by slot. `pairs`: where set, codes of the block
+    of C that is being written may be decoded in pairs. `loops`: the variables of the loops around what is
+    rendered. `inner_turns`: for each of them the turns of the loops inside, where known.
     """
 
     def __init__(self, prepared: PreparedProgram, isa: Isa, prefetch: Prefetch) -> None:
@@ -67,9 +70,12 @@ class Emitter:
         self.loops: list[str] = []
         self.inner_turns: list[int] = []
         self.decoders: dict[str, DataType] = {}
+        self.pair_decoders: dict[str, DataType] = {}
+        self.pairs: Pairs | None = None
         self.encoders: dict[str, DataType] = {}
         self.failures: list[str] = []
         self.lazy: dict[str, Slot] = {}
+        self.waiting_for: dict[str, Tensor] = {}
         self.uses: Mapping[str, Uses] = _uses_of(self.program)
         tensors = self.program.tensors()
         names = [p.name for p in self.program.params] + _variables_of(self.program.body) + list(tensors)
@@ -98,6 +104,13 @@ class Emitter:
         yield
         self.depth -= 1
         self.line("}")
+
+    @contextmanager
+    def codes_in_pairs(self) -> Iterator[None]:
+        """Until the end of the block of C that is open, codes may be decoded in pairs."""
+        self.pairs = Pairs(self)
+        yield
+        self.pairs = None
 
     def scalar(self, expr: Expr) -> str:
         return c_of(expr, self.names)
@@ -128,9 +141,11 @@ class Emitter:
         (_, here), (reader, there) = uses.writers[0], uses.readers[0]
         return here == there and _takes_each_slot_once(reader, out)
 
-    def wait(self, out: Tensor, slot: Slot) -> None:
-        """Leave `out` to be computed where it is used."""
+    def wait(self, out: Tensor, slot: Slot, codes: Tensor | None = None) -> None:
+        """Leave `out` to be computed where it is used; codes: of which it is nothing but the values."""
         self.lazy[out.name] = slot
+        if codes is not None:
+            self.waiting_for[out.name] = codes
 
     def rename(self, out: Tensor, source: Tensor) -> None:
         """From here on `out` is the registers of `source`."""
@@ -194,9 +209,22 @@ class Emitter:
             word = held.register(group, slot // 2)
             upper = f"vi_and({word}, vi_set1(0xffff0000))" if slot % 2 else f"vi_shl({word}, 16)"
             return f"vi_as_float({upper})"
+        if self.pairs and self._decodes_pairs(held):
+            return self.pairs.value(held, group, slot)
         self.decoders[held.dtype.name] = held.dtype
         field = self.field_at_top if self.isa.decodes_from_top(held.dtype) else self.field
         return f"decode_{held.dtype.name}({field(held, group, slot)})"
+
+    def _decodes_pairs(self, held: Held) -> bool:
+        return not held.uniform and can_pair(held) and self.isa.pair_decoder(held.dtype) is not None
+
+    def order_of_use(self, tensor: Tensor, slots: Sequence[int]) -> list[int]:
+        """Indices of `slots` of an operand in the order in which their values need the fewest registers."""
+        codes = self.waiting_for.get(tensor.name)
+        if codes is None or not self._decodes_pairs(self.held[codes.name]):
+            return list(range(len(slots)))
+        places = slots_of_operand(tensor.registers, codes.registers)
+        return together([places[slot] for slot in slots], codes.dtype.bits)
 
     def _uniform_value(self, held: Held, group: int, slot: int) -> str:
         if held.bits == 32:
@@ -276,15 +304,21 @@ def _read_in_place(body: Body, uses: Mapping[str, Uses], held: Mapping[str, Held
             continue
         tile = held[statement.out.name]
         # rows that lie a power of two apart would push one another out of the cache: they are copied together
-        one_row = tile.layout.shape[-1] == tile.slots
+        one_run = tile.layout.shape[-1] == tile.slots or _is_one_run(statement.source, tile.layout.shape)
         in_order = tile.layout.flat_table[0].tolist() == list(range(tile.slots))
-        if not (tile.uniform and tile.bits == 32 and tile.groups == 1 and one_row and in_order):
+        if not (tile.uniform and tile.bits == 32 and tile.groups == 1 and one_run and in_order):
             continue
         quiet = list(itertools.takewhile(lambda s: isinstance(s, _QUIET), body[number + 1 :]))
         readers = [reader for reader, _ in uses[statement.out.name].readers]
         if all(isinstance(r, ir.Dot) and r.b.name != statement.out.name and r in quiet for r in readers):
             found.add(statement.out.name)
     return found
+
+
+def _is_one_run(window: Window, shape: Sequence[int]) -> bool:
+    """Whether a tile of `shape` lies in memory without a gap, as far as constants tell."""
+    strides = [window.tensor.strides[dim] for dim in window.dims]
+    return strides == [Const(math.prod(shape[dim + 1 :])) for dim in range(len(shape))]
 
 
 _QUIET = (ir.LoadGlobal, ir.LoadShared, ir.AllocateRegister, ir.View, ir.Cast, ir.Elementwise, ir.Dot)

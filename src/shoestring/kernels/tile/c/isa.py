@@ -36,6 +36,15 @@ class Isa(ABC):
     def funnel(self, low: str, high: str, shift: int) -> str:
         """The words low, high shifted right by `shift` bits as one, of which the low word."""
 
+    def funnel_halves(self, low: str, high: str, shift: int) -> str:
+        """`funnel` for each 16-bit half by itself."""
+        raise NotImplementedError(f"{self.name} decodes no pairs")
+
+    def pair_decoder(self, dtype: DataType) -> list[str] | None:
+        """Statements that return the bfloat16 values of the codes at the low ends of both halves of `code`;
+        None where one code at a time is no slower."""
+        return None
+
     @abstractmethod
     def decodes_from_top(self, dtype: DataType) -> bool:
         """Whether the decoder wants a code at the high end of a word, noise below; else noise is above it."""

@@ -267,6 +267,10 @@ def _tables(e: Emitter) -> list[str]:
         lines += [table_of(dtype, f"values_{name}"), f"static inline vf decode_{name}(vi code) {{"]
         lines += [f"    {line}" for line in e.isa.decoder(dtype)]
         lines += ["}", ""]
+    for name, dtype in e.pair_decoders.items():
+        lines += [f"static inline vi decode_pair_{name}(vi code) {{"]
+        lines += [f"    {line}" for line in e.isa.pair_decoder(dtype) or ()]
+        lines += ["}", ""]
     return lines + [limits_table(dtype) for dtype in e.encoders.values()]
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Integer, UInt8
+from jaxtyping import Float, Integer, UInt8
 from torch import Tensor as TorchTensor
 
 from shoestring.errors import ProgramError
@@ -78,8 +78,15 @@ def pack(
     return packed.transpose(0, 1).contiguous()
 
 
+def rows_in_blocks(x: Float[TorchTensor, "m k"], rows: int) -> Float[TorchTensor, "blocks runs rows 32"]:
+    """x as the program reads it, with rows of zeros up to whole blocks: the rows of a block run by run, so
+    that they lie side by side whatever k is. k is whole runs of 32."""
+    padded = torch.nn.functional.pad(x, (0, 0, 0, -len(x) % rows)) if len(x) % rows else x
+    return padded.reshape(-1, rows, x.shape[1] // LANE_RUN, LANE_RUN).transpose(1, 2).contiguous()
+
+
 def group_affine(config: GroupAffineConfig) -> Program:
-    """x [m, k] f32, packed [⌈n / lanes⌉, k / 32, bytes], scales [groups, n] f32 -> y [m, n] f32.
+    """x f32 as `rows_in_blocks`, packed [⌈n / lanes⌉, k / 32, bytes], scales [groups, n] f32 -> y [m, n] f32.
 
     With offsets also offsets [groups, n] and sums [m, groups], the sums of x over each group. k is a multiple
     of the group size.
@@ -89,7 +96,7 @@ def group_affine(config: GroupAffineConfig) -> Program:
     m, n, k = b.scalar("m"), b.scalar("n"), b.scalar("k", divisible_by=group_size)
     x, packed, scales = b.pointer("x", "f32"), b.pointer("packed", "u8"), b.pointer("scales", "f32")
     groups = k // group_size
-    view_x = b.view_global(x, [m, k])
+    view_x = b.view_global(x, [ceil_div(m, rows), k // LANE_RUN, rows, LANE_RUN])
     view_w = b.view_global(packed, [ceil_div(n, tile.cols), k // tile.rows, tile.tile_bytes])
     view_s = b.view_global(scales, [groups, n])
     if config.offsets:
@@ -110,7 +117,7 @@ def group_affine(config: GroupAffineConfig) -> Program:
             k0 = group * group_size + run * LANE_RUN
             part = b.load_global(
                 view_x,
-                [row, k0],
+                [i, k0 // LANE_RUN, 0, 0],
                 shape=(rows, LANE_RUN),
                 layout=_same_in_all(config, rows, LANE_RUN),
                 name="part",
