@@ -45,5 +45,5 @@ def most_sums(target: Target) -> int:
 def choices_for(block_rows: int, target: Target) -> list[Choice]:
     """Variants worth measuring for blocks of so many rows: streams side by side, distances, caches."""
     several = [columns for columns in (2, 4) if columns * block_rows <= most_sums(target)]
-    streams = itertools.product(several, (Prefetch(16, 2), Prefetch(16, 3)))
+    streams = itertools.product(several, (Prefetch(16, 2), Prefetch(4, 3)))
     return [Choice(1, Prefetch(turns, 2)) for turns in (16, 32)] + [Choice(*stream) for stream in streams]
