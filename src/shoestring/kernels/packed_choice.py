@@ -1,5 +1,6 @@
 """The variants of the kernel of `packed_linear` that a processor may prefer."""
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,9 +12,10 @@ _SUMS = {"avx512": 16, "avx2": 8}
 
 @dataclass(frozen=True)
 class Choice:
-    """One variant: `columns` of tiles in a block, and how far ahead the codes are asked for."""
+    """One variant: `columns` of tiles in a block, each a stream of its own, and how far ahead the codes are
+    asked for."""
 
-    columns: int = 1
+    columns: int = 2
     prefetch: Prefetch = DEFAULT_PREFETCH
 
     def numbers(self) -> dict[str, int]:
@@ -42,9 +44,6 @@ def most_sums(target: Target) -> int:
 
 def choices_for(block_rows: int, target: Target) -> list[Choice]:
     """Variants worth measuring for blocks of so many rows: streams side by side, distances, caches."""
-    found = [Choice(1, Prefetch(turns, 2)) for turns in (8, 16, 32)]
-    found.append(Choice(1, Prefetch(16, 3)))
-    found += [
-        Choice(columns, Prefetch(8, 2)) for columns in (2, 4) if columns * block_rows <= most_sums(target)
-    ]
-    return found
+    several = [columns for columns in (2, 4) if columns * block_rows <= most_sums(target)]
+    streams = itertools.product(several, (Prefetch(16, 2), Prefetch(4, 3)))
+    return [Choice(1, Prefetch(turns, 2)) for turns in (16, 32)] + [Choice(*stream) for stream in streams]

@@ -154,7 +154,7 @@ def packed_linear(
         return naive_packed_linear(x, weights, scales, offsets)
     rows = x.reshape(-1, weights.inputs)
     try:
-        choice = Choice.of(tuning_table().get(_key(weights, len(rows), offsets is not None)))
+        choice = Choice.of(tuning_table().get(_key(weights, rows.shape[0], offsets is not None)))
         shift = None if offsets is None else offsets.detach()
         y = _compiled(rows.detach(), weights, scales.detach(), shift, choice)
     except NoCompiler as error:
@@ -177,7 +177,7 @@ def _check(x: Tensor, weights: PackedWeights, scales: Tensor, offsets: Tensor | 
 def _compiled(
     rows: Tensor, weights: PackedWeights, scales: Tensor, offsets: Tensor | None, choice: Choice
 ) -> Tensor:
-    m = len(rows)
+    m = rows.shape[0]
     kernel, block_rows = _kernel_of(weights, m, offsets is not None, choice)
     grouped = rows.float().reshape(m, weights.groups, weights.group_size)
     arguments = {"sums": grouped.sum(-1), "offsets": _by_group(offsets)} if offsets is not None else {}

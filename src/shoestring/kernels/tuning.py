@@ -109,7 +109,7 @@ def _processor() -> str:
 
 @functools.cache
 def last_level_cache_bytes() -> int:
-    """The largest cache of the first processor, as far as the processors here can have it; see `cache_share`."""
+    """The largest cache of the first processor, as far as the processors here can have it (`cache_share`)."""
     return cache_share(Path("/sys/devices/system/cpu/cpu0/cache"), os.cpu_count() or 1)
 
 

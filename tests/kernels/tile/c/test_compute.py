@@ -166,7 +166,7 @@ def test_control_flow_shared_memory_and_workspaces(isa, target):
     [(False, 1, 4, True), (True, 1, 4, False), (False, 3, 4, True), (False, 3, 5, False)],
 )
 def test_scalars_read_in_place_are_those_of_the_load(isa, target, store_between, rows, width, in_place):
-    """A store between load and use, or rows with gaps between, make a copy; else they are read where they lie."""
+    """A store between load and use, or gaps between rows, make a copy; else they are read where they lie."""
     b = single_block(target)
     x = b.view_global(b.pointer("x", "f32"), [2, width])
     y = b.view_global(b.pointer("y", "f32"), [rows, target.group])

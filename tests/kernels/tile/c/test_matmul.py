@@ -91,7 +91,8 @@ def test_scaled_groups_on_ragged_shapes(isa, target, weights, rows, columns):
     x = rng.standard_normal((m, groups * 64)).astype(np.float32)
     scales, offsets = (rng.standard_normal((groups, n)).astype(np.float32) for _ in range(2))
     arguments = {
-        "m": m, "n": n, "k": groups * 64, "x": rows_in_blocks(torch.from_numpy(x), rows).numpy(), "scales": scales, "offsets": offsets,
+        "m": m, "n": n, "k": groups * 64, "x": rows_in_blocks(torch.from_numpy(x), rows).numpy(),
+        "scales": scales, "offsets": offsets,
         "packed": pack(torch.from_numpy(codes), config.weights, target).numpy(),
         "sums": np.ascontiguousarray(x.reshape(m, groups, 64).sum(-1)), "y": np.full((m, n), 7, np.float32),
     }  # fmt: skip

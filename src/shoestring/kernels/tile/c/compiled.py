@@ -62,7 +62,13 @@ class CompiledProgram:
     @functools.cached_property
     def _function(self) -> Callable[..., int]:
         assert self.library is not None
-        function: Callable[..., int] = self.library[self.program.name]
+        function = self.library[self.program.name]
+        scalars = {p.name for p in self.program.scalars}
+        function.argtypes = [
+            *(ctypes.c_int64 if p.name in scalars else ctypes.c_void_p for p in self.program.params),
+            *(ctypes.c_void_p for _ in self._workspaces),
+            ctypes.c_int,
+        ]
         return function
 
     def _run(self, scalars: Mapping[str, int], buffers: Mapping[str, Buffer]) -> None:
@@ -72,13 +78,11 @@ class CompiledProgram:
             interpreter.run(self.program, {**scalars, **arrays})
             return
         spaces = [workspace(tensor, scalars) for tensor in self._workspaces]
-        values: list[ctypes.c_int64 | ctypes.c_void_p | int] = [
-            ctypes.c_int64(scalars[p.name])
-            if p.name in scalars
-            else ctypes.c_void_p(address(buffers[p.name]))
-            for p in self.program.params
+        values = [
+            scalars[name] if name in scalars else address(buffers[name])
+            for name in (p.name for p in self.program.params)
         ]
-        values += [ctypes.c_void_p(address(space)) for space in spaces]
+        values += [address(space) for space in spaces]
         code = self._function(*values, torch.get_num_threads())
         if code:
             raise ProgramError(self.rendered.failures[code - 1])

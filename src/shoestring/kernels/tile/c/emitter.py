@@ -54,9 +54,10 @@ class Uses:
 class Emitter:
     """The text of one program, and what has been decided about it.
 
-    `lazy`: tensors that are computed where they are used, slot by slot. `pairs`: where set, codes of the block
-    of C that is being written may be decoded in pairs. `loops`: the variables of the loops around what is
-    rendered. `inner_turns`: for each of them the turns of the loops inside, where known.
+    `lazy`: tensors that are computed where they are used, slot by slot; `waiting_for`: the codes of those
+    that are nothing but values. `pairs`: where set, codes of the open block of C may be decoded in pairs.
+    `loops`: the variables of the loops around what is rendered. `inner_turns`: for each of them the turns of
+    the loops inside, where known.
     """
 
     def __init__(self, prepared: PreparedProgram, isa: Isa, prefetch: Prefetch) -> None:

@@ -81,7 +81,9 @@ def pack(
 def rows_in_blocks(x: Float[TorchTensor, "m k"], rows: int) -> Float[TorchTensor, "blocks runs rows 32"]:
     """x as the program reads it, with rows of zeros up to whole blocks: the rows of a block run by run, so
     that they lie side by side whatever k is. k is whole runs of 32."""
-    padded = torch.nn.functional.pad(x, (0, 0, 0, -len(x) % rows)) if len(x) % rows else x
+    if rows == 1:  # in this order already
+        return x.contiguous().view(x.shape[0], x.shape[1] // LANE_RUN, 1, LANE_RUN)
+    padded = torch.nn.functional.pad(x, (0, 0, 0, -x.shape[0] % rows))
     return padded.reshape(-1, rows, x.shape[1] // LANE_RUN, LANE_RUN).transpose(1, 2).contiguous()
 
 
