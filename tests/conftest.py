@@ -7,6 +7,7 @@ import pytest
 import torch
 
 hypothesis.settings.register_profile("shoestring", deadline=None, max_examples=30, derandomize=True)
+hypothesis.settings.register_profile("few", deadline=None, max_examples=4, derandomize=True)
 hypothesis.settings.load_profile("shoestring")
 # Tensors are tiny here: a second thread costs more than it brings, above all on a busy machine.
 torch.set_num_threads(1)

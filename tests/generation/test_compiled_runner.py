@@ -210,6 +210,6 @@ def test_weights_are_in_memory_once_while_text_is_generated():
         runner = CompiledRunner(model, capacity=128, activations=Activations.INT8)
         runner.feed(torch.arange(100)[None])
         runner.feed(torch.tensor([[7]]))
-    cache = sum(part.nbytes for layer in runner.cache.storage() for part in layer)
+    cache = sum(part.nbytes for layer in runner.cache.storage() for part in layer.values())
     assert tensor_bytes(model) <= 1.01 * file.stat().st_size
     assert memory.peak_bytes - cache <= 1.15 * file.stat().st_size

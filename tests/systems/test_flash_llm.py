@@ -79,9 +79,9 @@ def test_pruned_smollm2_writes_the_text_of_the_masked_model():
     sparse = apply(copy.deepcopy(masked), {"model.layers.*": StoreSparse()})
     prompt = task.held_out[0, :64]
     with torch.inference_mode():
-        texts = [decode(compiled(model, 128), prompt, 64) for model in (masked, sparse)]
+        texts = [decode(compiled(model, 128), prompt, 64) for model in (masked, sparse, task.decoder)]
     assert texts[0] == texts[1]
-    assert len(set(texts[0])) > 10
+    assert texts[2] != texts[0], "pruning changes the text, so that the comparison can fail"
 
 
 @pytest.mark.slow

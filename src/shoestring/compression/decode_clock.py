@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from shoestring._version import __version__
 from shoestring.compression.apply import Slot, slots
-from shoestring.compression.kv_quantize import KVQuantize
+from shoestring.compression.kv_quantize import CacheRecipe
 from shoestring.compression.recipe import ModuleRecipe
 from shoestring.compression.weight_matrix import is_embedding, matrix_shape
 from shoestring.errors import NoCompiler
@@ -32,6 +32,7 @@ from shoestring.kernels.linear_kernel import LinearKernel, run_in_turn, zero_ker
 from shoestring.kernels.tuning import last_level_cache_bytes, measure_fastest, size_class, tuning_table
 from shoestring.models.compiled_decoder import CannotCompile, usual_kernel
 from shoestring.models.decoder import Decoder
+from shoestring.numbers.token_cache_format import TokenCacheFormat
 
 USUAL_CONTEXT = 128
 STEPS, WARMUP_STEPS = 48, 4
@@ -51,11 +52,11 @@ class DecodeClock(Protocol):
     context: int
     """Tokens that attention sees when a step is timed."""
 
-    def layer_seconds(self, slot: Slot, recipe: ModuleRecipe, cache: KVQuantize | None) -> float:
+    def layer_seconds(self, slot: Slot, recipe: ModuleRecipe, cache: CacheRecipe | None) -> float:
         """Of a layer's product for one token, rewritten by this recipe."""
         ...
 
-    def rest_seconds(self, cache: KVQuantize | None) -> float:
+    def rest_seconds(self, cache: CacheRecipe | None) -> float:
         """Of all that a step does beside its rewritten layers."""
         ...
 
@@ -75,9 +76,9 @@ class StopWatch:
         self.original, self.context = original, min(max(context or USUAL_CONTEXT, 2), limit)
         self._slots = slots(original)
         self._weights = sum(rows * cols for rows, cols in (matrix_shape(slot.module) for slot in self._slots))
-        self._rest: dict[bool, float] = {}
+        self._rest: dict[CacheRecipe | None, float] = {}
 
-    def layer_seconds(self, slot: Slot, recipe: ModuleRecipe, cache: KVQuantize | None) -> float:
+    def layer_seconds(self, slot: Slot, recipe: ModuleRecipe, cache: CacheRecipe | None) -> float:
         """Measured once for each shape and form, and kept in the table of this processor."""
         if is_embedding(slot.module):
             return 0.0  # one row is looked up, whatever its form
@@ -99,20 +100,20 @@ class StopWatch:
             tuning_table(TABLE).put(key, known)
         return known["picoseconds"] * 1e-12 * rows / timed
 
-    def rest_seconds(self, cache: KVQuantize | None) -> float:
-        """Measured once for a cache in full and once for one that is not."""
-        key = cache is None
-        if key not in self._rest:
-            self._rest[key] = min(timed_steps(self._empty_runner(cache), self.context))
-        return self._rest[key]
+    def rest_seconds(self, cache: CacheRecipe | None) -> float:
+        """Measured once for each cache."""
+        if cache not in self._rest:
+            self._rest[cache] = min(timed_steps(self._empty_runner(cache), self.context))
+        return self._rest[cache]
 
     def step_seconds(self, model: nn.Module) -> float:
         """The median of the steps that lead up to the context."""
         return statistics.median(timed_steps(make_runner(model, capacity=self.context), self.context))
 
-    def _compiles(self, cache: KVQuantize | None) -> bool:
+    def _compiles(self, cache: CacheRecipe | None) -> bool:
         """Whether a decoder runs as one compiled step, of which layers are kernels."""
-        return cache is None and self._has_compiled_step
+        compiles = cache is None or isinstance(cache.form, TokenCacheFormat)
+        return compiles and self._has_compiled_step
 
     @functools.cached_property
     def _has_compiled_step(self) -> bool:
@@ -135,7 +136,7 @@ class StopWatch:
         whole = self._weights * kernel.nbytes / (rows * cols)
         return _kernel_seconds(kernel, min(whole, 2 * last_level_cache_bytes()))
 
-    def _empty_runner(self, cache: KVQuantize | None) -> Runner:
+    def _empty_runner(self, cache: CacheRecipe | None) -> Runner:
         """Of the model with layers that do nothing; its tensors are the original's."""
         shared = {id(t): t for t in (*self.original.parameters(), *self.original.buffers())}
         empty = copy.deepcopy(self.original, shared)
@@ -149,10 +150,10 @@ class StopWatch:
             if cache is not None:
                 cache.rewrite_model(empty)
             return TransformersRunner(empty, capacity=self.context)
+        own = decoder_cache(empty, None if cache is None else cache.form, capacity=self.context)
         if self._compiles(cache):
-            return CompiledRunner(empty, capacity=self.context, kernel_of=_nothing_kernel)
-        form = None if cache is None else cache.form
-        return DecoderRunner(empty, decoder_cache(empty, form, capacity=self.context))
+            return CompiledRunner(empty, own, self.context, kernel_of=_nothing_kernel)
+        return DecoderRunner(empty, own)
 
 
 def timed_steps(runner: Runner, context: int) -> list[float]:

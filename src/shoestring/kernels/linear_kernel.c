@@ -46,6 +46,11 @@ int64_t linear_room_bytes(const linear_kernel *kernel, int64_t tokens, int threa
     return most;
 }
 
+/* What `run` needs of one thread, in whole lines of the cache. */
+int64_t linear_scratch_bytes(const linear_kernel *kernel, int64_t tokens) {
+    return whole_lines(kernel->scratch_bytes(kernel, tokens));
+}
+
 /* One layer after the other by one team, as the layers of a model follow each other in a decode step. */
 void apply_linears(const linear_kernel *const *kernels, int64_t count, const float *x, float *y, int64_t tokens,
                    char *scratch, int64_t stride, int threads) {

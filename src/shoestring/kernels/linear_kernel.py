@@ -138,9 +138,8 @@ def run_in_turn(kernels: Sequence[LinearKernel], x: Float[Tensor, "tokens inputs
         raise ValueError(f"layers of {sorted(shapes)} on {x.shape[1]} inputs; give layers of one shape.")
     library, threads, tokens = _library(), torch.get_num_threads(), x.shape[0]
     inputs, y = aligned_copy(x.float()), aligned_room(4 * tokens * kernels[0].outputs)
-    most = max(library.linear_scratch_bytes(kernel.address, tokens) for kernel in kernels)
-    stride = max(1, -(-most // ALIGNMENT_BYTES)) * ALIGNMENT_BYTES
-    scratch = aligned_room(stride * threads)
+    stride = max(library.linear_scratch_bytes(kernel.address, tokens) for kernel in kernels)
+    scratch = aligned_room(stride * threads + 1)
     addresses = (ctypes.c_void_p * len(kernels))(*(kernel.address for kernel in kernels))
     kept = tuple(kernels)
 

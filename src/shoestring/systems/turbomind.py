@@ -48,7 +48,7 @@ card = Card(
 Part = tuple[list[Row], list[str]]
 """Rows of a part of the experiment, and its notes."""
 
-FEW_REQUESTS = ServingSettings(4, (4, 12), (2, 4), 64, rounds=1)
+FEW_REQUESTS = ServingSettings(4, (4, 12), (2, 4), 64)
 FEW_SLOTS = AttentionSettings(layers=2, contexts=(4096, 8192), rounds=3)
 
 
