@@ -68,7 +68,9 @@ KINDS = [
     CacheKind("paged", PagedCache),
     CacheKind("paged, blocks of 3", paged(BlockFormat(3))),
     CacheKind("paged, 8 bits", paged(BlockFormat(4, TokenCacheFormat(8, 8))), step=1 / 255),
-    CacheKind("paged, keys in 8 bits, values in 4", paged(BlockFormat(16, TokenCacheFormat(8, 4))), step=1 / 15),
+    CacheKind(
+        "paged, keys in 8 bits, values in 4", paged(BlockFormat(16, TokenCacheFormat(8, 4))), step=1 / 15
+    ),
 ]
 EXACT = [kind for kind in KINDS if kind.exact]
 HEAD_DIM = 32

@@ -42,17 +42,17 @@ def decoder_of(**changes):
     return decoder
 
 
-def storages(decoder, form, dtype=torch.float32):
+def storages(decoder, form, dtype=torch.float32, n_blocks=N_BLOCKS):
     cfg = decoder.cfg
     return [
-        BlockStorage(form, N_BLOCKS, cfg.num_key_value_heads, cfg.head_dim, dtype=dtype)
+        BlockStorage(form, n_blocks, cfg.num_key_value_heads, cfg.head_dim, dtype=dtype)
         for _ in range(cfg.num_hidden_layers)
     ]
 
 
-def batch_of(decoder, form, dtype=torch.float32):
+def batch_of(decoder, form, dtype=torch.float32, n_blocks=N_BLOCKS):
     compiled = CompiledBatch(decoder)
-    compiled.use_blocks([storage.rows() for storage in storages(decoder, form, dtype)])
+    compiled.use_blocks([storage.rows() for storage in storages(decoder, form, dtype, n_blocks)])
     return compiled
 
 
@@ -219,7 +219,10 @@ def test_sequences_that_do_not_fit_are_refused(sequences, message):
 
 def test_channels_that_do_not_fill_a_vector_of_codes_are_refused():
     decoder = decoder_of(head_dim=16)
-    with pytest.raises(ValueError, match="heads have 16 channels, but codes of value_bits=4 .* runs of 32; use value_bits=16 or 8"):
+    with pytest.raises(
+        ValueError,
+        match="heads have 16 channels, but codes of value_bits=4 .* runs of 32; use value_bits=16 or 8",
+    ):
         batch_of(decoder, BlockFormat(16, TokenCacheFormat(8, 4)))
 
 
@@ -235,4 +238,37 @@ def test_numbers_without_codes_are_refused(value):
     decoder = decoder_of()
     decoder.model.layers[0].self_attn.v_proj.weight.data[3] = value
     with pytest.raises(ValueError, match="no codes for them"):
-        batch_of(decoder, BlockFormat(16, TokenCacheFormat(8, 8))).run(torch.tensor([5]), [BatchSequence(0, 1, [0])])
+        batch_of(decoder, BlockFormat(16, TokenCacheFormat(8, 8))).run(
+            torch.tensor([5]), [BatchSequence(0, 1, [0])]
+        )
+
+
+def one_by_one_after(compiled, ids, blocks, prompt):
+    """Logits of the last token, after a prompt in two calls and the rest token by token."""
+    cuts = [0, prompt // 2, *range(prompt, len(ids) + 1)]
+    for start, end in itertools.pairwise(cuts):
+        last = compiled.run(ids[start:end], [BatchSequence(start, end - start, blocks)])[0].clone()
+    return last
+
+
+@given(
+    form=st.sampled_from(FORMS),
+    slots=st.sampled_from([1, 3, 7, 16, 17, 64, 130]),
+    prompt=st.integers(2, 370),
+    more=st.integers(1, 12),
+    window=st.sampled_from([None, 9, 150]),
+    seed=st.integers(0, 99),
+)
+def test_blocks_of_any_size_are_one_cache(form, slots, prompt, more, window, seed):
+    decoder = decoder_of(
+        num_hidden_layers=1,
+        **({} if window is None else {"model_type": "mistral", "sliding_window": window}),
+    )
+    ids, found = random_ids([prompt + more], seed)[0], {}
+    for size in (slots, 512):
+        split = BlockFormat(size, form.tokens)
+        n_blocks = split.blocks_for(len(ids)) + 3
+        order = torch.randperm(n_blocks, generator=torch.Generator().manual_seed(seed)).tolist()
+        compiled = batch_of(decoder, split, n_blocks=n_blocks)
+        found[size] = one_by_one_after(compiled, ids, order[: split.blocks_for(len(ids))], prompt)
+    torch.testing.assert_close(found[slots], found[512], rtol=0, atol=2e-4 * float(found[512].std()))

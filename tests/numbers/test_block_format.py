@@ -18,7 +18,9 @@ def test_bytes_are_those_of_the_sheet(bits, codes):
     half = BlockFormat(64).token_bytes(3, 64, torch.float16)
     form = BlockFormat(64, TokenCacheFormat(bits, bits))
     assert form.token_bytes(3, 64, torch.float16) / half == (codes + 4) / 128
-    assert form.block_bytes(3, 64, torch.float16, n_layers=2) == 2 * 64 * form.token_bytes(3, 64, torch.float16)
+    assert form.block_bytes(3, 64, torch.float16, n_layers=2) == 2 * 64 * form.token_bytes(
+        3, 64, torch.float16
+    )
 
 
 def test_what_is_in_no_codes_has_the_type_of_the_cache():

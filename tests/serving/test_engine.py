@@ -89,7 +89,9 @@ def test_without_a_compiler_the_text_is_the_same_and_the_fallback_is_said(monkey
     assert "one by one" in said[0]
     assert engine.generate(PROMPTS[:3], 12, stop_tokens=()) == [greedy(prompt, 12) for prompt in PROMPTS[:3]]
     narrow = Engine(
-        DECODER, n_blocks=30, settings=settings(dtype=torch.float16, form=BlockFormat(8, TokenCacheFormat(8, 16)))
+        DECODER,
+        n_blocks=30,
+        settings=settings(dtype=torch.float16, form=BlockFormat(8, TokenCacheFormat(8, 16))),
     )
     assert [len(tokens) for tokens in narrow.generate(PROMPTS[:3], 5, stop_tokens=())] == [5, 5, 5]
 

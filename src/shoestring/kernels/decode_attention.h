@@ -22,10 +22,16 @@ INLINE int64_t partial_floats(int64_t head_dim) { return head_dim + 2; }
 
 INLINE int64_t chunks_until(int64_t slots) { return (slots + CHUNK - 1) / CHUNK; }
 
-/* Ask for what a row of values, which comes next, and the key of one run later need. */
-INLINE void prefetch_row(const char *key, int64_t key_bytes, const char *value, int64_t value_bytes) {
-    for (int64_t i = 0; i < key_bytes; i += 64) __builtin_prefetch(key + LANES * key_bytes + i);
-    for (int64_t i = 0; i < value_bytes; i += 64) __builtin_prefetch(value + i);
+/* Where what comes next is: the keys of the next run, and the values of this one. */
+typedef struct {
+    const char *keys, *values;
+    int64_t value_bytes; /* of a row */
+} next_rows;
+
+/* Ask for row s of them. */
+INLINE void prefetch_row(const next_rows *next, int64_t s, int64_t key_bytes) {
+    for (int64_t i = 0; i < key_bytes; i += 64) __builtin_prefetch(next->keys + s * key_bytes + i);
+    for (int64_t i = 0; i < next->value_bytes; i += 64) __builtin_prefetch(next->values + s * next->value_bytes + i);
 }
 
 /* Vector `at` + v of a row, of whole runs from `at` on, or what is left of it. */
@@ -36,17 +42,17 @@ INLINE lanes load_of_strip(const char *row, int64_t n, int64_t at, int v, int ki
 
 /* sums[query][slot] += Σ over the lanes of `width` vectors of q · key, which are still to be added up. The
    queries stay in registers; every key is read once. */
-INLINE void multiply_strip(const float *q, const char *keys, const char *values, int64_t value_bytes, int64_t slots,
-                           int64_t n, int64_t at, int width, int queries, int kind, int rest,
-                           lanes sums[GROUP][LANES]) {
+INLINE void multiply_strip(const float *q, const char *keys, const next_rows *next, int64_t slots, int64_t n, int64_t at,
+                           int width, int queries, int kind, int rest, lanes sums[GROUP][LANES]) {
     int64_t bytes = row_bytes(kind, n);
     lanes held[GROUP][STRIP];
     for (int g = 0; g < queries; g++)
         for (int v = 0; v < width; v++)
-            held[g][v] = rest ? load_some(q, g * n + at * LANES, n % LANES, FLOAT32) : load_lanes(q + g * n + (at + v) * LANES);
+            held[g][v] = rest ? load_some(q, g * n + at * LANES, n % LANES, FLOAT32)
+                              : load_lanes(q + g * n + (at + v) * LANES);
     for (int64_t s = 0; s < slots; s++) {
         lanes sum[GROUP];
-        if (at == 0) prefetch_row(keys + s * bytes, bytes, values + s * value_bytes, value_bytes);
+        if (at == 0) prefetch_row(next, s, bytes);
         for (int g = 0; g < queries; g++) sum[g] = sums[g][s];
         for (int v = 0; v < width; v++) {
             lanes key = load_of_strip(keys + s * bytes, n, at, v, kind, rest);
@@ -57,15 +63,15 @@ INLINE void multiply_strip(const float *q, const char *keys, const char *values,
 }
 
 /* dots[query] <- the products of up to GROUP queries with a run of `slots` <= 16 rows, a lane each. */
-INLINE void multiply_run(const float *q, const char *keys, const char *values, int64_t value_bytes, int64_t slots,
-                         int64_t n, int queries, int kind, lanes dots[GROUP]) {
+INLINE void multiply_run(const float *q, const char *keys, const next_rows *next, int64_t slots, int64_t n, int queries,
+                         int kind, lanes dots[GROUP]) {
     lanes sums[GROUP][LANES] = {0};
     int64_t whole = n / LANES, at = 0;
     for (; at + STRIP <= whole; at += STRIP)
-        multiply_strip(q, keys, values, value_bytes, slots, n, at, STRIP, queries, kind, 0, sums);
+        multiply_strip(q, keys, next, slots, n, at, STRIP, queries, kind, 0, sums);
     for (; at < whole; at += vectors_of_run(kind))
-        multiply_strip(q, keys, values, value_bytes, slots, n, at, vectors_of_run(kind), queries, kind, 0, sums);
-    if (n % LANES) multiply_strip(q, keys, values, value_bytes, slots, n, at, 1, queries, kind, 1, sums);
+        multiply_strip(q, keys, next, slots, n, at, vectors_of_run(kind), queries, kind, 0, sums);
+    if (n % LANES) multiply_strip(q, keys, next, slots, n, at, 1, queries, kind, 1, sums);
     for (int g = 0; g < queries; g++) dots[g] = sum_each(sums[g]);
 }
 
@@ -74,18 +80,20 @@ typedef void score_function(const float *q, const attention_shape *shape, int64_
 typedef void weigh_function(const attention_shape *shape, int64_t head, int64_t first, int64_t slots,
                             float weights[GROUP][SCORES], float *const out[GROUP]);
 
-/* scores[query][0…] of slots that are neighbours; what the last run of 16 has beyond them is worth nothing. */
-INLINE void score_run(const float *q, const attention_shape *shape, row_run rows, const float q_sums[GROUP],
-                      float *const scores[GROUP], int queries, int kind) {
-    int64_t n = shape->head_dim, value_bytes = row_bytes((int)shape->values.kind, n);
-    const char *keys = shape->keys.rows + rows.index * row_bytes(kind, n);
-    const char *values = shape->values.rows + rows.index * value_bytes;
+/* scores[query][0…] of slots that are neighbours; what the last run of 16 has beyond them is worth nothing.
+   after: where the slots behind them are. */
+INLINE void score_run(const float *q, const attention_shape *shape, row_run rows, row_run after,
+                      const float q_sums[GROUP], float *const scores[GROUP], int queries, int kind) {
+    int64_t n = shape->head_dim, bytes = row_bytes(kind, n), value_bytes = row_bytes((int)shape->values.kind, n);
     for (int64_t s = 0; s < rows.slots; s += LANES) {
-        int64_t run = rows.slots - s < LANES ? rows.slots - s : LANES;
+        int64_t run = rows.slots - s < LANES ? rows.slots - s : LANES, at = rows.index + s;
+        const char *keys = shape->keys.rows + at * bytes, *values = shape->values.rows + at * value_bytes;
+        int64_t later = s + LANES < rows.slots ? at + LANES : after.index;
+        next_rows next = {shape->keys.rows + later * bytes, values, value_bytes};
         lanes dots[GROUP];
-        multiply_run(q, keys + s * row_bytes(kind, n), values + s * value_bytes, value_bytes, run, n, queries, kind, dots);
+        multiply_run(q, keys, &next, run, n, queries, kind, dots);
         if (kind >= CODES8) {
-            grid_lanes grid = load_some_grids(shape->keys.grids + 2 * (rows.index + s), run);
+            grid_lanes grid = load_some_grids(shape->keys.grids + 2 * at, run);
             for (int g = 0; g < queries; g++) dots[g] = grid.scale * dots[g] + grid.lowest * q_sums[g];
         }
         for (int g = 0; g < queries; g++) store_lanes(scores[g] + s, shape->scale * dots[g]);
@@ -102,12 +110,14 @@ INLINE void score_rows(const float *q, const attention_shape *shape, int64_t hea
         for (int64_t i = 0; i < n; i += LANES) sum += load_lanes(q + g * n + i);
         q_sums[g] = sum_lanes(sum);
     }
-    row_run rows;
-    for (int64_t s = 0; s < slots; s += rows.slots) {
+    row_run rows = find_rows(shape, head, first, slots), after;
+    for (int64_t s = 0; s < slots; s += rows.slots, rows = after) {
+        int64_t left = slots - s - rows.slots;
         float *to[GROUP];
         for (int g = 0; g < queries; g++) to[g] = scores[g] + s;
-        rows = find_rows(shape, head, first + s, slots - s);
-        score_run(q, shape, rows, q_sums, to, queries, kind);
+        /* What comes after a chunk is most likely behind it. */
+        after = left ? find_rows(shape, head, first + s + rows.slots, left) : (row_run){rows.index + rows.slots, 0};
+        score_run(q, shape, rows, after, q_sums, to, queries, kind);
     }
     for (int g = 0; g < queries; g++)
         for (int64_t s = slots; s % LANES; s++) scores[g][s] = -INFINITY;
@@ -166,7 +176,8 @@ INLINE void weigh_rows(const attention_shape *shape, int64_t head, int64_t first
         weigh_strip(shape, head, first, slots, i, STRIP, queries, kind, 0, weights, more, out);
     for (; i + parts <= whole; i += parts)
         weigh_strip(shape, head, first, slots, i, vectors_of_run(kind), queries, kind, 0, weights, more, out);
-    if (shape->head_dim % LANES) weigh_strip(shape, head, first, slots, i, 1, queries, kind, 1, weights, more, out);
+    if (shape->head_dim % LANES)
+        weigh_strip(shape, head, first, slots, i, 1, queries, kind, 1, weights, more, out);
 }
 
 /* One function for every kind of storage and number of queries: keys and values may differ in kind. */
@@ -243,9 +254,11 @@ static void attend_slots(const float *q, const attention_shape *shape, int64_t h
 static void attend_piece(const float *q, const attention_shape *shape, int64_t head, int64_t span, float *partials) {
     int64_t group = shape->heads / shape->kv_heads, n = shape->head_dim;
     for (int64_t row = 0; row < shape->tokens; row++) {
-        int64_t seen = shape->start + row + 1, begin = shape->window && shape->window < seen ? seen - shape->window : 0;
+        int64_t seen = shape->start + row + 1;
+        int64_t begin = shape->window && shape->window < seen ? seen - shape->window : 0;
         int64_t skipped = begin / CHUNK, chunks = chunks_until(seen) - skipped;
-        int64_t first = (skipped + chunks * span / SPANS) * CHUNK, end = (skipped + chunks * (span + 1) / SPANS) * CHUNK;
+        int64_t first = (skipped + chunks * span / SPANS) * CHUNK;
+        int64_t end = (skipped + chunks * (span + 1) / SPANS) * CHUNK;
         first = first < begin ? begin : first;
         end = end < seen ? end : seen;
         for (int64_t g = 0; g < group; g += GROUP) {

@@ -18,6 +18,7 @@ from shoestring.kernels.dense_linear import FLAGS
 from shoestring.kernels.linear_kernel import aligned_copy, aligned_room
 from shoestring.kernels.native import load_library
 
+
 @dataclass(frozen=True)
 class BatchSequence:
     """Of one sequence: rows for positions and slots start … start + tokens − 1, and the blocks of all its

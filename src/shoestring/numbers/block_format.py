@@ -13,8 +13,8 @@ _PLAIN = TokenCacheFormat(16, 16)
 class BlockFormat:
     """The format of a block of cached tokens.
 
-    slots: tokens of a block. tokens: the widths of their keys and values. A part of 16 bits is not in codes: it
-    is kept as it is, in the type of the cache, usually float16.
+    slots: tokens of a block. tokens: the widths of their keys and values. A part of 16 bits is not in codes:
+    it is kept as it is, in the type of the cache, usually float16.
 
     Raises: ValueError for a block without slots.
     """
