@@ -2,8 +2,8 @@
 
    A piece of one key-value head belongs to one thread. How the slots that a token sees are cut depends on nothing
    but its position, and pieces are merged in their order: so neither the number of threads nor what else is
-   computed changes a result. Every key and value is read once for all queries of its head. Codes are never decoded: with k = s·c + l, q·k = s·(q·c) + l·Σ q, and
-   Σ p·v = Σ (p·s)·c + Σ p·l.
+   computed changes a result. Every key and value is read once for all queries of its head. Codes are never
+   decoded: with k = s·c + l, q·k = s·(q·c) + l·Σ q, and Σ p·v = Σ (p·s)·c + Σ p·l.
    Sources: Dao et al. 2023, "Flash-Decoding": a softmax over a split sequence, merged by its maxima and sums;
    grids outside the inner loop: TurboMind, InternLM/lmdeploy. */
 
@@ -42,8 +42,8 @@ INLINE lanes load_of_strip(const char *row, int64_t n, int64_t at, int v, int ki
 
 /* sums[query][slot] += Σ over the lanes of `width` vectors of q · key, which are still to be added up. The
    queries stay in registers; every key is read once. */
-INLINE void multiply_strip(const float *q, const char *keys, const next_rows *next, int64_t slots, int64_t n, int64_t at,
-                           int width, int queries, int kind, int rest, lanes sums[GROUP][LANES]) {
+INLINE void multiply_strip(const float *q, const char *keys, const next_rows *next, int64_t slots, int64_t n,
+                           int64_t at, int width, int queries, int kind, int rest, lanes sums[GROUP][LANES]) {
     int64_t bytes = row_bytes(kind, n);
     lanes held[GROUP][STRIP];
     for (int g = 0; g < queries; g++)

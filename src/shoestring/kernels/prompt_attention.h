@@ -48,8 +48,8 @@ INLINE void multiply_block(const float *from, int64_t down, int64_t right, const
         for (int j = 0; j < WIDE; j++) store_lanes(to + i * QUERIES + j * LANES, sums[i][j]);
 }
 
-INLINE void multiply_tile(const float *from, int64_t down, int64_t right, const float *with, int64_t depth, int64_t rows,
-                          const lanes factor[WIDE], float *to) {
+INLINE void multiply_tile(const float *from, int64_t down, int64_t right, const float *with, int64_t depth,
+                          int64_t rows, const lanes factor[WIDE], float *to) {
     int64_t i = 0;
     for (; i + TALL <= rows; i += TALL)
         multiply_block(from + i * down, down, right, with, depth, TALL, factor, to + i * QUERIES);
@@ -91,7 +91,8 @@ static void load_run(const cache_rows *from, row_run rows, int64_t n, float *to)
 }
 
 /* Keys and values of a head from slot `first` on. */
-static void load_tile(const attention_shape *shape, int64_t head, int64_t first, int64_t slots, const block_room *room) {
+static void load_tile(const attention_shape *shape, int64_t head, int64_t first, int64_t slots,
+                      const block_room *room) {
     int64_t n = shape->head_dim;
     row_run rows;
     for (int64_t s = 0; s < slots; s += rows.slots) {
@@ -178,7 +179,8 @@ static void end_block(const attention_shape *shape, int64_t head, int64_t first,
     }
 }
 
-static void attend_block(float *q, const attention_shape *shape, int64_t head, int64_t first, const block_room *room) {
+static void attend_block(float *q, const attention_shape *shape, int64_t head, int64_t first,
+                         const block_room *room) {
     block_state state;
     begin_block(q, shape, head, first, room, &state);
     int64_t begin = state.first[0][0], lowest = state.last[0][0];
