@@ -9,7 +9,11 @@ from shoestring.cli.main import run
     ("options", "message"),
     [
         (["--memory", "lots"], "--memory 'lots' is not a size"),
-        (["--cache-bits", "2"], "--cache-bits '2' is not a form of the cache; use 16, 8, 4, k8v4"),
+        (["--cache-bits", "v8"], "--cache-bits v8 must be a width such as 8, or two such as k8v4"),
+        (
+            ["--cache-bits", "k8v3"],
+            "value_bits=3 is not a width of cached keys and values",
+        ),
         (["--activation-bits", "16"], "--activation-bits 16 must be 8 or 32"),
     ],
 )

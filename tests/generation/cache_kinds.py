@@ -67,11 +67,13 @@ KINDS = [
     CacheKind("by token, keys in float16 and values in 8 bits", by_token(16, 8), step=1 / 255),
     CacheKind("paged", PagedCache),
     CacheKind("paged, blocks of 3", paged(BlockFormat(3))),
-    CacheKind("paged, 8 bits", paged(BlockFormat(4, 8, 8)), step=1 / 255),
-    CacheKind("paged, keys in 8 bits, values in 4", paged(BlockFormat(16, 8, 4)), step=1 / 15),
+    CacheKind("paged, 8 bits", paged(BlockFormat(4, TokenCacheFormat(8, 8))), step=1 / 255),
+    CacheKind(
+        "paged, keys in 8 bits, values in 4", paged(BlockFormat(16, TokenCacheFormat(8, 4))), step=1 / 15
+    ),
 ]
 EXACT = [kind for kind in KINDS if kind.exact]
-HEAD_DIM = 16
+HEAD_DIM = 32
 
 
 def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from shoestring.generation.block_allocator import BlockAllocator, FreedBlock, OutOfBlocks
 from shoestring.generation.paged_cache import PagedCache
 from shoestring.numbers.block_format import BlockFormat
+from shoestring.numbers.token_cache_format import TokenCacheFormat
 
 from .cache_kinds import HEAD_DIM, noise
 
@@ -65,7 +66,7 @@ def test_a_block_that_was_freed_is_refused():
 
 
 def test_evicting_rounds_nothing_twice():
-    cache = filled(40, form=BlockFormat(4, 4, 4))
+    cache = filled(40, form=BlockFormat(4, TokenCacheFormat(4, 4)))
     before = cache.view(0)
     keep = torch.arange(1, 40, 3)
     k, v = before.k[:, :, keep], before.v[:, :, keep]
@@ -75,7 +76,7 @@ def test_evicting_rounds_nothing_twice():
 
 
 def test_numbers_without_codes_leave_the_cache_as_it_was():
-    cache = filled(5, form=BlockFormat(4, 8, 8))
+    cache = filled(5, form=BlockFormat(4, TokenCacheFormat(8, 8)))
     bad = torch.full((1, 2, 1, HEAD_DIM), float("nan"))
     with pytest.raises(ValueError, match="cached values hold NaN"):
         cache.append(0, noise(1, 2, 1, HEAD_DIM), bad, torch.tensor([[5]]))
@@ -83,7 +84,7 @@ def test_numbers_without_codes_leave_the_cache_as_it_was():
 
 
 def test_bytes_of_blocks_are_those_that_the_format_states():
-    form = BlockFormat(16, 8, 4)
+    form = BlockFormat(16, TokenCacheFormat(8, 4))
     cache = PagedCache(3, 2, 2, HEAD_DIM, form, dtype=torch.float16, capacity=50)
     parts = cache.parts()
     blocks = 2 * form.blocks_for(50)

@@ -7,7 +7,7 @@ decided by comparing positions, so that slots may hold anything in any order.
 import torch
 from torch import Tensor
 
-LAYERS, DIM, HEADS, KV_HEADS, HEAD_DIM, VOCAB = 3, 48, 4, 2, 16, 61
+LAYERS, DIM, HEADS, KV_HEADS, HEAD_DIM, VOCAB = 3, 48, 4, 2, 32, 61
 
 
 class TinyDecoder:

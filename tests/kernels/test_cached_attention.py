@@ -50,7 +50,9 @@ def check(q, keys, values, start, window=None):
 
 
 tokens_and_starts = st.one_of(
-    st.tuples(st.integers(1, 9), st.integers(0, 300)), st.tuples(st.integers(9, 70), st.integers(0, 150))
+    st.tuples(st.integers(1, 9), st.integers(0, 300)),
+    st.tuples(st.integers(1, 2), st.integers(1000, 2600)),
+    st.tuples(st.integers(9, 70), st.integers(0, 150)),
 )
 
 
@@ -121,11 +123,20 @@ def test_scores_are_those_of_unordered_channels(bits):
 @pytest.mark.parametrize("kinds", [(8, 4), (2, 16), (torch.float32,) * 2], ids=str)
 @pytest.mark.parametrize("tokens", [1, 8, 60])
 def test_threads_change_no_bit(kinds, tokens):
-    keys, values = (stored(kind, 3, 400, 64, seed) for seed, kind in enumerate(kinds))
+    keys, values = (stored(kind, 3, 1500, 64, seed) for seed, kind in enumerate(kinds))
     q = noise(tokens, 9, 64, seed=3)
-    found = [cached_attention(q, keys, values, 400 - tokens, 0.125, threads=n) for n in (1, 2, 3)]
+    found = [cached_attention(q, keys, values, 1500 - tokens, 0.125, threads=n) for n in (1, 2, 3)]
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
+
+
+@pytest.mark.parametrize("window", [None, 300])
+def test_a_token_is_the_same_bit_for_bit_with_others_or_alone(window):
+    keys, values = (stored(8, 3, 1030, 64, seed) for seed in (1, 2))
+    q, start = noise(6, 9, 64, seed=3), 1021  # the last three begin a chunk
+    together = cached_attention(q, keys, values, start, 0.125, window)
+    alone = [cached_attention(q[i : i + 1], keys, values, start + i, 0.125, window) for i in range(6)]
+    assert torch.equal(together, torch.cat(alone))
 
 
 @pytest.mark.parametrize("tokens", [2, 30])

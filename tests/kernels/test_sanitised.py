@@ -33,6 +33,7 @@ TESTS = (
     *sorted((HERE / "sparse").glob("test_*.py")),
     *(HERE / "tile" / "c" / f"test_{name}.py" for name in ("casts", "compute", "matmul")),
     HERE.parent / "models" / "test_compiled_decoder.py",
+    HERE.parent / "models" / "test_compiled_batch.py",
 )
 
 

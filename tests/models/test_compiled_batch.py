@@ -9,24 +9,25 @@ from hypothesis import strategies as st
 
 from shoestring.generation.block_storage import BlockStorage
 from shoestring.generation.dense_cache import DenseCache
-from shoestring.kernels.decode_batch import BatchSequence, DecodeBatch, PagedPart
+from shoestring.kernels.decode_batch import BatchSequence, DecodeBatch
 from shoestring.models.compiled_batch import CompiledBatch
 from shoestring.models.decoder import Decoder
 from shoestring.models.decoder_config import DecoderConfig
 from shoestring.numbers.block_format import BlockFormat
-from shoestring.numbers.token_codes import decode_tokens, encode_tokens
+from shoestring.numbers.token_cache_format import TokenCacheFormat, decode_rows, encode_rows
 from shoestring.yardstick.flops import CostCounter
 
 from .families import MAKERS, VOCAB, make
 
 N_BLOCKS = 40
-FORMS = [BlockFormat(16, *bits) for bits in itertools.product((None, 8, 4), repeat=2)]
+WIDTHS = (16, 8, 4, 2)
+FORMS = [BlockFormat(16, TokenCacheFormat(*bits)) for bits in itertools.product(WIDTHS, repeat=2)]
 
 
 def config(**changes):
     sizes = {
         "model_type": "llama", "vocab_size": VOCAB, "hidden_size": 48, "intermediate_size": 64,
-        "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 32,
+        "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 64,
         "max_position_embeddings": 512, "rms_norm_eps": 1e-5, "tie_word_embeddings": False,
     }  # fmt: skip
     return DecoderConfig.from_dict(sizes | changes)
@@ -41,24 +42,17 @@ def decoder_of(**changes):
     return decoder
 
 
-def storages(decoder, form, dtype=torch.float32):
+def storages(decoder, form, dtype=torch.float32, n_blocks=N_BLOCKS):
     cfg = decoder.cfg
     return [
-        BlockStorage(form, N_BLOCKS, cfg.num_key_value_heads, cfg.head_dim, dtype=dtype)
+        BlockStorage(form, n_blocks, cfg.num_key_value_heads, cfg.head_dim, dtype=dtype)
         for _ in range(cfg.num_hidden_layers)
     ]
 
 
-def parts(storage):
-    return tuple(
-        PagedPart(storage.parts[name], storage.parts.get(f"{name}_scales"), getattr(storage.form, bits))
-        for name, bits in (("k", "key_bits"), ("v", "value_bits"))
-    )
-
-
-def batch_of(decoder, form, dtype=torch.float32):
+def batch_of(decoder, form, dtype=torch.float32, n_blocks=N_BLOCKS):
     compiled = CompiledBatch(decoder)
-    compiled.use_blocks([parts(storage) for storage in storages(decoder, form, dtype)])
+    compiled.use_blocks([storage.rows() for storage in storages(decoder, form, dtype, n_blocks)])
     return compiled
 
 
@@ -121,11 +115,11 @@ class RoundedCache(DenseCache):
 
     def append(self, layer, k, v, pos, store=None):
         return super().append(
-            layer, self.round(k, self.form.key_bits), self.round(v, self.form.value_bits), pos
+            layer, self.round(k, self.form.tokens.key_bits), self.round(v, self.form.tokens.value_bits), pos
         )
 
     def round(self, x, bits):
-        return x if bits is None else decode_tokens(*encode_tokens(x, bits), bits)
+        return x if bits == 16 else decode_rows(*encode_rows(x, bits, "x"), bits, x.shape[-1])
 
 
 @pytest.mark.parametrize("window", [None, 9])
@@ -133,7 +127,7 @@ class RoundedCache(DenseCache):
 def test_attention_is_over_what_the_codes_mean_however_tokens_come(form, window):
     decoder = decoder_of(**({} if window is None else {"model_type": "mistral", "sliding_window": window}))
     compiled, ids, layers = CompiledBatch(decoder), random_ids([33, 70]), storages(decoder, form)
-    compiled.use_blocks([parts(storage) for storage in layers])
+    compiled.use_blocks([storage.rows() for storage in layers])
     blocks = tables([33, 70], 16)
     found = run_in_chunks(compiled, ids, blocks, [1, 40])
     for logits, row, table in zip(found, ids, blocks, strict=True):
@@ -160,13 +154,13 @@ def test_plain_blocks_in_sixteen_bits(dtype):
     assert 0 < error < {torch.float16: 0.01, torch.bfloat16: 0.1}[dtype]
 
 
-@pytest.mark.parametrize("bits", [None, 8, 4])
+@pytest.mark.parametrize("bits", [16, 8, 4, 2])
 def test_results_do_not_depend_on_the_number_of_threads(bits):
     lengths, threads, outputs = [40, 3, 55], torch.get_num_threads(), []
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            compiled = batch_of(DECODER, BlockFormat(16, bits, bits))
+            compiled = batch_of(DECODER, BlockFormat(16, TokenCacheFormat(bits, bits)))
             outputs.append(run_in_chunks(compiled, random_ids(lengths), tables(lengths, 16), [1, 3, 20]))
     finally:
         torch.set_num_threads(threads)
@@ -174,9 +168,9 @@ def test_results_do_not_depend_on_the_number_of_threads(bits):
     assert torch.equal(outputs[0], outputs[2])
 
 
-@pytest.mark.parametrize("bits", [None, 4])
+@pytest.mark.parametrize("bits", [16, 8, 4, 2])
 def test_one_row_is_the_same_bit_for_bit_in_any_company(bits):
-    ids, form = random_ids([30, 30, 30]), BlockFormat(16, bits, bits)
+    ids, form = random_ids([30, 30, 30]), BlockFormat(16, TokenCacheFormat(bits, bits))
     together = run_in_chunks(batch_of(DECODER, form), ids, tables([30] * 3, 16), [1, 1, 1])
     alone = [run_in_chunks(batch_of(DECODER, form), [row], tables([30], 16, 7), [1]) for row in ids]
     assert torch.equal(together, torch.cat(alone))
@@ -193,7 +187,7 @@ def test_only_wanted_logits_come():
 
 
 def test_the_cost_is_every_row_and_weights_once():
-    compiled = batch_of(DECODER, BlockFormat(16, 8, 8))
+    compiled = batch_of(DECODER, BlockFormat(16, TokenCacheFormat(8, 8)))
     ids, (first, second) = random_ids([5, 1]), tables([5, 1], 16)
     compiled.run(ids[1], [BatchSequence(0, 1, second)])  # tables of angles are made once
     with CostCounter() as counter:
@@ -225,15 +219,18 @@ def test_sequences_that_do_not_fit_are_refused(sequences, message):
 
 def test_channels_that_do_not_fill_a_vector_of_codes_are_refused():
     decoder = decoder_of(head_dim=16)
-    with pytest.raises(ValueError, match="heads have 16 channels; in 4 bits .* multiples of 32. Use 8 or 16"):
-        batch_of(decoder, BlockFormat(16, 8, 4))
+    with pytest.raises(
+        ValueError,
+        match="heads have 16 channels, but codes of value_bits=4 .* runs of 32; use value_bits=16 or 8",
+    ):
+        batch_of(decoder, BlockFormat(16, TokenCacheFormat(8, 4)))
 
 
 def test_blocks_that_do_not_fit_the_decoder_are_refused():
     decoder = decoder_of()
-    wrong = storages(decoder_of(head_dim=64), BlockFormat(16))
-    with pytest.raises(ValueError, match="do not fit \\(blocks, 2, 16, 32\\)"):
-        DecodeBatch(CompiledBatch(decoder).step, [parts(storage) for storage in wrong])
+    wrong = storages(decoder_of(head_dim=32), BlockFormat(16))
+    with pytest.raises(ValueError, match="rows of 32 channels.* do not fit \\(blocks · 2, 16, 64\\)"):
+        DecodeBatch(CompiledBatch(decoder).step, [storage.rows() for storage in wrong])
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e6])
@@ -241,4 +238,37 @@ def test_numbers_without_codes_are_refused(value):
     decoder = decoder_of()
     decoder.model.layers[0].self_attn.v_proj.weight.data[3] = value
     with pytest.raises(ValueError, match="no codes for them"):
-        batch_of(decoder, BlockFormat(16, 8, 8)).run(torch.tensor([5]), [BatchSequence(0, 1, [0])])
+        batch_of(decoder, BlockFormat(16, TokenCacheFormat(8, 8))).run(
+            torch.tensor([5]), [BatchSequence(0, 1, [0])]
+        )
+
+
+def one_by_one_after(compiled, ids, blocks, prompt):
+    """Logits of the last token, after a prompt in two calls and the rest token by token."""
+    cuts = [0, prompt // 2, *range(prompt, len(ids) + 1)]
+    for start, end in itertools.pairwise(cuts):
+        last = compiled.run(ids[start:end], [BatchSequence(start, end - start, blocks)])[0].clone()
+    return last
+
+
+@given(
+    form=st.sampled_from(FORMS),
+    slots=st.sampled_from([1, 3, 7, 16, 17, 64, 130]),
+    prompt=st.integers(2, 370),
+    more=st.integers(1, 12),
+    window=st.sampled_from([None, 9, 150]),
+    seed=st.integers(0, 99),
+)
+def test_blocks_of_any_size_are_one_cache(form, slots, prompt, more, window, seed):
+    decoder = decoder_of(
+        num_hidden_layers=1,
+        **({} if window is None else {"model_type": "mistral", "sliding_window": window}),
+    )
+    ids, found = random_ids([prompt + more], seed)[0], {}
+    for size in (slots, 512):
+        split = BlockFormat(size, form.tokens)
+        n_blocks = split.blocks_for(len(ids)) + 3
+        order = torch.randperm(n_blocks, generator=torch.Generator().manual_seed(seed)).tolist()
+        compiled = batch_of(decoder, split, n_blocks=n_blocks)
+        found[size] = one_by_one_after(compiled, ids, order[: split.blocks_for(len(ids))], prompt)
+    torch.testing.assert_close(found[slots], found[512], rtol=0, atol=2e-4 * float(found[512].std()))

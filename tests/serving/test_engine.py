@@ -12,6 +12,7 @@ from shoestring.models.decoder import Decoder
 from shoestring.models.decoder_config import DecoderConfig
 from shoestring.notices import record_fallbacks
 from shoestring.numbers.block_format import BlockFormat
+from shoestring.numbers.token_cache_format import TokenCacheFormat
 from shoestring.serving import ChunkedPrefill, Emit, Engine, EngineSettings, Finish, Reason, Reject
 from shoestring.yardstick.memory import tensor_bytes
 
@@ -88,7 +89,9 @@ def test_without_a_compiler_the_text_is_the_same_and_the_fallback_is_said(monkey
     assert "one by one" in said[0]
     assert engine.generate(PROMPTS[:3], 12, stop_tokens=()) == [greedy(prompt, 12) for prompt in PROMPTS[:3]]
     narrow = Engine(
-        DECODER, n_blocks=30, settings=settings(dtype=torch.float16, form=BlockFormat(8, 8, None))
+        DECODER,
+        n_blocks=30,
+        settings=settings(dtype=torch.float16, form=BlockFormat(8, TokenCacheFormat(8, 16))),
     )
     assert [len(tokens) for tokens in narrow.generate(PROMPTS[:3], 5, stop_tokens=())] == [5, 5, 5]
 

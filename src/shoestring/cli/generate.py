@@ -1,12 +1,12 @@
 """`shoestring generate`: streams text from any model or fitted folder."""
 
-import re
 import sys
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from shoestring.cli.cache_bits import parse_cache_bits
 from shoestring.cli.console import Exit, errors, hide_loading_bars, print_json, working
 
 if TYPE_CHECKING:
@@ -71,7 +71,8 @@ def generate(
         "max_new_tokens": max_new_tokens, "sampling": sampling, "seed": seed, "stop": stop or [],
         "activation_bits": activation_bits,
     }  # fmt: skip
-    output = _start(model, text, chat, _cache_widths(cache_bits), settings)
+    widths = None if cache_bits is None else parse_cache_bits(cache_bits)
+    output = _start(model, text, chat, widths, settings)
     interrupted = _write(output, quiet=json)
     peak = _peak_bytes()
     if json:
@@ -79,17 +80,6 @@ def generate(
     print(f"shoestring: {_timings(output.result, peak)}", file=sys.stderr)
     if interrupted:
         raise typer.Exit(Exit.INTERRUPTED)
-
-
-def _cache_widths(text: str | None) -> tuple[int, int] | None:
-    """The bits of keys and of values that "8" or "k8v4" ask for."""
-    if text is None:
-        return None
-    found = re.fullmatch(r"(\d+)|k(\d+)v(\d+)", text)
-    if found is None:
-        raise ValueError(f"--cache-bits {text} must be a width such as 8, or two such as k8v4")
-    both, k, v = found.groups()
-    return int(both or k), int(both or v)
 
 
 def _start(

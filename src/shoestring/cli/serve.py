@@ -1,15 +1,13 @@
 """`shoestring serve`: an OpenAI-compatible server for a model or fitted folder, in a budget of memory."""
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from shoestring.cli.cache_bits import parse_cache_bits
 from shoestring.cli.console import hide_loading_bars
 from shoestring.cli.sizes import format_bytes, parse_bytes
-
-if TYPE_CHECKING:
-    from shoestring.numbers.block_format import BlockFormat
 
 
 def serve(
@@ -21,7 +19,7 @@ def serve(
     ],
     memory: Annotated[str, typer.Option(help="For weights, buffers and cached tokens together.")] = "1GiB",
     cache_bits: Annotated[
-        str, typer.Option(help="Of cached keys and values: 16, 8, 4, or k8v4 for keys in 8 and values in 4.")
+        str, typer.Option(help="Keep keys and values in 16, 8, 4 or 2 bits; k8v4: keys in 8, values in 4.")
     ] = "16",
     activation_bits: Annotated[
         int, typer.Option(help="32: as exact as the proof of a fitted model; 8: inputs in int8, faster.")
@@ -43,16 +41,19 @@ def serve(
     """
     hide_loading_bars()
     budget = parse_bytes(memory, "--memory")
-    form = _form(cache_bits)
+    widths = parse_cache_bits(cache_bits)
     if activation_bits not in (8, 32):
         raise ValueError(f"--activation-bits {activation_bits} must be 8 or 32")
     from shoestring.compression.load_model import load_model
     from shoestring.errors import MissingExtra
     from shoestring.kernels.grouped_linear import Activations
     from shoestring.models.decoder import Decoder
+    from shoestring.numbers.block_format import BlockFormat
+    from shoestring.numbers.token_cache_format import TokenCacheFormat
     from shoestring.serving import ChunkedPrefill, Engine, EngineSettings
     from shoestring.serving.http import Server, create_app
 
+    form = BlockFormat(16, TokenCacheFormat(*widths))
     try:
         import uvicorn
     except ImportError as error:
@@ -75,12 +76,3 @@ def serve(
         file=sys.stderr,
     )
     uvicorn.run(create_app(Server(engine, tokenizer, model)), host=host, port=port, log_level="warning")
-
-
-def _form(cache_bits: str) -> "BlockFormat":
-    from shoestring.numbers.block_format import BlockFormat
-
-    widths = {"16": (None, None), "8": (8, 8), "4": (4, 4), "k8v4": (8, 4)}
-    if cache_bits not in widths:
-        raise ValueError(f"--cache-bits {cache_bits!r} is not a form of the cache; use {', '.join(widths)}")
-    return BlockFormat(16, *widths[cache_bits])

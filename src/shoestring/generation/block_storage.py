@@ -4,18 +4,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from shoestring.kernels.cached_attention import StoredRows
 from shoestring.numbers.block_format import BlockFormat
-from shoestring.numbers.token_codes import code_bytes, decode_tokens, encode_tokens
+from shoestring.numbers.token_cache_format import decode_rows, encode_rows
 
 Parts = dict[str, Tensor]
 Places = Int[Tensor, " n"]
-_BITS = {"k": "key_bits", "v": "value_bits"}
+_NAMES = {"k": "cached keys", "v": "cached values"}
 
 
 class BlockStorage:
     """Blocks (block, head, slot, …) by part: "k" and "v", and "k_scales", "v_scales" where they are in codes.
 
-    Raises: ValueError where codes of a head do not fill whole bytes.
+    Raises: ValueError where codes of these widths do not fit the channels of a head.
     """
 
     def __init__(
@@ -28,16 +29,16 @@ class BlockStorage:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.form, self.dtype = form, dtype
+        if reason := form.tokens.why_not(head_dim):
+            raise ValueError(reason)
+        self.form, self.head_dim, self.dtype = form, head_dim, dtype
         self.parts: Parts = {}
-        for part, name in _BITS.items():
-            bits, shape = getattr(form, name), (n_blocks, n_heads, form.slots)
-            width = head_dim if bits is None else code_bytes(bits, head_dim)
+        shape = (n_blocks, n_heads, form.slots)
+        for part, bits in form.tokens.widths.items():
+            width, kind = (head_dim, dtype) if bits == 16 else (head_dim * bits // 8, torch.uint8)
             # Zeros, not what was there: a slot that nobody wrote must not turn sums into NaN.
-            self.parts[part] = torch.zeros(
-                *shape, width, dtype=dtype if bits is None else torch.uint8, device=device
-            )
-            if bits is not None:
+            self.parts[part] = torch.zeros(*shape, width, dtype=kind, device=device)
+            if bits < 16:
                 self.parts[f"{part}_scales"] = torch.zeros(*shape, 2, dtype=torch.float16, device=device)
 
     @property
@@ -62,25 +63,35 @@ class BlockStorage:
         )
         return k, v
 
+    def rows(self) -> tuple[StoredRows, StoredRows]:
+        """Keys and values as kernels read them, (block · head, slot, …); good until blocks are added."""
+        k, v = (
+            StoredRows(self.parts[part].flatten(0, 1), self.head_dim, self._grids(part)) for part in _NAMES
+        )
+        return k, v
+
+    def _grids(self, part: str) -> Tensor | None:
+        grids = self.parts.get(f"{part}_scales")
+        return None if grids is None else grids.flatten(0, 1)
+
     def encode(self, k: Float[Tensor, "*lead dim"], v: Float[Tensor, "*lead dim"]) -> Parts:
-        """Keys and values as they are stored, (…, width) by part. Raises: as `encode_tokens`."""
+        """Keys and values as they are stored, (…, width) by part. Raises: as `encode_rows`."""
         stored: Parts = {}
         for part, x in (("k", k), ("v", v)):
-            bits = getattr(self.form, _BITS[part])
-            if bits is None:
+            bits = self.form.tokens.widths[part]
+            if bits == 16:
                 stored[part] = x.to(self.dtype)
             else:
-                name = "cached keys" if part == "k" else "cached values"
-                stored[part], stored[f"{part}_scales"] = encode_tokens(x, bits, name)
+                stored[part], stored[f"{part}_scales"] = encode_rows(x, bits, _NAMES[part])
         return stored
 
     def decode(self, stored: Parts) -> tuple[Float[Tensor, "*lead dim"], Float[Tensor, "*lead dim"]]:
         """The keys and values of what is stored, in the type of the cache."""
         k, v = (
             stored[part]
-            if (bits := getattr(self.form, name)) is None
-            else decode_tokens(stored[part], stored[f"{part}_scales"], bits, self.dtype)
-            for part, name in _BITS.items()
+            if bits == 16
+            else decode_rows(stored[part], stored[f"{part}_scales"], bits, self.head_dim).to(self.dtype)
+            for part, bits in self.form.tokens.widths.items()
         )
         return k, v
 
@@ -112,6 +123,6 @@ class BlockStorage:
     def clone(self) -> "BlockStorage":
         """A copy that shares no storage."""
         other = BlockStorage.__new__(BlockStorage)
-        other.form, other.dtype = self.form, self.dtype
+        other.form, other.head_dim, other.dtype = self.form, self.head_dim, self.dtype
         other.parts = {part: tensor.clone() for part, tensor in self.parts.items()}
         return other

@@ -175,12 +175,12 @@ class PagedStore:
 
 
 class PagedCache(SlotCache):
-    """A cache in blocks of `form.slots` tokens, keys and values each plain or in 8 or 4 bits.
+    """A cache in blocks of `form.slots` tokens, keys and values each plain or in 8, 4 or 2 bits.
 
     It reads like the others, by gathering; `decode_batch` attends to blocks where they are. Eviction works on
     what is stored, so nothing is rounded twice. capacity: tokens of each sample to have blocks for at once.
 
-    Raises: ValueError for sizes below 1, or codes of a head that do not fill whole bytes.
+    Raises: ValueError for sizes below 1, or codes that do not fit the channels of a head.
     """
 
     def __init__(

@@ -6,12 +6,13 @@
 
 /* Of the shared room first, then of every thread's own; each starts on 64 bytes. */
 static int64_t shared_bytes(const attention_shape *shape) {
-    int64_t slots = shape->start + shape->tokens;
-    return (4 * attention_floats(shape->heads, shape->kv_heads, shape->head_dim, shape->tokens, slots) + 63) / 64 * 64;
+    int64_t tokens = is_prompt(shape->tokens, shape->heads, shape->kv_heads) ? 0 : shape->tokens;
+    return (4 * partial_results_floats(shape->heads, shape->head_dim, tokens) + 63) / 64 * 64;
 }
 
 static int64_t own_bytes(const attention_shape *shape) {
-    return (4 * attention_own_floats(shape->heads, shape->kv_heads, shape->head_dim, shape->tokens) + 63) / 64 * 64;
+    int64_t rows = is_prompt(shape->tokens, shape->heads, shape->kv_heads) ? 0 : shape->tokens;
+    return (4 * attention_own_floats(shape->heads, shape->head_dim, shape->tokens, rows) + 63) / 64 * 64;
 }
 
 int64_t cached_attention_room(const attention_shape *shape, int threads) {
@@ -28,8 +29,8 @@ int store_rows(const cache_rows *to, const float *x, int64_t kv_heads, int64_t c
     return stored;
 }
 
-/* One layer after the other, all of the same sizes; q (layers, tokens, heads, head_dim) is put into the order of the
-   keys, out has its shape. The room is that of one layer. */
+/* One layer after the other, all of the same sizes; q (layers, tokens, heads, head_dim) is overwritten, out has
+   its shape. The room is that of one layer. */
 void cached_attention(const attention_shape *shapes, int64_t layers, float *q, char *room, float *out, int threads) {
     team_barrier barrier = {0};
     int64_t rows = shapes->tokens * shapes->heads, n = shapes->head_dim;

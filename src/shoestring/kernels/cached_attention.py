@@ -38,6 +38,7 @@ class AttentionShape(ctypes.Structure):
             (name, ctypes.c_int64)
             for name in ("heads", "kv_heads", "head_dim", "tokens", "start", "window", "capacity")
         ),
+        ("blocks", ctypes.c_void_p),
         ("scale", ctypes.c_float),
         ("keys", CacheRows),
         ("values", CacheRows),
@@ -48,6 +49,7 @@ class AttentionShape(ctypes.Structure):
 class StoredRows:
     """The keys or the values of one layer: rows (kv_heads, capacity, head_dim) of a type in `STORAGE_KINDS`,
     or packed codes (kv_heads, capacity, bytes) uint8 with grids (kv_heads, capacity, 2) float16; contiguous.
+    In blocks: (blocks · kv_heads, slots of a block, …).
 
     Raises: ValueError or TypeError for tensors that do not go together, or widths without a kernel.
     """
@@ -82,10 +84,15 @@ class StoredRows:
         return 8 * self.rows.shape[2] * self.rows.element_size() // self.head_dim
 
     @property
+    def row_bytes(self) -> int:
+        """Bytes of a token of one head, its grid included."""
+        parts = [self.rows] if self.grids is None else [self.rows, self.grids]
+        return sum(part.shape[2] * part.element_size() for part in parts)
+
+    @property
     def token_bytes(self) -> int:
         """Bytes of a token, all heads and grids included."""
-        parts = [self.rows] if self.grids is None else [self.rows, self.grids]
-        return sum(part.shape[0] * part.shape[2] * part.element_size() for part in parts)
+        return self.rows.shape[0] * self.row_bytes
 
     @property
     def struct(self) -> CacheRows:

@@ -4,7 +4,23 @@
 #ifndef SHOESTRING_DECODE_BATCH_H
 #define SHOESTRING_DECODE_BATCH_H
 
-#include "paged_attention.h"
+#include "attention.h"
+
+/* The fields of these in the order of decode_batch.py.
+   Of one sequence: rows first_row … first_row + tokens − 1 of x go to positions and slots start … */
+typedef struct {
+    int64_t first_row, tokens, start, wants_logits; /* of its last row */
+    const int32_t *blocks;                          /* those of its slots, in order */
+} batch_sequence;
+
+typedef struct {
+    cache_rows keys, values; /* (blocks, kv_heads, slots) rows */
+} paged_layer;
+
+typedef struct {
+    const paged_layer *layers;
+    int64_t slots; /* of a block */
+} paged_memory;
 
 typedef struct {
     const decode_model *model;
@@ -12,18 +28,27 @@ typedef struct {
     const batch_sequence *sequences;
     const int32_t *owners; /* the sequence of every row */
     int64_t n_sequences, rows;
-    paged_shape shape;
     atomic_int refused; /* whether numbers came up that have no codes */
 } batch;
 
-/* Norm and rotation of this thread's heads; keys and values go to their blocks. */
-static void place_rows(batch *b, const decode_layer *layer, const paged_layer *paged, const shared_room *room, int thread,
-                       int n_threads) {
+/* Attention of one sequence in one layer. */
+INLINE attention_shape sequence_shape(const batch *b, int64_t layer, const batch_sequence *sequence) {
     const decode_model *m = b->model;
+    const paged_layer *paged = b->memory->layers + layer;
+    return (attention_shape){m->heads, m->kv_heads, m->head_dim, sequence->tokens, sequence->start,
+                             m->layers[layer].window, b->memory->slots, sequence->blocks, m->scale, paged->keys,
+                             paged->values};
+}
+
+/* Norm and rotation of this thread's heads; keys and values go to their blocks. */
+static void place_rows(batch *b, int64_t number, const shared_room *room, int thread, int n_threads) {
+    const decode_model *m = b->model;
+    const decode_layer *layer = m->layers + number;
     int64_t n = m->head_dim, heads = m->heads + m->kv_heads, all_heads = b->rows * heads;
     for (int64_t one = all_heads * thread / n_threads; one < all_heads * (thread + 1) / n_threads; one++) {
         int64_t row = one / heads, head = one % heads;
         const batch_sequence *sequence = b->sequences + b->owners[row];
+        attention_shape shape = sequence_shape(b, number, sequence);
         int64_t position = sequence->start + row - sequence->first_row;
         int is_key = head >= m->heads;
         head -= is_key ? m->heads : 0;
@@ -31,31 +56,71 @@ static void place_rows(batch *b, const decode_layer *layer, const paged_layer *p
         const float *gain = is_key ? layer->k_norm : layer->q_norm;
         if (gain) normalise(x, gain, m->epsilon, n, x);
         rotate(x, layer->cosines + position * n, layer->sines + position * n, n);
-        if (!is_key) continue;
-        int64_t slots = b->memory->slots, block = sequence->blocks[position / slots];
-        int64_t place = paged_row(b->memory, m->kv_heads, block, head, position % slots);
-        if (!write_row(x, n, &paged->keys, place) ||
-            !write_row(room->v + (row * m->kv_heads + head) * n, n, &paged->values, place))
+        if (!is_key) {
+            to_row_order(x, n, (int)shape.keys.kind);
+            continue;
+        }
+        int64_t place = find_rows(&shape, head, position, 1).index;
+        const float *v = room->v + (row * m->kv_heads + head) * n;
+        if (!store_row(x, n, &shape.keys, place) || !store_row(v, n, &shape.values, place))
             atomic_store(&b->refused, 1);
     }
 }
 
-static void paged_block(batch *b, int64_t number, const shared_room *room, const own_room *own, float *attention_room,
-                        const row_share *share, team_barrier *barrier) {
+/* How many of `parts` equal parts of the work from `before` to `before` + `work` begin before `mark`. */
+INLINE int64_t parts_until(int64_t mark, int64_t before, int64_t work, int64_t parts) {
+    if (mark <= before) return 0;
+    return mark >= before + work ? parts : (mark - before) * parts / work;
+}
+
+/* This thread's parts of all sequences: neighbours, with about its share of all slots that rows see. */
+static void attend_batch(const batch *b, int64_t layer, const shared_room *room, float *own, int thread,
+                         int n_threads) {
+    const decode_model *m = b->model;
+    int64_t all_work = 0, before = 0;
+    for (int64_t i = 0; i < b->n_sequences; i++)
+        all_work += b->sequences[i].tokens * (b->sequences[i].start + b->sequences[i].tokens);
+    int64_t from = all_work * thread / n_threads, until = all_work * (thread + 1) / n_threads;
+    for (int64_t i = 0; i < b->n_sequences; i++) {
+        const batch_sequence *sequence = b->sequences + i;
+        attention_shape shape = sequence_shape(b, layer, sequence);
+        int64_t work = sequence->tokens * (sequence->start + sequence->tokens), parts = attention_parts(&shape);
+        int64_t begin = parts_until(from, before, work, parts), end = parts_until(until, before, work, parts);
+        int64_t row = sequence->first_row;
+        attend_parts(room->q + row * m->heads * m->head_dim, &shape,
+                     room->pieces + partial_results_floats(m->heads, m->head_dim, row), own, begin, end);
+        before += work;
+    }
+}
+
+/* own->attention <- the output for the rows of this thread's share, when all parts are done. */
+static void collect_rows(const batch *b, int64_t layer, const shared_room *room, const own_room *own,
+                         const row_share *share) {
+    const decode_model *m = b->model;
+    int64_t inner = m->heads * m->head_dim;
+    float *to = own->attention;
+    for (int64_t row = share->first; row < share->first + share->count; row++, to += inner) {
+        const float *partials = room->pieces + partial_results_floats(m->heads, m->head_dim, row);
+        if (is_prompt(b->sequences[b->owners[row]].tokens, m->heads, m->kv_heads))
+            memcpy(to, room->q + row * inner, (size_t)inner * 4);
+        else
+            merge_pieces(partials, m->heads, m->head_dim, (int)b->memory->layers[layer].values.kind, to);
+    }
+}
+
+static void paged_block(batch *b, int64_t number, const shared_room *room, const own_room *own, const row_share *share,
+                        team_barrier *barrier) {
     const decode_model *m = b->model;
     const decode_layer *layer = m->layers + number;
-    const paged_layer *paged = b->memory->layers + number;
-    paged_shape shape = b->shape;
-    shape.window = layer->window;
     normalise_rows(own->stream, layer->before_attention, m->epsilon, share->count, m->hidden, own->input);
     multiply(&layer->q, (float *const[]){room->q, room->k, room->v}, 3, own->input, share, own);
     meet(barrier);
-    place_rows(b, layer, paged, room, share->thread, share->n_threads);
+    place_rows(b, number, room, share->thread, share->n_threads);
     meet(barrier);
-    paged_attend(room->q, b->memory, paged, b->sequences, b->n_sequences, &shape, attention_room, share->thread,
-                 share->n_threads);
+    attend_batch(b, number, room, own->attention, share->thread, share->n_threads);
     meet(barrier);
-    multiply(&layer->o, &room->attended, 1, room->q + share->first * m->heads * m->head_dim, share, own);
+    collect_rows(b, number, room, own, share);
+    multiply(&layer->o, &room->attended, 1, own->attention, share, own);
     meet_for(share, barrier);
     add_output(own->stream, room->attended + share->first * m->hidden, layer->after_attention, m->epsilon,
                share->count, m->hidden, own->input);
@@ -76,16 +141,10 @@ static int64_t wanted_rows(const batch *b, const shared_room *room, const own_ro
     return wanted;
 }
 
-static paged_shape shape_of(const decode_model *m) {
-    return (paged_shape){m->heads, m->kv_heads, m->head_dim, 0, m->scale};
-}
-
 /* Bytes of the room, to be 64-byte aligned, that a call of `rows` rows on `threads` threads needs. */
 int64_t decode_batch_room(const decode_model *model, int64_t rows, int threads) {
     shared_room shared;
-    paged_shape shape = shape_of(model);
-    return lay_out_shared(model, rows, 0, NULL, &shared) +
-           own_bytes(model, rows, rows, threads, aligned(4 * paged_room_floats(&shape)));
+    return lay_out_shared(model, rows, rows, NULL, &shared) + own_bytes(model, rows, rows, threads);
 }
 
 /* x: (rows, hidden) embeddings; logits: (sequences that want them, vocabulary), in order of the sequences.
@@ -94,9 +153,8 @@ int decode_batch(const decode_model *model, const paged_memory *memory, const fl
                  int64_t n_sequences, const int32_t *owners, int64_t rows, float *logits, char *room, int threads) {
     team_barrier barrier = {0};
     shared_room shared;
-    batch b = {model, memory, sequences, owners, n_sequences, rows, shape_of(model), 0};
-    int64_t offset = lay_out_shared(model, rows, 0, room, &shared);
-    int64_t attention_bytes = aligned(4 * paged_room_floats(&b.shape));
+    batch b = {model, memory, sequences, owners, n_sequences, rows, 0};
+    int64_t offset = lay_out_shared(model, rows, rows, room, &shared);
 #pragma omp parallel num_threads(threads)
     {
         own_room own;
@@ -104,13 +162,11 @@ int decode_batch(const decode_model *model, const paged_memory *memory, const fl
         barrier.size = omp_get_num_threads();
         int thread = omp_get_thread_num(), n_threads = barrier.size;
         row_share share = share_of(rows, thread, n_threads);
-        int64_t size = lay_out_thread(model, rows, rows, n_threads, NULL, &own) + attention_bytes;
-        char *mine = room + offset + thread * size;
-        lay_out_thread(model, rows, rows, n_threads, mine, &own);
-        float *attention_room = (float *)(mine + size - attention_bytes);
+        int64_t size = lay_out_thread(model, rows, rows, n_threads, NULL, &own);
+        lay_out_thread(model, rows, rows, n_threads, room + offset + thread * size, &own);
         memcpy(own.stream, x + share.first * model->hidden, (size_t)(share.count * model->hidden) * 4);
         for (int64_t l = 0; l < model->n_layers; l++) {
-            paged_block(&b, l, &shared, &own, attention_room, &share, &barrier);
+            paged_block(&b, l, &shared, &own, &share, &barrier);
             feed_forward_block(model, model->layers + l, &shared, &own, &share, &barrier);
         }
         int64_t wanted = wanted_rows(&b, &shared, &own, &share, &barrier);

@@ -11,26 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from shoestring.kernels.cached_attention import CacheRows, StoredRows
 from shoestring.kernels.costs import cost_is_wanted, count_cost
 from shoestring.kernels.decode_step import PROMPT_TOKENS, DecodeStep
-from shoestring.kernels.dense_linear import FLAGS, STORAGE_KINDS
+from shoestring.kernels.dense_linear import FLAGS
 from shoestring.kernels.linear_kernel import aligned_copy, aligned_room
 from shoestring.kernels.native import load_library
-
-CODE_KINDS = {8: 3, 4: 4}
-"""Codes of so many bits, by their number in `paged_rows.h`."""
-
-
-@dataclass(frozen=True)
-class PagedPart:
-    """Keys or values of one layer: rows (blocks, kv_heads, slots, …) contiguous, of a type in
-    `STORAGE_KINDS`, or uint8 codes of `bits` bits with float16 grids (blocks, kv_heads, slots, 2), scale and
-    lowest value.
-    """
-
-    rows: Tensor
-    grids: Tensor | None = None
-    bits: int | None = None
 
 
 @dataclass(frozen=True)
@@ -45,12 +31,8 @@ class BatchSequence:
     wants_logits: bool = True
 
 
-class _Part(ctypes.Structure):
-    _fields_ = (("rows", ctypes.c_void_p), ("grids", ctypes.c_void_p), ("kind", ctypes.c_int64))
-
-
 class _Layer(ctypes.Structure):
-    _fields_ = (("keys", _Part), ("values", _Part))
+    _fields_ = (("keys", CacheRows), ("values", CacheRows))
 
 
 class _Memory(ctypes.Structure):
@@ -65,33 +47,29 @@ _SEQUENCE = np.dtype(
 class DecodeBatch:
     """A decoder as one function of (embeddings of many sequences, blocks) -> logits.
 
-    layers: keys and values of each layer, all in blocks of `slots` tokens. The angles of `step` must reach
-    all positions.
+    layers: keys and values of each layer, rows (block · kv_head, slot, …), all in blocks of `slots` tokens.
+    The angles of `step` must reach all positions.
 
     Raises: ValueError where keys or values do not fit the decoder; NoCompiler.
     """
 
-    def __init__(self, step: DecodeStep, layers: Sequence[tuple[PagedPart, PagedPart]]) -> None:
-        self.step, self.slots = step, layers[0][0].rows.shape[2]
-        self.n_blocks = min(part.rows.shape[0] for pair in layers for part in pair)
+    def __init__(self, step: DecodeStep, layers: Sequence[tuple[StoredRows, StoredRows]]) -> None:
+        self.step, self.slots = step, layers[0][0].rows.shape[1]
         _check(step, layers, self.slots)
+        blocks = min(part.rows.shape[0] for pair in layers for part in pair)
+        self.n_blocks = blocks // step.shape.num_key_value_heads
         self._library, self._alive = _library(), tuple(layers)
         self._layers = (_Layer * len(layers))()
         for to, pair in zip(self._layers, layers, strict=True):
-            to.keys, to.values = (_part(part) for part in pair)
+            to.keys, to.values = (part.struct for part in pair)
         self._memory = _Memory(ctypes.addressof(self._layers), self.slots)
         self._room = self._logits = aligned_room(0)
 
     @property
     def slot_bytes(self) -> int:
         """Bytes of keys and values of one token in all layers, grids included."""
-        return sum(
-            tensor[0, :, 0].numel() * tensor.element_size()
-            for pair in self._alive
-            for part in pair
-            for tensor in (part.rows, part.grids)
-            if tensor is not None
-        )
+        heads = self.step.shape.num_key_value_heads
+        return heads * sum(part.row_bytes for pair in self._alive for part in pair)
 
     def __call__(
         self, x: Float[Tensor, "rows hidden"], sequences: Sequence[BatchSequence]
@@ -170,26 +148,14 @@ def room_bytes(step: DecodeStep, rows: int) -> int:
     return int(_library().decode_batch_room(step.address, rows, torch.get_num_threads()))
 
 
-def _part(part: PagedPart) -> _Part:
-    kind = STORAGE_KINDS[part.rows.dtype] if part.bits is None else CODE_KINDS[part.bits]
-    return _Part(part.rows.data_ptr(), None if part.grids is None else part.grids.data_ptr(), kind)
-
-
-def _check(step: DecodeStep, layers: Sequence[tuple[PagedPart, PagedPart]], slots: int) -> None:
+def _check(step: DecodeStep, layers: Sequence[tuple[StoredRows, StoredRows]], slots: int) -> None:
     heads, dim = step.shape.num_key_value_heads, step.shape.head_dim
     for number, part in ((i, part) for i, pair in enumerate(layers) for part in pair):
-        if part.bits is not None and dim % (128 // part.bits):
+        rows, held, channels = part.rows.shape[0], part.rows.shape[1], part.head_dim
+        if rows % heads or (held, channels) != (slots, dim) or not part.rows.is_contiguous():
             raise ValueError(
-                f"heads have {dim} channels; in {part.bits} bits the compiled step takes multiples of "
-                f"{128 // part.bits}. Use {'8 or ' if part.bits == 4 and dim % 16 == 0 else ''}16 bits."
-            )
-        width = dim if part.bits is None else dim * part.bits // 8
-        fits = part.rows.shape[1:] == (heads, slots, width) and part.rows.is_contiguous()
-        known = part.rows.dtype == torch.uint8 if part.bits else part.rows.dtype in STORAGE_KINDS
-        if not fits or not known or (part.bits is None) != (part.grids is None):
-            raise ValueError(
-                f"layer {number}: blocks {tuple(part.rows.shape)} of {part.rows.dtype} do not fit "
-                f"(blocks, {heads}, {slots}, {width}), contiguous, with grids where there are codes."
+                f"layer {number}: rows of {channels} channels, {tuple(part.rows.shape)}, do not fit "
+                f"(blocks · {heads}, {slots}, {dim}), contiguous."
             )
 
 

@@ -93,7 +93,8 @@ static kernel_bytes bytes_of_kernels(const decode_model *model, int64_t tokens, 
     return needed;
 }
 
-static int64_t lay_out_shared(const decode_model *m, int64_t tokens, int64_t slots, char *room, shared_room *to) {
+/* few: tokens that are not of a prompt, at most. */
+static int64_t lay_out_shared(const decode_model *m, int64_t tokens, int64_t few, char *room, shared_room *to) {
     int64_t used = 0, inner = m->heads * m->head_dim, shared = m->kv_heads * m->head_dim;
     to->q = cut(&room, &used, tokens * inner);
     to->k = cut(&room, &used, tokens * shared);
@@ -102,7 +103,7 @@ static int64_t lay_out_shared(const decode_model *m, int64_t tokens, int64_t slo
     to->gate = cut(&room, &used, tokens * m->intermediate);
     to->up = cut(&room, &used, tokens * m->intermediate);
     to->down = cut(&room, &used, tokens * m->hidden);
-    to->pieces = cut(&room, &used, attention_floats(m->heads, m->kv_heads, m->head_dim, tokens, slots));
+    to->pieces = cut(&room, &used, partial_results_floats(m->heads, m->head_dim, few));
     to->refused = (int64_t *)cut(&room, &used, 2);
     return used;
 }
@@ -112,7 +113,7 @@ static int64_t lay_out_own(const decode_model *m, int64_t tokens, int64_t rows, 
     int64_t used = 0, normalised = rows > logit_rows ? rows : logit_rows;
     to->stream = cut(&room, &used, rows * m->hidden);
     to->input = cut(&room, &used, normalised * m->hidden);
-    to->attention = cut(&room, &used, attention_own_floats(m->heads, m->kv_heads, m->head_dim, tokens));
+    to->attention = cut(&room, &used, attention_own_floats(m->heads, m->head_dim, tokens, rows));
     to->gated = cut(&room, &used, rows * m->intermediate);
     to->prepared = cut(&room, &used, kernels.prepared / 4);
     to->scratch = cut(&room, &used, kernels.scratch / 4);
@@ -126,22 +127,27 @@ static int64_t lay_out_thread(const decode_model *m, int64_t tokens, int64_t log
     return lay_out_own(m, tokens, rows, logit_rows, bytes_of_kernels(m, tokens, rows, logit_rows), room, to);
 }
 
-/* The most that any team of up to `threads` threads needs for its own rooms, with `extra` bytes in each. */
-static int64_t own_bytes(const decode_model *m, int64_t tokens, int64_t logit_rows, int threads, int64_t extra) {
+/* The most that any team of up to `threads` threads needs for its own rooms. */
+static int64_t own_bytes(const decode_model *m, int64_t tokens, int64_t logit_rows, int threads) {
     own_room own;
     int64_t most = 0;
     for (int team = 1; team <= threads; team++) {
-        int64_t bytes = team * (lay_out_thread(m, tokens, logit_rows, team, NULL, &own) + extra);
+        int64_t bytes = team * lay_out_thread(m, tokens, logit_rows, team, NULL, &own);
         most = bytes > most ? bytes : most;
     }
     return most;
 }
 
+static int64_t few_tokens(const decode_model *m, int64_t tokens) {
+    return is_prompt(tokens, m->heads, m->kv_heads) ? 0 : tokens;
+}
+
 /* Bytes of the room, to be 64-byte aligned, that a call of `tokens` tokens on `threads` threads, or on fewer if
-   no more are to be had, needs where the cache will hold `slots` slots. */
-int64_t decode_room(const decode_model *model, int64_t tokens, int64_t slots, int threads) {
+   no more are to be had, needs. */
+int64_t decode_room(const decode_model *model, int64_t tokens, int threads) {
     shared_room shared;
-    return lay_out_shared(model, tokens, slots, NULL, &shared) + own_bytes(model, tokens, MOST_LOGITS, threads, 0);
+    int64_t bytes = lay_out_shared(model, tokens, few_tokens(model, tokens), NULL, &shared);
+    return bytes + own_bytes(model, tokens, MOST_LOGITS, threads);
 }
 
 static void normalise_rows(const float *x, const float *gain, float epsilon, int64_t rows, int64_t n, float *out) {
@@ -221,7 +227,7 @@ static void attention_block(const decode_model *m, const decode_layer *layer, co
                             const own_room *own, const row_share *share, int64_t start, team_barrier *barrier) {
     int64_t tokens = share->tokens, first = share->first, inner = m->heads * m->head_dim;
     attention_shape shape = {m->heads, m->kv_heads, m->head_dim, tokens, start, layer->window, layer->capacity,
-                             m->scale, layer->keys, layer->values};
+                             NULL, m->scale, layer->keys, layer->values};
     normalise_rows(own->stream, layer->before_attention, m->epsilon, share->count, m->hidden, own->input);
     multiply(&layer->q, (float *const[]){room->q, room->k, room->v}, 3, own->input, share, own);
     meet(barrier);
@@ -267,7 +273,7 @@ int64_t decode_step(const decode_model *model, const float *x, int64_t tokens, i
                  int64_t logit_rows, char *room, int threads) {
     team_barrier barrier = {0};
     shared_room shared;
-    int64_t offset = lay_out_shared(model, tokens, start + tokens, room, &shared);
+    int64_t offset = lay_out_shared(model, tokens, few_tokens(model, tokens), room, &shared);
     *shared.refused = 0;
 #pragma omp parallel num_threads(threads)
     {

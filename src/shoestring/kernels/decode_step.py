@@ -193,12 +193,11 @@ class DecodeStep:
         if not self._cache or start + tokens > self._cache[0].keys.shape[1]:
             raise ValueError(f"the cache has no room for slots {start} to {start + tokens - 1}.")
         threads, model, x = torch.get_num_threads(), ctypes.addressof(self._model), aligned_copy(x)
-        # The room depends on the slots only by whole pieces: asked for anew when one begins.
-        key = tokens, (start + tokens) // 128, threads
+        key = tokens, threads
         if key != self._known:
-            needed = self._library.decode_room(model, tokens, ((start + tokens) // 128 + 1) * 128, threads)
+            needed = self._library.decode_room(model, tokens, threads)
             if self._room.numel() < needed:
-                self._room = aligned_room(needed + needed // 4)
+                self._room = aligned_room(needed)
             self._known = key
         flops, n_bytes = self._cost(start + tokens) if cost_is_wanted() else (0, 0)
         with count_cost("decode_step", flops=tokens * flops, bytes=n_bytes):
@@ -272,6 +271,6 @@ def _library() -> ctypes.CDLL:
     pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
     library.decode_step.argtypes = [pointer, pointer, size, size, pointer, size, pointer, number]
     library.decode_step.restype = size
-    library.decode_room.argtypes = [pointer, size, size, number]
+    library.decode_room.argtypes = [pointer, size, number]
     library.decode_room.restype = size
     return library

@@ -48,18 +48,19 @@ INLINE void multiply_block(const float *from, int64_t down, int64_t right, const
         for (int j = 0; j < WIDE; j++) store_lanes(to + i * QUERIES + j * LANES, sums[i][j]);
 }
 
-INLINE void multiply_tile(const float *from, int64_t down, int64_t right, const float *with, int64_t depth, int64_t rows,
-                          const lanes factor[WIDE], float *to) {
+INLINE void multiply_tile(const float *from, int64_t down, int64_t right, const float *with, int64_t depth,
+                          int64_t rows, const lanes factor[WIDE], float *to) {
     int64_t i = 0;
     for (; i + TALL <= rows; i += TALL)
         multiply_block(from + i * down, down, right, with, depth, TALL, factor, to + i * QUERIES);
     for (; i < rows; i++) multiply_block(from + i * down, down, right, with, depth, 1, factor, to + i * QUERIES);
 }
 
-/* Rows of the cache as floats, (slots, n), channels in the order of the vectors. */
-INLINE void load_tile_of(const cache_rows *from, int64_t index, int64_t slots, int64_t n, int kind, float *to) {
+/* Neighbouring rows of the cache as floats, (slots, n), channels in the order of the vectors. */
+INLINE void load_run_of(const cache_rows *from, row_run rows, int64_t n, int kind, float *to) {
+    int64_t index = rows.index;
     const char *row = from->rows + index * row_bytes(kind, n);
-    for (int64_t s = 0; s < slots; s++, row += row_bytes(kind, n), to += n) {
+    for (int64_t s = 0; s < rows.slots; s++, row += row_bytes(kind, n), to += n) {
         float scale = 1.0f, lowest = 0.0f;
         if (kind >= CODES8) {
             scale = half_to_float(from->grids[2 * (index + s)]);
@@ -78,14 +79,26 @@ INLINE void load_tile_of(const cache_rows *from, int64_t index, int64_t slots, i
     }
 }
 
-static void load_tile(const cache_rows *from, int64_t index, int64_t slots, int64_t n, float *to) {
+static void load_run(const cache_rows *from, row_run rows, int64_t n, float *to) {
     switch (from->kind) {
-    case FLOAT32: load_tile_of(from, index, slots, n, FLOAT32, to); break;
-    case BFLOAT16: load_tile_of(from, index, slots, n, BFLOAT16, to); break;
-    case FLOAT16: load_tile_of(from, index, slots, n, FLOAT16, to); break;
-    case CODES8: load_tile_of(from, index, slots, n, CODES8, to); break;
-    case CODES4: load_tile_of(from, index, slots, n, CODES4, to); break;
-    default: load_tile_of(from, index, slots, n, CODES2, to);
+    case FLOAT32: load_run_of(from, rows, n, FLOAT32, to); break;
+    case BFLOAT16: load_run_of(from, rows, n, BFLOAT16, to); break;
+    case FLOAT16: load_run_of(from, rows, n, FLOAT16, to); break;
+    case CODES8: load_run_of(from, rows, n, CODES8, to); break;
+    case CODES4: load_run_of(from, rows, n, CODES4, to); break;
+    default: load_run_of(from, rows, n, CODES2, to);
+    }
+}
+
+/* Keys and values of a head from slot `first` on. */
+static void load_tile(const attention_shape *shape, int64_t head, int64_t first, int64_t slots,
+                      const block_room *room) {
+    int64_t n = shape->head_dim;
+    row_run rows;
+    for (int64_t s = 0; s < slots; s += rows.slots) {
+        rows = find_rows(shape, head, first + s, slots - s);
+        load_run(&shape->keys, rows, n, room->keys + s * n);
+        load_run(&shape->values, rows, n, room->values + s * n);
     }
 }
 
@@ -123,11 +136,10 @@ INLINE void weigh_tile(float *scores, int64_t slots, int64_t first, int masked, 
 
 INLINE void attend_tile(const attention_shape *shape, const block_room *room, int64_t head, int64_t first,
                         int64_t slots, int masked, block_state *state) {
-    int64_t n = shape->head_dim, index = head * shape->capacity + first;
+    int64_t n = shape->head_dim;
     const lanes nothing[WIDE] = {{0}};
     lanes factor[WIDE];
-    load_tile(&shape->keys, index, slots, n, room->keys);
-    load_tile(&shape->values, index, slots, n, room->values);
+    load_tile(shape, head, first, slots, room);
     memset(room->weights, 0, (size_t)(slots * QUERIES) * 4);
     multiply_tile(room->keys, n, 1, room->queries, n, slots, nothing, room->weights);
     weigh_tile(room->weights, slots, first, masked, state, factor);
@@ -167,8 +179,8 @@ static void end_block(const attention_shape *shape, int64_t head, int64_t first,
     }
 }
 
-static void attend_block(const float *q, const attention_shape *shape, int64_t head, int64_t first,
-                         const block_room *room, float *out) {
+static void attend_block(float *q, const attention_shape *shape, int64_t head, int64_t first,
+                         const block_room *room) {
     block_state state;
     begin_block(q, shape, head, first, room, &state);
     int64_t begin = state.first[0][0], lowest = state.last[0][0];
@@ -180,17 +192,23 @@ static void attend_block(const float *q, const attention_shape *shape, int64_t h
         else
             attend_tile(shape, room, head, slot, slots, 1, &state);
     }
-    end_block(shape, head, first, room, &state, out);
+    end_block(shape, head, first, room, &state, q);
 }
 
-/* Every so-manieth block for this thread, heads in turn: early blocks see less than late ones. */
-static void attend_blocks(const float *q, const attention_shape *shape, float *room, float *out, int thread,
-                          int n_threads) {
-    int64_t queries = shape->tokens * (shape->heads / shape->kv_heads);
-    int64_t blocks = (queries + QUERIES - 1) / QUERIES * shape->kv_heads;
+/* Blocks of queries of one key-value head. */
+INLINE int64_t query_blocks(const attention_shape *shape) {
+    return (shape->tokens * (shape->heads / shape->kv_heads) + QUERIES - 1) / QUERIES;
+}
+
+/* Blocks [begin, end) of the `query_blocks` of every key-value head. Early blocks see less than late ones: they
+   come in turn, so that as many of them are about as much work anywhere. Their output takes the place of q. */
+static void attend_blocks(float *q, const attention_shape *shape, float *room, int64_t begin, int64_t end) {
+    int64_t blocks = query_blocks(shape);
     block_room own = cut_block(room, shape->head_dim);
-    for (int64_t block = thread; block < blocks; block += n_threads)
-        attend_block(q, shape, block % shape->kv_heads, block / shape->kv_heads * QUERIES, &own, out);
+    for (int64_t i = begin; i < end; i++) {
+        int64_t turn = i % blocks, block = turn % 2 ? blocks - 1 - turn / 2 : turn / 2;
+        attend_block(q, shape, i / blocks, block * QUERIES, &own);
+    }
 }
 
 #endif

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from shoestring.kernels.decode_batch import BatchSequence, DecodeBatch, PagedPart
+from shoestring.kernels.cached_attention import StoredRows
+from shoestring.kernels.decode_batch import BatchSequence, DecodeBatch
 from shoestring.models.compiled_decoder import CompiledDecoder
 
 
@@ -14,8 +15,8 @@ class CompiledBatch(CompiledDecoder):
     own.
     """
 
-    def use_blocks(self, layers: Sequence[tuple[PagedPart, PagedPart]]) -> None:
-        """Keep keys and values of each layer here from now on. Raises: as `DecodeBatch`."""
+    def use_blocks(self, layers: Sequence[tuple[StoredRows, StoredRows]]) -> None:
+        """Keep keys and values of each layer here from now on. layers, Raises: as `DecodeBatch`."""
         self.batch = DecodeBatch(self.step, layers)
 
     def run(

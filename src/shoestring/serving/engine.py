@@ -10,7 +10,7 @@ from shoestring.errors import NoCompiler
 from shoestring.generation.block_storage import BlockStorage
 from shoestring.generation.decoder_runner import end_tokens
 from shoestring.generation.sampling import Sampling
-from shoestring.kernels.decode_batch import BatchSequence, PagedPart, room_bytes
+from shoestring.kernels.decode_batch import BatchSequence, room_bytes
 from shoestring.kernels.decode_step import PROMPT_TOKENS
 from shoestring.kernels.grouped_linear import Activations
 from shoestring.models.compiled_batch import CompiledBatch
@@ -111,7 +111,7 @@ class Engine:
         ]
         self._batch: CompiledBatch | NaiveBatch = compiled or NaiveBatch(model, self.storages)
         if compiled is not None:
-            compiled.use_blocks([paged_parts(storage) for storage in self.storages])
+            compiled.use_blocks([storage.rows() for storage in self.storages])
         self.scheduler = Scheduler(
             n_blocks, form.slots, settings.policy, max_context=cfg.max_position_embeddings,
             max_waiting=settings.max_waiting,
@@ -229,15 +229,6 @@ class Engine:
         if compiled is None:
             return logits
         return logits + room_bytes(compiled.step, rows) + 4 * rows * self.model.cfg.hidden_size
-
-
-def paged_parts(storage: BlockStorage) -> tuple[PagedPart, PagedPart]:
-    """Keys and values of a layer as the compiled step reads them."""
-    form, parts = storage.form, storage.parts
-    return (
-        PagedPart(parts["k"], parts.get("k_scales"), form.key_bits),
-        PagedPart(parts["v"], parts.get("v_scales"), form.value_bits),
-    )
 
 
 def _compiled(model: Decoder, activations: Activations) -> CompiledBatch | None:

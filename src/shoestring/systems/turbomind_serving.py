@@ -13,6 +13,7 @@ from shoestring.errors import NoCompiler
 from shoestring.kernels.grouped_linear import Activations
 from shoestring.models.decoder import Decoder
 from shoestring.numbers.block_format import BlockFormat
+from shoestring.numbers.token_cache_format import TokenCacheFormat
 from shoestring.serving import (
     ChunkedPrefill,
     Emit,
@@ -48,7 +49,7 @@ THROUGHPUT = Claim(
     paper_ratio=1 / 1.39,
     bar=1 / 1.2,
 )
-FORMS = {"KV16": BlockFormat(16), "KV4": BlockFormat(16, 4, 4)}
+FORMS = {"KV16": BlockFormat(16), "KV4": BlockFormat(16, TokenCacheFormat(4, 4))}
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def serving_rows(
     plan = engines["KV4"].plan
     assert plan is not None
     narrow = plan_memory(
-        model.cfg, plan.budget_bytes, BlockFormat(16, 8, 8), torch.float16,
+        model.cfg, plan.budget_bytes, BlockFormat(16, TokenCacheFormat(8, 8)), torch.float16,
         weights_bytes=plan.weights_bytes, buffers_bytes=plan.buffers_bytes,
     )  # fmt: skip
     rows = [
