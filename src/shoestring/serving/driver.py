@@ -66,9 +66,11 @@ class EngineDriver:
         try:
             while self.engine.busy or not self._closing.is_set() or not self._commands.empty():
                 self._take_commands()
-                for message in self.engine.step():
-                    self._tell(message)
+                messages = self.engine.step()
+                # First: who hears of an end and looks must not see the request at work still.
                 self._on_step()
+                for message in messages:
+                    self._tell(message)
         except BaseException as error:
             # Nobody reads this thread's end: every request must hear of it.
             self.error = error
