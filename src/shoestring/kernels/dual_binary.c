@@ -41,6 +41,8 @@ static inline __m512 table_of(uint32_t pair) {
             for (int r = 0; r < ROWS; r++) {                                                                 \
                 int64_t at = (r < rows ? r : 0) * runs + run;                                                \
                 table[r] = table_of(levels[at]);                                                             \
+                /* The same place in the rows that come next, where hardware has not been yet. */            \
+                if (run % 4 == 0) __builtin_prefetch(codes + 16 * (at + ROWS * runs));                       \
                 code[r] = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(codes + 16 * at)));         \
             }                                                                                                \
             for (int j = 0; j < 4; j++) {                                                                    \

@@ -47,6 +47,8 @@ INLINE void multiply(int rows, int columns, int dense, int kind, int pairs, stre
                      int64_t blocks, vec *total) {
     vec sum[4][COLUMNS];
     const char *next[4];
+    /* The same place in the rows that come next: at the end of a row hardware cannot know where the next one is. */
+    int64_t ahead = rows > 1 ? (from[rows - 1].values - from[0].values) * rows / (rows - 1) : 512;
 #pragma GCC unroll 4
     for (int r = 0; r < rows; r++) {
         next[r] = from[r].values;
@@ -57,6 +59,8 @@ INLINE void multiply(int rows, int columns, int dense, int kind, int pairs, stre
         uint32_t mask[4];
 #pragma GCC unroll 4
         for (int r = 0; r < rows; r++) mask[r] = dense ? 0 : from[r].masks[b];
+        if (!dense)
+            for (int r = 0; r < rows; r++) __builtin_prefetch(next[r] + ahead);
 #if HAS_BFLOAT16_PRODUCTS
         if (pairs) {
             __m512i w[4];
