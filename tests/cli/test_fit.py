@@ -105,8 +105,12 @@ def test_fit_saves_a_model_within_the_budget_with_its_proof(arguments, tmp_path,
     assert run([*arguments, "--memory", "60KiB", "--out", str(out), "--resume"]) == 0
     assert "holds this fit already" in capsys.readouterr().err
     assert (out / "proof.json").stat().st_mtime_ns == stamp
+    capsys.readouterr()
     assert run([*arguments, "--memory", "70KiB", "--out", str(out), "--resume"]) == 0
     assert (out / "proof.json").stat().st_mtime_ns > stamp
+    states = json.loads((out / "proof.json").read_text())["states"]
+    faster = states[-1]["tokens_per_second"] / states[0]["tokens_per_second"]
+    assert f"fitted, it decodes at {faster:.1f} times the speed" in capsys.readouterr().out
 
 
 def test_a_budget_out_of_reach_exits_1_with_the_smallest_model(arguments, tmp_path, capsys):

@@ -59,6 +59,8 @@ def show_proof(proof: dict[str, Any], folder: Path, gguf: Path | None, json: boo
     else:
         console = out()
         console.print(_table(proof))
+        if faster := _faster_line(proof["states"]):
+            console.print(faster, soft_wrap=True)
         if proof["speed"] is not None:
             console.print(_speed_line(proof["speed"]), soft_wrap=True)
         if proof["cache_bytes"] is not None:
@@ -72,6 +74,14 @@ def show_proof(proof: dict[str, Any], folder: Path, gguf: Path | None, json: boo
             console.print(line, soft_wrap=True)
     if not proof["met"]:
         say_not_met(proof)
+
+
+def _faster_line(states: list[dict[str, Any]]) -> str | None:
+    """How fast the fitted model decodes beside the one as shipped, where both were timed."""
+    shipped, fitted = states[0]["tokens_per_second"], states[-1]["tokens_per_second"]
+    if not shipped or not fitted:
+        return None
+    return f"fitted, it decodes at {fitted / shipped:.1f} times the speed of the model as shipped"
 
 
 def _speed_line(speed: dict[str, Any]) -> str:
