@@ -14,7 +14,7 @@ from shoestring.compression.fitted import FitSettings
 from shoestring.compression.group_quantize import GPTQ
 from shoestring.compression.kv_quantize import KVQuantize
 from shoestring.compression.scale_tuning import ScaleTuning
-from shoestring.compression.speed import MARGIN, SpeedGoal
+from shoestring.compression.speed import MARGIN, TRUSTED_RATIO, SpeedGoal
 from shoestring.compression.weight_matrix import is_embedding, matrix_shape
 from shoestring.layers.packed_linear import PackedLinear
 from shoestring.numbers.grouped_affine import ZeroPoint
@@ -119,6 +119,21 @@ def test_a_prediction_that_was_off_is_corrected_by_what_was_measured(model):
     fitted = fit(model, windows(), None, speed=SpeedGoal(wanted, lazy), settings=SETTINGS, menu=MENU)
     assert fitted.attempts[0].speed.measured > 1.2 * wanted
     assert wanted <= fitted.speed.measured < 1.15 * wanted
+    assert fitted.met
+
+
+def test_a_speed_missed_by_little_is_planned_again(model):
+    """An error that a plan would be trusted with is corrected all the same where the speed was missed."""
+    clock = FakeClock(truth=1.1)
+    weights = sum(math.prod(matrix_shape(slot.module)) for slot in slots(model))
+    clock.rest_seconds = lambda cache: 1.2 * weights * 4 * SECONDS_PER_BIT
+    rest, bits = clock.rest_seconds(None), 4 * weights * SECONDS_PER_BIT
+    clock.step_seconds = lambda made: rest + 1.1 * FakeClock().step_seconds(made) - 1.1e-3
+    fitted = fit(
+        model, windows(), None, speed=SpeedGoal(1 / (rest + bits), clock), settings=SETTINGS, menu=MENU
+    )
+    first = fitted.attempts[0].speed
+    assert first.measured < first.wanted < first.predicted < TRUSTED_RATIO * first.measured
     assert fitted.met
 
 

@@ -90,13 +90,15 @@ class Pace:
     def learn(self, choice: Choice, cache: CacheOption | None, step_seconds: float) -> bool:
         """Correct the predictions by a measured step, where another division could gain from that.
 
-        That is where the prediction was off, and the speed was missed or held the choice back needlessly.
+        That is where a plan that was to reach the speed missed it, however little, or where the prediction was
+        off and held the choice back.
         """
         predicted = self._predicted(choice, cache)
         off = not 1 / TRUSTED_RATIO <= step_seconds / predicted <= TRUSTED_RATIO
         wanted = 1 / self.goal.tokens_per_second
-        idle = step_seconds * WORTHWHILE < wanted and predicted * MARGIN * WORTHWHILE > wanted
-        if not off or not (step_seconds > wanted or idle) or choice.seconds <= 0:
+        missed = step_seconds > wanted and (predicted <= wanted or off)
+        idle = off and step_seconds * WORTHWHILE < wanted and predicted * MARGIN * WORTHWHILE > wanted
+        if not (missed or idle) or choice.seconds <= 0:
             return False
         layers = max(step_seconds - self._rest(cache), 0.0)
         ratio = min(max(layers / choice.seconds, 1 / LARGEST_CORRECTION), LARGEST_CORRECTION)
