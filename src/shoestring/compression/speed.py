@@ -90,8 +90,8 @@ class Pace:
     def learn(self, choice: Choice, cache: CacheOption | None, step_seconds: float) -> bool:
         """Correct the predictions by a measured step, where another division could gain from that.
 
-        That is where a plan that was to reach the speed missed it, however little, or where the prediction was
-        off and held the choice back.
+        That is where a plan that was to reach the speed missed it, however little, or where the prediction
+        was off and held the choice back.
         """
         predicted = self._predicted(choice, cache)
         off = not 1 / TRUSTED_RATIO <= step_seconds / predicted <= TRUSTED_RATIO
