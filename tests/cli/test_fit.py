@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from gguf import GGUFReader
 from tests.compression.llama_cpp_process import ask_llama_cpp
 from tests.compression.models import byte_tokenizer
@@ -22,6 +23,7 @@ from transformers import (
 )
 
 import shoestring
+from shoestring.cli.fit_output import say_not_met
 from shoestring.cli.main import run
 from shoestring.cli.sizes import format_bytes, parse_bytes
 from shoestring.compression import RoundToNearest, apply
@@ -272,6 +274,18 @@ def test_a_speed_is_a_budget_too(arguments, bit_clock, tmp_path, capsys):
     assert both["speed"]["measured"] >= 650
     assert both["file_bytes"] <= 70 * 1024
     assert both["states"][-1]["quality"]["kld"] > proof["states"][-1]["quality"]["kld"]
+
+
+def test_a_plan_that_was_not_kept_is_no_proof_of_what_is_reachable(capsys):
+    document = {
+        "file_bytes": 1024, "cache_bytes": None, "budget_bytes": None,
+        "speed": {"wanted": 230, "predicted": 237.0, "measured": 227.6},
+    }  # fmt: skip
+    with pytest.raises(typer.Exit) as stopped:
+        say_not_met(document)
+    assert stopped.value.exit_code == 1
+    expected = "230 tokens/s were not reached; the fastest measured are 227.6, in 1.0 KiB (1024 bytes)"
+    assert expected in capsys.readouterr().err
 
 
 def test_a_speed_out_of_reach_exits_1_with_the_fastest(arguments, bit_clock, tmp_path, capsys):

@@ -208,6 +208,16 @@ def test_fake_tensors_measure_what_does_not_fit():
     assert memory.peak_bytes == 2 * 2**42
 
 
+def test_meta_tensors_take_nothing():
+    shadow = nn.Linear(64, 256, device="meta")
+    with LiveMemory(shadow) as memory:
+        real = torch.zeros(10)
+        shadow(torch.empty(32, 64, device="meta"))
+        shadow.to_empty(device="cpu")
+    assert memory.peak_bytes == real.nbytes + 4 * (64 * 256 + 256)
+    assert memory.static_bytes == 0
+
+
 def test_what_holds_no_tensors_is_refused():
     with pytest.raises(TypeError, match="int holds no tensors; register modules"):
         LiveMemory(3)

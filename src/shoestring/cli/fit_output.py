@@ -101,10 +101,13 @@ def say_not_met(document: dict[str, Any]) -> None:
     else:
         within = "" if budget is None else f" within {format_bytes(budget)}"
         known = "predicted" if speed["measured"] is None else "measured"
-        line = (
-            f"{speed['wanted']:g} tokens/s cannot be met{within}; the fastest reachable is "
-            f"{speed[known]:.1f} tokens/s ({known}), in {reached}"
-        )
+        if known == "measured" and speed["predicted"] >= speed["wanted"]:
+            # A plan that promised the speed and was not kept says nothing of what else could be reached.
+            line = f"{speed['wanted']:g} tokens/s were not reached{within}; the fastest measured are "
+            line += f"{speed['measured']:.1f}, in {reached}"
+        else:
+            line = f"{speed['wanted']:g} tokens/s cannot be met{within}; the fastest reachable is "
+            line += f"{speed[known]:.1f} tokens/s ({known}), in {reached}"
         if document.get("states"):
             line += f", at a divergence of {document['states'][-1]['quality']['kld']:.4f} nats a token"
     print(f"shoestring: {line}", file=sys.stderr)

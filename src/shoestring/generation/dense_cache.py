@@ -5,14 +5,11 @@ from torch import Tensor
 
 from shoestring.generation.slot_cache import POS, LayerStore
 from shoestring.generation.slot_table import SlotTable
-from shoestring.generation.step_cache import StepCache
+from shoestring.generation.step_cache import ColumnStore, StepCache
 
 
-class DenseStore:
+class DenseStore(ColumnStore):
     """Keys and values of one layer as two columns of its slot table."""
-
-    def __init__(self, table: SlotTable) -> None:
-        self.table = table
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -38,18 +35,6 @@ class DenseStore:
 
     def keys_values(self) -> tuple[Tensor, Tensor]:
         return self.table.read("k"), self.table.read("v")
-
-    def gather(self, keep: Tensor) -> None:
-        self.table.gather(keep)
-
-    def truncate(self, counts: Tensor) -> None:
-        self.table.truncate(counts)
-
-    def permute(self, start: Tensor, order: Tensor) -> None:
-        self.table.permute(start, order)
-
-    def reorder(self, samples: Tensor) -> None:
-        self.table.reorder(samples)
 
     def clone(self) -> "DenseStore":
         return DenseStore(self.table.clone())

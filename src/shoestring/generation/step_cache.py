@@ -1,20 +1,36 @@
 """What the compiled decode step asks of a cache that it reads and writes by itself."""
 
-from typing import Protocol, runtime_checkable
-
 from torch import Tensor
 
-from shoestring.generation.slot_cache import LayerStore, SlotCache
+from shoestring.generation.slot_cache import SlotCache
+from shoestring.generation.slot_table import SlotTable
 
 
-@runtime_checkable
-class ColumnStore(LayerStore, Protocol):
-    """A layer store that is columns of its slot table and nothing else."""
+class ColumnStore:
+    """Keys and values of one layer as columns of its slot table and nothing else.
+
+    What is done to slots is done to the table; `append`, `keys_values`, `clone` and sizes differ by kind.
+    """
+
+    def __init__(self, table: SlotTable) -> None:
+        self.table = table
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Their names: keys, values, positions, and what else it fills."""
-        ...
+        raise NotImplementedError
+
+    def gather(self, keep: Tensor) -> None:
+        self.table.gather(keep)
+
+    def truncate(self, counts: Tensor) -> None:
+        self.table.truncate(counts)
+
+    def permute(self, start: Tensor, order: Tensor) -> None:
+        self.table.permute(start, order)
+
+    def reorder(self, samples: Tensor) -> None:
+        self.table.reorder(samples)
 
 
 class StepCache(SlotCache):

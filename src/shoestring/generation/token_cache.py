@@ -8,7 +8,7 @@ from torch import Tensor
 
 from shoestring.generation.slot_cache import POS, LayerStore
 from shoestring.generation.slot_table import SlotTable
-from shoestring.generation.step_cache import StepCache
+from shoestring.generation.step_cache import ColumnStore, StepCache
 from shoestring.numbers.token_cache_format import (
     TokenCacheFormat,
     check_float16,
@@ -25,14 +25,15 @@ def grid_column(part: str) -> str:
     return f"{part} grid"
 
 
-class TokenStore:
+class TokenStore(ColumnStore):
     """Keys and values of one layer as columns of its slot table: codes and grids, or float16.
 
     dtype: in which keys and values are given back.
     """
 
     def __init__(self, table: SlotTable, form: TokenCacheFormat, head_dim: int, dtype: torch.dtype) -> None:
-        self.table, self.form, self.head_dim, self.dtype = table, form, head_dim, dtype
+        super().__init__(table)
+        self.form, self.head_dim, self.dtype = form, head_dim, dtype
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -70,18 +71,6 @@ class TokenStore:
         """All keys and values, (batch, heads, longest row, channels); codes are decoded at every call."""
         k, v = (self._read(part) for part in ("k", "v"))
         return k, v
-
-    def gather(self, keep: Tensor) -> None:
-        self.table.gather(keep)
-
-    def truncate(self, counts: Tensor) -> None:
-        self.table.truncate(counts)
-
-    def permute(self, start: Tensor, order: Tensor) -> None:
-        self.table.permute(start, order)
-
-    def reorder(self, samples: Tensor) -> None:
-        self.table.reorder(samples)
 
     def clone(self) -> "TokenStore":
         return TokenStore(self.table.clone(), self.form, self.head_dim, self.dtype)

@@ -112,18 +112,13 @@ static void paged_block(batch *b, int64_t number, const shared_room *room, const
                         team_barrier *barrier) {
     const decode_model *m = b->model;
     const decode_layer *layer = m->layers + number;
-    normalise_rows(own->stream, layer->before_attention, m->epsilon, share->count, m->hidden, own->input);
-    multiply(&layer->q, (float *const[]){room->q, room->k, room->v}, 3, own->input, share, own);
-    meet(barrier);
+    project_rows(m, layer, room, own, share, barrier);
     place_rows(b, number, room, share->thread, share->n_threads);
     meet(barrier);
     attend_batch(b, number, room, own->attention, share->thread, share->n_threads);
     meet(barrier);
     collect_rows(b, number, room, own, share);
-    multiply(&layer->o, &room->attended, 1, own->attention, share, own);
-    meet_for(share, barrier);
-    add_output(own->stream, room->attended + share->first * m->hidden, layer->after_attention, m->epsilon,
-               share->count, m->hidden, own->input);
+    add_attention(m, layer, own->attention, room, own, share, barrier);
 }
 
 /* own->input <- the last row of every sequence that wants logits, normalised; how many there are. */

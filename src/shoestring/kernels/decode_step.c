@@ -223,22 +223,33 @@ static void meet_for(const row_share *share, team_barrier *barrier) {
     if (!share->by_rows) meet(barrier);
 }
 
-static void attention_block(const decode_model *m, const decode_layer *layer, const shared_room *room,
-                            const own_room *own, const row_share *share, int64_t start, team_barrier *barrier) {
-    int64_t tokens = share->tokens, first = share->first, inner = m->heads * m->head_dim;
-    attention_shape shape = {m->heads, m->kv_heads, m->head_dim, tokens, start, layer->window, layer->capacity,
-                             NULL, m->scale, layer->keys, layer->values};
+/* The rows of this thread's share become queries, keys and values; all of them are there when it returns. */
+static void project_rows(const decode_model *m, const decode_layer *layer, const shared_room *room,
+                         const own_room *own, const row_share *share, team_barrier *barrier) {
     normalise_rows(own->stream, layer->before_attention, m->epsilon, share->count, m->hidden, own->input);
     multiply(&layer->q, (float *const[]){room->q, room->k, room->v}, 3, own->input, share, own);
     meet(barrier);
-    place_heads(m, layer, room, tokens, start, share->thread, share->n_threads);
+}
+
+/* What attention gave the rows of this thread's share goes through its last layer to the residual stream. */
+static void add_attention(const decode_model *m, const decode_layer *layer, const float *seen, const shared_room *room,
+                          const own_room *own, const row_share *share, team_barrier *barrier) {
+    multiply(&layer->o, &room->attended, 1, seen, share, own);
+    meet_for(share, barrier);
+    add_output(own->stream, room->attended + share->first * m->hidden, layer->after_attention, m->epsilon,
+               share->count, m->hidden, own->input);
+}
+
+static void attention_block(const decode_model *m, const decode_layer *layer, const shared_room *room,
+                            const own_room *own, const row_share *share, int64_t start, team_barrier *barrier) {
+    attention_shape shape = {m->heads, m->kv_heads, m->head_dim, share->tokens, start, layer->window, layer->capacity,
+                             NULL, m->scale, layer->keys, layer->values};
+    project_rows(m, layer, room, own, share, barrier);
+    place_heads(m, layer, room, share->tokens, start, share->thread, share->n_threads);
     meet(barrier);
     const float *seen =
         attend(room->q, &shape, room->pieces, own->attention, share->thread, share->n_threads, barrier);
-    multiply(&layer->o, &room->attended, 1, seen + first * inner, share, own);
-    meet_for(share, barrier);
-    add_output(own->stream, room->attended + first * m->hidden, layer->after_attention, m->epsilon, share->count,
-               m->hidden, own->input);
+    add_attention(m, layer, seen + share->first * m->heads * m->head_dim, room, own, share, barrier);
 }
 
 static void feed_forward_block(const decode_model *m, const decode_layer *layer, const shared_room *room,

@@ -202,7 +202,10 @@ def _flat_tensors(value: Any) -> Iterator[Tensor]:
 
 
 def _storages_of(tensor: Tensor) -> Iterator[torch.UntypedStorage]:
-    """The storages behind a tensor: one, or those of the parts of a sparse or wrapped one."""
+    """The storages behind a tensor: one, or those of the parts of a sparse or wrapped one; none of a meta
+    tensor, which takes no memory."""
+    if tensor.is_meta:
+        return
     if is_traceable_wrapper_subclass(tensor):
         names, _ = tensor.__tensor_flatten__()
         parts = [getattr(tensor, name) for name in names]
