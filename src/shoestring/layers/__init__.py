@@ -7,11 +7,13 @@ from shoestring.layers.float_coded_linear import FloatCodedLinear
 from shoestring.layers.low_rank_linear import LowRankLinear
 from shoestring.layers.norm import RMSNorm
 from shoestring.layers.packed_linear import PackedEmbedding, PackedLinear, PackedWeight
+from shoestring.layers.parameter_hint import ParameterHint, hinted_parameters
 from shoestring.layers.reordered_linear import ReorderedLinear
 from shoestring.layers.rotary import LinearScaling, Llama3Scaling, Rope, YarnScaling
 from shoestring.layers.row_sparse_linear import RowSparseLinear, sparse_tail
 from shoestring.layers.scaled_embedding import ScaledEmbedding
 from shoestring.layers.sparse_linear import SparseLinear
+from shoestring.layers.state import Recurrent, State, clone_state, reorder_state, state_bytes
 
 __all__ = [
     "AttendOut",
@@ -29,15 +31,22 @@ __all__ = [
     "PackedEmbedding",
     "PackedLinear",
     "PackedWeight",
+    "ParameterHint",
     "RMSNorm",
+    "Recurrent",
     "ReorderedLinear",
     "Rope",
     "RowSparseLinear",
     "ScaledEmbedding",
     "SparseLinear",
+    "State",
     "Tree",
     "YarnScaling",
     "attend",
+    "clone_state",
+    "hinted_parameters",
     "merge",
+    "reorder_state",
     "sparse_tail",
+    "state_bytes",
 ]
