@@ -5,14 +5,14 @@ llama.cpp and torch, in turns.
         [--model smollm2-135m]
 
 All run one model on the same threads. llama.cpp and "the file" read the same file. That of SmolLM2-135M has
-matrices in Q4_1, embedding and head in Q8_0; that of gemma3-270m has Q5_0, Q8_0, Q4_K and Q6_K. The last
-two have scales that no float16 holds: ours keeps those matrices as float32, and its bytes say so. The
-others of ours are rounded from its weights: the matrices to so many bits with a scale and an offset per 32,
-embedding and head to 8. A sample feeds `tokens` tokens behind the same 512, then takes them back; with
---prompt it feeds 512 at once to an empty cache. "Reading" adds up the bytes of the file: no decoder that
-reads all of them can be faster. Spinning threads lose far more than others where a processor is shared: run
-it on a quiet machine. The table goes to benchmarks/results/decode_tokens.json, or prompt_tokens.json, for
-another model with its name. Needs the `peers` extra for llama.cpp.
+matrices in Q4_1, embedding and head in Q8_0; that of gemma3-270m has Q5_0, Q8_0, Q4_K and Q6_K. The last two
+have scales in two levels: ours holds their products as float32, 6 and 8 bits a weight instead of 4.5 and 6.6,
+and its bytes say so. The others of ours are rounded from its weights: the matrices to so many bits with a
+scale and an offset per 32, embedding and head to 8. A sample feeds `tokens` tokens behind the same 512, then
+takes them back; with --prompt it feeds 512 at once to an empty cache. "Reading" adds up the bytes of the
+file: no decoder that reads all of them can be faster. Spinning threads lose far more than others where a
+processor is shared: run it on a quiet machine. The table goes to benchmarks/results/decode_tokens.json, or
+prompt_tokens.json, for another model with its name. Needs the `peers` extra for llama.cpp.
 """
 
 import argparse

@@ -16,7 +16,7 @@ from shoestring.numbers.grouped_affine import GroupedAffine, ZeroPoint
     bits=st.integers(2, 8),
     group_size=st.sampled_from([1, 3, 5, 8, 32]),
     zero_point=st.sampled_from(list(ZeroPoint)),
-    scale_bits=st.sampled_from([6, 8, 16]),
+    scale_bits=st.sampled_from([6, 8, 16, 32]),
     rows=st.integers(1, 9),
     groups=st.integers(1, 7),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),

@@ -28,7 +28,7 @@ forms = st.builds(
     bits=st.integers(2, 8),
     group_size=st.sampled_from([1, 3, 8, 16, 24, 32, 36, 48, 64, 96, 97, 128]),
     zero_point=st.sampled_from(ZeroPoint),
-    scale_bits=st.sampled_from([6, 8, 16]),
+    scale_bits=st.sampled_from([6, 8, 16, 32]),
 )
 
 

@@ -13,12 +13,13 @@ from shoestring.models.packed_gguf import can_stay_packed, packed_weight
 from .gguf_bytes import every_kind
 
 Kind = gguf.GGMLQuantizationType
-KINDS = [Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1, Kind.Q8_0]
+LEGACY = [Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1, Kind.Q8_0]
+KINDS = [*LEGACY, Kind.Q2_K, Kind.Q3_K, Kind.Q4_K, Kind.Q5_K, Kind.Q6_K]
 
 
 def test_every_kind_keeps_its_weights_bit_for_bit(tmp_path):
     path = tmp_path / "kinds.gguf"
-    path.write_bytes(every_kind([*KINDS, Kind.Q6_K, Kind.F16]).write().data)
+    path.write_bytes(every_kind([*KINDS, Kind.TQ1_0, Kind.F16]).write().data)
     file = GGUFFile(path)
     kept = [name for name in file if can_stay_packed(file, name)]
     assert {file.tensors[name].kind for name in kept} == set(KINDS)

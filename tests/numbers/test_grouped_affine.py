@@ -22,7 +22,7 @@ forms = st.builds(
     bits=st.integers(2, 8),
     group_size=st.sampled_from([1, 2, 3, 7, 16, 32]),
     zero_point=st.sampled_from(list(ZeroPoint)),
-    scale_bits=st.sampled_from([6, 8, 16]),
+    scale_bits=st.sampled_from([6, 8, 16, 32]),
 )
 
 
@@ -77,7 +77,7 @@ def test_min_max_equals_its_naive_form_and_clips_nothing_much(form, seed):
     weight = matrix(form, 3, 2, seed)
     fast, naive = fit_min_max(form, weight), naive_fit_min_max(form, weight)
     torch.testing.assert_close(fast.scale, naive.scale, rtol=2e-3, atol=1e-7)
-    if form.scale_bits == 16:
+    if form.scale_bits >= 16:
         error = (form.decode(form.encode(weight, fast), fast) - weight).abs()
         # An integer zero may shift the range by half a step; float16 may shorten it by 2^-11.
         assert (error <= fast.scale.repeat_interleave(form.group_size, 1) * 1.01 + 1e-5).all()
@@ -91,7 +91,7 @@ def test_least_squares_is_never_worse_than_min_max(form, seed, weighted):
         importance = torch.rand(weight.shape[1], generator=torch.Generator().manual_seed(seed)) ** 4
     best = weighted_errors(form, weight, fit_least_squares(form, weight, importance), importance)
     plain = weighted_errors(form, weight, fit_min_max(form, weight), importance)
-    if form.scale_bits == 16:
+    if form.scale_bits >= 16:
         assert (best <= plain + 1e-12).all()
     assert best.sum() <= plain.sum() + 1e-10
 
@@ -142,7 +142,7 @@ def test_gguf_blocks_are_represented_exactly(kind, form):
 
 def test_a_constant_group_and_a_zero_matrix_survive():
     for zero_point in ZeroPoint:
-        for scale_bits in (6, 8, 16):
+        for scale_bits in (6, 8, 16, 32):
             form = GroupedAffine(4, 4, zero_point, scale_bits)
             nothing = torch.zeros(2, 8)
             grid = fit_least_squares(form, nothing)
@@ -187,7 +187,7 @@ def test_bytes_of_a_known_matrix():
         ({"bits": 9}, "bits=9 is not a width of a code; use 2 to 8"),
         ({"bits": 1}, "use 2 to 8"),
         ({"group_size": 0}, "group_size=0 is not a number of columns"),
-        ({"scale_bits": 7}, "scale_bits=7 is not a width of a scale; use 16, 8 or 6"),
+        ({"scale_bits": 7}, "scale_bits=7 is not a width of a scale; use 32, 16, 8 or 6"),
     ],
 )
 def test_formats_that_do_not_exist(arguments, message):

@@ -17,6 +17,9 @@
 typedef uint8_t bytes __attribute__((vector_size(64)));
 typedef uint64_t words __attribute__((vector_size(64)));
 
+enum shift { SYMMETRIC = 0, INTEGER = 1, REAL = 2 }; /* what there is beside a scale */
+enum scale { HALVES = 0, BYTES = 1, FLOATS = 2 };    /* how it is stored, and an offset with it */
+
 enum { QUADS = 4, QUARTET = 16, PLANE_BYTES = 32 /* of a quartet, per bit */ };
 
 typedef struct {

@@ -1,10 +1,10 @@
 /* A linear layer whose weights are codes with a scale per group of inputs: w = s·(q − z) + o.
 
-   weights: 0, 1, 2: the planes of `grouped_codes.h`; 3: scales, (tiles, groups, 16), float16 or unsigned bytes
-   that mean (code + 1) · multiplier; 4: zero points as bytes or offsets as float16, in the same order, where
-   there are any; 5: multipliers (tiles, 16) float32, where scales are bytes. Rows beyond `outputs` are zeros.
+   weights: 0, 1, 2: the planes of `grouped_codes.h`; 3: scales, (tiles, groups, 16), float16 or float32 or
+   unsigned bytes that mean (code + 1) · multiplier; 4: zero points as bytes or offsets, as float32 beside such
+   scales and else as float16, in the same order, where there are any; 5: multipliers (tiles, 16) float32, where scales are bytes. Rows beyond `outputs` are zeros.
    sizes: 0: inputs of a block, for which x is scaled together; 1: quartets that a block takes; 2: blocks of a
-   group; 3: blocks of a row; 4: what there is beside the scale; 5: whether scales are bytes.
+   group; 3: blocks of a row; 4: what there is beside the scale; 5: how scales are stored.
 
    Few rows of x meet a tile of 16 outputs in registers; for many see `grouped_many.h`.
    With x in int8 the sums inside a block are whole numbers and exact; x ≈ t·k with k in −127…127 and t a float
@@ -15,7 +15,6 @@
 #include "grouped_codes.h"
 #include "linear_kernel.h"
 
-enum shift { SYMMETRIC = 0, INTEGER = 1, REAL = 2 };
 enum { ROWS = 4 };
 
 typedef struct {
@@ -28,7 +27,7 @@ typedef struct {
 
 typedef struct {
     int64_t block, quartets, blocks_per_group, blocks, places;
-    int shift, byte_scales;
+    int shift, scale; /* enums of grouped_codes.h */
 } grouping;
 
 INLINE grouping grouping_of(const linear_kernel *self) {
@@ -165,12 +164,16 @@ INLINE lanes widen_bytes(const uint8_t *from) {
 }
 
 INLINE lanes scales_at(const linear_kernel *self, const grouping *g, int64_t group) {
-    if (g->byte_scales) return widen_bytes((const uint8_t *)self->weights[3] + group * LANES) + 1.0f;
-    return load_stored(self->weights[3], group * LANES, FLOAT16);
+    if (g->scale == BYTES) return widen_bytes((const uint8_t *)self->weights[3] + group * LANES) + 1.0f;
+    return load_stored(self->weights[3], group * LANES, g->scale == FLOATS ? FLOAT32 : FLOAT16);
+}
+
+INLINE lanes offsets_at(const linear_kernel *self, const grouping *g, int64_t group) {
+    return load_stored(self->weights[4], group * LANES, g->scale == FLOATS ? FLOAT32 : FLOAT16);
 }
 
 INLINE void write_tile(const linear_kernel *self, const grouping *g, int64_t tile, lanes y, lanes shifted, float *to) {
-    if (g->byte_scales) y *= load_lanes((const float *)self->weights[5] + tile * LANES);
+    if (g->scale == BYTES) y *= load_lanes((const float *)self->weights[5] + tile * LANES);
     y += shifted;
     int64_t first = tile * LANES, count = self->outputs - first < LANES ? self->outputs - first : LANES;
     if (self->bias) y += load_some(self->bias, first, count, FLOAT32);
@@ -210,7 +213,7 @@ INLINE void tile_int8(const linear_kernel *self, const grouping *g, const code_p
             }
             for (int r = 0; r < rows; r++) sums[r] += scale * x[r].scales[b] * __builtin_convertvector(dots[r], lanes);
             if (g->shift == REAL) {
-                lanes offset = load_stored(self->weights[4], group * LANES, FLOAT16);
+                lanes offset = offsets_at(self, g, group);
                 for (int r = 0; r < rows; r++) shifted[r] += offset * x[r].float_sums[b];
             }
         }
@@ -249,7 +252,7 @@ INLINE void tile_float(const linear_kernel *self, const grouping *g, const code_
                     dot -= (widen_bytes((const uint8_t *)self->weights[4] + group * LANES) - middle) * sum;
                 if (g->shift == REAL) {
                     dot += middle * sum;
-                    shifted[r] += load_stored(self->weights[4], group * LANES, FLOAT16) * sum;
+                    shifted[r] += offsets_at(self, g, group) * sum;
                 }
                 sums[r] += scale * dot;
             }

@@ -28,6 +28,8 @@ _TILE, _RUN = 16, 16
 _USUAL_BLOCK = 32
 _QUARTET_BYTES = 32
 """Of a quartet in a plane, per bit."""
+_SCALES = (torch.float16, torch.uint8, torch.float32)
+"""Types of scales by their number in `grouped_codes.h`."""
 _AHEAD_BYTES = 2048
 """Behind every plane, so that what the kernel prefetches is its own."""
 
@@ -51,9 +53,9 @@ class Activations(enum.Enum):
 class GroupedWeights:
     """A matrix packed for `grouped_linear.c`.
 
-    planes: of 8 or 4 bits, of 2, of 1; None where the width has none. scales: (tiles, groups, 16) float16, or
-    uint8 that mean (code + 1) · multiplier. shifts: zero points as uint8 or offsets as float16, in the same
-    order. multipliers: (tiles, 16).
+    planes: of 8 or 4 bits, of 2, of 1; None where the width has none. scales: (tiles, groups, 16) float16 or
+    float32, or uint8 that mean (code + 1) · multiplier. shifts: zero points as uint8 or offsets as the format
+    stores them, in the same order. multipliers: (tiles, 16).
     """
 
     bits: int
@@ -74,7 +76,7 @@ class GroupedWeights:
         """
         rows, groups = stored["codes"].shape[0], form.groups(cols)
         three = _packed_planes(stored["codes"].contiguous(), form.bits, form.group_size, cols)
-        if form.scale_bits == 16:
+        if form.scale_type is not None:
             scales, multipliers = _tiled(stored["scales"]), None
         else:
             scales = _tiled(unpack_bits(stored["scales"], form.scale_bits, groups))
@@ -118,7 +120,7 @@ class GroupedWeights:
             codes.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
         stored, scales = {"codes": codes}, _untiled(self.scales)[ids]
-        stored["scales"] = scales if form.scale_bits == 16 else pack_bits(scales, form.scale_bits)
+        stored["scales"] = scales if form.scale_type is not None else pack_bits(scales, form.scale_bits)
         if self.multipliers is not None:
             multipliers = _untiled(self.multipliers)[ids, 0] * (1 << form.scale_bits)
             stored["scale_multiplier"] = multipliers.half()
@@ -132,7 +134,7 @@ class GroupedWeights:
 
     @property
     def _matrix(self) -> "_Matrix":
-        return _Matrix(*(None if part is None else part.data_ptr() for part in self.parts), *_sizes(self)[:5])
+        return _Matrix(*(None if part is None else part.data_ptr() for part in self.parts), *_sizes(self))
 
     @property
     def parts(self) -> tuple[Tensor | None, ...]:
@@ -171,6 +173,7 @@ class _Matrix(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("wide", "pair", "single", "scales", "shifts", "multipliers")),
         *((name, ctypes.c_int64) for name in ("block", "quartets", "blocks_per_group", "blocks", "shift")),
+        ("scale", ctypes.c_int64),
     )
 
 
@@ -183,7 +186,7 @@ def _sizes(weights: GroupedWeights) -> tuple[int, ...]:
         weights.group_size // block,
         weights.inputs // block,
         list(ZeroPoint).index(weights.zero_point),
-        int(weights.multipliers is not None),
+        _SCALES.index(weights.scales.dtype),
     )
 
 

@@ -54,12 +54,12 @@ static void unpack_grid(const linear_kernel *self, const grouping *g, int64_t ti
                         const unpacked_pair *to) {
     int64_t groups = g->blocks / g->blocks_per_group;
     lanes middle = all((float)(1 << (bits - 1)));
-    lanes multiplier = g->byte_scales ? load_lanes((const float *)self->weights[5] + tile * LANES) : all(1.0f);
+    lanes multiplier = g->scale == BYTES ? load_lanes((const float *)self->weights[5] + tile * LANES) : all(1.0f);
     for (int64_t i = 0; i < groups; i++) {
         int64_t group = tile * groups + i;
         lanes scale = scales_at(self, g, group) * multiplier, shift = {0};
         if (g->shift == REAL) {
-            shift = load_stored(self->weights[4], group * LANES, FLOAT16);
+            shift = offsets_at(self, g, group);
             if (centred) shift = fused(scale, middle, shift);
         } else {
             lanes zero = middle;

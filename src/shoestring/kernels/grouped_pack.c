@@ -83,7 +83,7 @@ typedef struct {
     const uint8_t *planes[3];
     const void *scales, *shifts;
     const float *multipliers;
-    int64_t block, quartets, blocks_per_group, blocks, shift; /* as in grouped_linear.c */
+    int64_t block, quartets, blocks_per_group, blocks, shift, scale; /* as in grouped_linear.c */
 } grouped_matrix;
 
 /* The code at `byte` of quad j of a quartet. */
@@ -115,6 +115,11 @@ void unpack_codes(const grouped_matrix *m, int64_t bits, const int64_t *ids, int
     }
 }
 
+/* A scale or an offset that is no byte. */
+static float stored_float(const grouped_matrix *m, const void *values, int64_t at) {
+    return m->scale == FLOATS ? ((const float *)values)[at] : half_to_float(((const uint16_t *)values)[at]);
+}
+
 /* out: (count, inputs), the rows `ids` of the matrix. */
 void grouped_rows(const grouped_matrix *m, int64_t bits, const int64_t *ids, int64_t count, float *out) {
     int64_t groups = m->blocks / m->blocks_per_group;
@@ -122,11 +127,11 @@ void grouped_rows(const grouped_matrix *m, int64_t bits, const int64_t *ids, int
         int64_t tile = ids[n] / LANES, lane = ids[n] % LANES;
         for (int64_t b = 0; b < m->blocks; b++) {
             int64_t at = (tile * groups + b / m->blocks_per_group) * LANES + lane;
-            float scale = m->multipliers ? ((const uint8_t *)m->scales)[at] + 1.0f : half_to_float(((const uint16_t *)m->scales)[at]);
-            if (m->multipliers) scale *= m->multipliers[tile * LANES + lane];
-            float zero = m->shift == 0 ? (float)(1 << (bits - 1)) : 0.0f, offset = 0.0f;
-            if (m->shift == 1) zero = ((const uint8_t *)m->shifts)[at];
-            if (m->shift == 2) offset = half_to_float(((const uint16_t *)m->shifts)[at]);
+            float scale = m->scale == BYTES ? ((const uint8_t *)m->scales)[at] + 1.0f : stored_float(m, m->scales, at);
+            if (m->scale == BYTES) scale *= m->multipliers[tile * LANES + lane];
+            float zero = m->shift == SYMMETRIC ? (float)(1 << (bits - 1)) : 0.0f, offset = 0.0f;
+            if (m->shift == INTEGER) zero = ((const uint8_t *)m->shifts)[at];
+            if (m->shift == REAL) offset = stored_float(m, m->shifts, at);
             for (int64_t i = 0; i < m->block; i++) {
                 int64_t quartet = (tile * m->blocks + b) * m->quartets + i / QUARTET;
                 int code = code_at(m, (int)bits, quartet, (int)(i % QUARTET / 4), (int)(4 * lane + i % 4));

@@ -36,13 +36,15 @@ static inline float clamp(float x, float low, float high) {
 static grid represent(const format *f, float scale, float shift, float multiplier) {
     float levels = (float)(1 << f->bits);
     grid g = {0, 0, 0};
-    if (f->scale_bits == 16) {
+    if (f->scale_bits == 32) {
+        g.scale = scale;
+    } else if (f->scale_bits == 16) {
         g.scale = round_to_half(scale);
     } else {
         float codes = (float)(1 << f->scale_bits), step = multiplier / codes;
         g.scale = clamp(rintf(scale / step), 1, codes) * step;
     }
-    if (f->zero_point == REAL) g.offset = round_to_half(shift);
+    if (f->zero_point == REAL) g.offset = f->scale_bits == 32 ? shift : round_to_half(shift);
     else if (f->zero_point == INTEGER) g.zero = clamp(rintf(shift), 0, levels - 1);
     else g.zero = levels / 2;
     return g;
@@ -148,7 +150,7 @@ static grid fit_group(const format *f, const float *w, const float *h, float mul
     extremes(f, low, high, 1, &best_scale, &best_shift);
     grid g = represent(f, best_scale, best_shift, multiplier);
     float error = grid_error(f, w, h, g);
-    int signs = f->zero_point == SYMMETRIC && f->scale_bits == 16 ? 2 : 1;
+    int signs = f->zero_point == SYMMETRIC && f->scale_bits >= 16 ? 2 : 1;
     for (int t = 0; t < f->factors; t++) {
         for (int sign = 0; sign < signs; sign++) {
             extremes(f, low, high, f->factor[t], &scale, &shift);

@@ -38,7 +38,7 @@ class _Format(ctypes.Structure):
 
 def _fit_flops(form: GroupedAffine, weights: int) -> int:
     """The extremes, a least-squares fit for each candidate range and refinement, the error of each grid."""
-    signs = 2 if form.zero_point is ZeroPoint.SYMMETRIC and form.scale_bits == 16 else 1
+    signs = 2 if form.zero_point is ZeroPoint.SYMMETRIC and form.scale_type is not None else 1
     fits = signs * len(affine_fit.RANGE_FACTORS) + affine_fit.REFINEMENTS
     errors = 2 + affine_fit.REFINEMENTS
     each = 2 + fits * _LEAST_SQUARES[form.zero_point] + errors * (_CODE + _VALUE + _WEIGHTED_SQUARE)

@@ -2,81 +2,20 @@
 
    Where x may be rounded, it and the weights are rounded to bfloat16, which is nearer than int8 with a scale per
    block, and sums stay in tiles from the first input to the last. Where x is float32, every value is cut into three
-   of bfloat16, which are exact together, as codes are; sums leave the tiles block by block, to be scaled.
-   Source: Intel Architecture Instruction Set Extensions Programming Reference, chapter 3 (AMX). */
+   of bfloat16, which are exact together, as codes are; sums leave the tiles block by block, to be scaled. */
 
 #ifndef SHOESTRING_GROUPED_TILES_H
 #define SHOESTRING_GROUPED_TILES_H
 
-#if defined(__AMX_INT8__) && defined(__AMX_BF16__) && defined(__AVX512F__) && defined(__linux__)
+#include "matrix_tiles.h"
 
-#include <stdatomic.h>
-#include <sys/syscall.h>
-#include <sys/wait.h>
-#include <unistd.h>
+#if HAS_MATRIX_TILES
 
 /* Numbers of tiles: they become names of registers, which an enum cannot. */
 #define SUM_TILE 0
 #define X_TILE 4
 #define WEIGHT_TILE 6
-enum { TILE_ROWS = 16, PARTS = 3, MOST_TILE_BYTES = 64 };
-enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
-
-typedef struct {
-    uint8_t palette, start_row, reserved[14];
-    uint16_t row_bytes[16];
-    uint8_t rows[16];
-} tile_shapes;
-
-/* What is at `where` has been written: compilers do not know that instructions on tiles read memory. */
-INLINE void settle(const void *where) { __asm__ volatile("" : : "r"(where) : "memory"); }
-
-/* Tiles 0 to 3 are sums, 4 and 5 rows of x, 6 and 7 weights; `bytes` are those of inputs. */
-static void shape_tiles(int64_t bytes) {
-    tile_shapes shapes = {.palette = 1};
-    for (int i = 0; i < 8; i++) {
-        shapes.row_bytes[i] = (uint16_t)(i == 4 || i == 5 ? bytes : 64);
-        shapes.rows[i] = (uint8_t)(i >= 6 ? bytes / 4 : TILE_ROWS);
-    }
-    settle(&shapes);
-    _tile_loadconfig(&shapes);
-}
-
-static void release_tiles(void) { _tile_release(); }
-
-/* One product, in a child: a virtual machine may announce tiles that it does not have. */
-static void try_tiles(void) {
-    _Alignas(64) int8_t ones[TILE_ROWS * 64];
-    _Alignas(64) int32_t sums[TILE_ROWS * LANES];
-    memset(ones, 1, sizeof ones);
-    settle(ones);
-    shape_tiles(MOST_TILE_BYTES);
-    _tile_loadd(X_TILE, ones, 64);
-    _tile_loadd(WEIGHT_TILE, ones, 64);
-    _tile_zero(SUM_TILE);
-    _tile_dpbsud(SUM_TILE, X_TILE, WEIGHT_TILE);
-    _tile_stored(SUM_TILE, sums, 64);
-    _tile_release();
-    for (int i = 0; i < TILE_ROWS * LANES; i++)
-        if (sums[i] != MOST_TILE_BYTES) _exit(1);
-    _exit(0);
-}
-
-static int ask_for_tiles(void) {
-    if (syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)) return 0;
-    pid_t child = fork();
-    if (child == 0) try_tiles();
-    int status = 1;
-    return child > 0 && waitpid(child, &status, 0) == child && status == 0;
-}
-
-/* Whether this process may use tiles, and they work: asked once. */
-static int has_tiles(void) {
-    static atomic_int known; /* 0: not yet; else 1 + the answer */
-    int answer = atomic_load(&known);
-    if (!answer) atomic_store(&known, answer = 1 + ask_for_tiles());
-    return answer - 1;
-}
+enum { TILE_ROWS = MATRIX_ROWS, PARTS = 3 };
 
 static int floats_fit_tiles(const grouping *g) { return (g->quartets == 1 || g->quartets % 2 == 0) && has_tiles(); }
 
@@ -319,7 +258,6 @@ static const row_path half_tiles = {.rows = HALF_ROWS,
 
 #else
 
-static int has_tiles(void) { return 0; }
 static int floats_fit_tiles(const grouping *g) { return (void)g, 0; }
 #define unpack_halves(g, planes, tile, which, to, bits) ((void)0)
 #define unpack_rounded(self, g, planes, tile, which, to, bits) ((void)0)

@@ -54,8 +54,8 @@ def load_decoder(
 
     source: what `open_checkpoint` takes, or what it gave. dtype: of the weights; by default that of the
     stored embedding, and float32 for GGUF (whose blocks are exact in it). packed: matrices that a GGUF file
-    stores in Q4_0, Q4_1, Q5_0, Q5_1 or Q8_0, or a folder in the words of AWQ or GPTQ, keep their codes, in
-    packed layers. `config` is one of transformers.
+    stores in Q4_0 to Q8_0 or as K-quants (Q2_K to Q6_K), or a folder in the words of AWQ or GPTQ, keep their
+    codes, in packed layers. `config` is one of transformers.
 
     Raises: FileNotFoundError, BadModelFile as `open_checkpoint` does; BadModelFile naming what is wrong where
     the architecture is not known or tensors are missing, of another shape, or have no place in the model.

@@ -147,7 +147,7 @@ def _fit_rows(
 
 def _signs(form: GroupedAffine) -> tuple[int, ...]:
     """A symmetric grid has one more level below zero than above: signed scales may turn it round."""
-    return (1, -1) if form.zero_point is ZeroPoint.SYMMETRIC and form.scale_bits == 16 else (1,)
+    return (1, -1) if form.zero_point is ZeroPoint.SYMMETRIC and form.scale_type is not None else (1,)
 
 
 def _least_squares(
@@ -186,7 +186,7 @@ def _better_grid(
 ) -> AffineGrid:
     """Group by group, the proposal where it loses less than the grid once it is rounded to what is stored."""
     scale, shift = proposal
-    if form.scale_bits < 16:
+    if form.scale_type is None:
         scale = scale.clamp(min=0)
     other = form.represent(scale, shift, grid.multiplier)
     better = weighted_errors(form, weight, other, importance) < weighted_errors(

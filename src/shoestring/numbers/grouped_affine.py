@@ -1,7 +1,8 @@
 """Grouped affine storage: k-bit codes with one scale (and zero) per group of consecutive columns.
 
 The weight of a linear map, rows = outputs and columns = inputs, is stored as w = scale·(q − zero) + offset
-with one (scale, zero, offset) per row and group. Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0 of GGUF are members.
+with one (scale, zero, offset) per row and group. Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 and Q2_K to Q6_K of GGUF are
+members, the latter with the products of their two levels of scales.
 
 Source: Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
 Inference", eq. 1; codes of scales: Dettmers et al. 2023, "QLoRA", section 3 (double quantisation).
@@ -26,7 +27,7 @@ class ZeroPoint(enum.Enum):
     INTEGER = "integer"
     """The code that means zero, an unsigned number of `bits` bits."""
     REAL = "real"
-    """A float16 offset: w = scale·q + offset."""
+    """An offset in the type of the scales, float16 or float32: w = scale·q + offset."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ class GroupedAffine:
     """A storage format for weight matrices (rows = outputs, columns = inputs); see the module's equation.
 
     bits: width of a code, 2 to 8. group_size: consecutive columns that share a scale; it must divide the
-    columns. zero_point: what is stored beside the scale. scale_bits: 16 (a float16 per group) or 8 or 6
-    (unsigned codes per group and one float16 multiplier per row).
+    columns. zero_point: what is stored beside the scale. scale_bits: 32 or 16 (a float per group)
+    or 8 or 6 (unsigned codes per group and one float16 multiplier per row).
 
     Raises: ValueError for a width or a group that does not exist.
     """
@@ -68,13 +69,23 @@ class GroupedAffine:
             raise ValueError(f"bits={self.bits} is not a width of a code; use 2 to 8.")
         if self.group_size < 1:
             raise ValueError(f"group_size={self.group_size} is not a number of columns; use 1 or more.")
-        if self.scale_bits not in (6, 8, 16):
-            raise ValueError(f"scale_bits={self.scale_bits} is not a width of a scale; use 16, 8 or 6.")
+        if self.scale_bits not in (6, 8, 16, 32):
+            raise ValueError(f"scale_bits={self.scale_bits} is not a width of a scale; use 32, 16, 8 or 6.")
 
     @property
     def levels(self) -> int:
         """How many values a code can take."""
         return 1 << self.bits
+
+    @property
+    def scale_type(self) -> torch.dtype | None:
+        """The type of a stored scale; None where scales are codes."""
+        return {16: torch.float16, 32: torch.float32}.get(self.scale_bits)
+
+    @property
+    def offset_type(self) -> torch.dtype:
+        """The type of a stored offset."""
+        return self.scale_type or torch.float16
 
     def why_not(self, name: str, cols: int) -> str | None:
         """The reason why a matrix called `name` with `cols` columns cannot be stored so, or None."""
@@ -99,15 +110,15 @@ class GroupedAffine:
         stored: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
             "codes": ((rows, packed_bytes(cols, self.bits)), torch.uint8)
         }
-        if self.scale_bits == 16:
-            stored["scales"] = ((rows, groups), torch.float16)
+        if self.scale_type is not None:
+            stored["scales"] = ((rows, groups), self.scale_type)
         else:
             stored["scales"] = ((rows, packed_bytes(groups, self.scale_bits)), torch.uint8)
             stored["scale_multiplier"] = ((rows,), torch.float16)
         if self.zero_point is ZeroPoint.INTEGER:
             stored["zeros"] = ((rows, packed_bytes(groups, self.bits)), torch.uint8)
         elif self.zero_point is ZeroPoint.REAL:
-            stored["offsets"] = ((rows, groups), torch.float16)
+            stored["offsets"] = ((rows, groups), self.offset_type)
         return stored
 
     def nbytes(self, rows: int, cols: int) -> int:
@@ -117,15 +128,16 @@ class GroupedAffine:
     def row_multiplier(self, scale: Float[Tensor, "rows groups"]) -> Float[Tensor, " rows"] | None:
         """The float16 multiplier that lets the scale codes of each row reach its largest scale.
 
-        None where scales are float16 themselves. Raises: ValueError if a scale is beyond float16.
+        None where scales are floats themselves. Raises: ValueError if a scale is beyond float16.
         """
-        if self.scale_bits == 16:
+        if self.scale_type is not None:
             return None
         largest = scale.float().amax(dim=1)
         nearest = largest.half()
         # No code exceeds the multiplier itself: it must not lie below the largest scale.
         up = torch.where(nearest.float() < largest, _next_half(nearest), nearest)
-        return _finite(up.clamp(min=torch.finfo(torch.float16).smallest_normal).float(), "a scale")
+        least = torch.finfo(torch.float16).smallest_normal
+        return _stored(up.clamp(min=least), torch.float16, "a scale")
 
     def represent(
         self,
@@ -137,11 +149,11 @@ class GroupedAffine:
 
         shift: the wanted offset (REAL) or the wanted zero in units of codes (INTEGER; ignored for SYMMETRIC).
         multiplier: what `row_multiplier` gave, to keep the one of an earlier fit; by default it is taken from
-        `scale`. Raises: ValueError if a scale or an offset is beyond float16.
+        `scale`. Raises: ValueError if a scale or an offset is beyond the type that stores it.
         """
         scale = scale.float()
-        if self.scale_bits == 16:
-            scale, multiplier = _finite(scale.half().float(), "a scale"), None
+        if self.scale_type is not None:
+            scale, multiplier = _stored(scale, self.scale_type, "a scale"), None
         else:
             multiplier = self.row_multiplier(scale) if multiplier is None else multiplier
             assert multiplier is not None
@@ -149,7 +161,8 @@ class GroupedAffine:
             scale = (scale / step).round().clamp(1, 1 << self.scale_bits) * step
         nothing = torch.zeros_like(scale)
         if self.zero_point is ZeroPoint.REAL:
-            return AffineGrid(scale, nothing, _finite(shift.half().float(), "an offset"), multiplier)
+            offset = _stored(shift, self.offset_type, "an offset")
+            return AffineGrid(scale, nothing, offset, multiplier)
         if self.zero_point is ZeroPoint.INTEGER:
             return AffineGrid(scale, shift.float().round().clamp(0, self.levels - 1), nothing, multiplier)
         return AffineGrid(scale, torch.full_like(scale, self.levels // 2), nothing, multiplier)
@@ -182,22 +195,23 @@ class GroupedAffine:
     def store(self, codes: UInt8[Tensor, "rows cols"], grid: AffineGrid) -> dict[str, Tensor]:
         """Pack codes and a grid into the tensors that `tensors` lists; nothing is rounded any further."""
         stored = {"codes": pack_bits(codes, self.bits)}
-        if grid.multiplier is None:
-            stored["scales"] = grid.scale.half()
+        if self.scale_type is not None:
+            stored["scales"] = grid.scale.to(self.scale_type)
         else:
+            assert grid.multiplier is not None
             steps = grid.scale / (grid.multiplier[:, None] / (1 << self.scale_bits))
             stored["scales"] = pack_bits((steps.round() - 1).to(torch.uint8), self.scale_bits)
             stored["scale_multiplier"] = grid.multiplier.half()
         if self.zero_point is ZeroPoint.INTEGER:
             stored["zeros"] = pack_bits(grid.zero.to(torch.uint8), self.bits)
         elif self.zero_point is ZeroPoint.REAL:
-            stored["offsets"] = grid.offset.half()
+            stored["offsets"] = grid.offset.to(self.offset_type)
         return stored
 
     def grid(self, stored: dict[str, Tensor], cols: int) -> AffineGrid:
         """Read the grid back from the stored tensors of a matrix with `cols` columns."""
         groups, multiplier = self.groups(cols), None
-        if self.scale_bits == 16:
+        if self.scale_type is not None:
             scale = stored["scales"].float()
         else:
             multiplier = stored["scale_multiplier"].float()
@@ -229,7 +243,7 @@ def naive_dequantise(form: GroupedAffine, stored: dict[str, Tensor], cols: int) 
     for r in range(rows):
         for c in range(cols):
             g, q = c // form.group_size, number(stored["codes"][r], c, form.bits)
-            if form.scale_bits == 16:
+            if form.scale_bits >= 16:
                 scale = stored["scales"][r, g].item()
             else:
                 code = number(stored["scales"][r], g, form.scale_bits)
@@ -248,9 +262,13 @@ def _next_half(value: Tensor) -> Tensor:
     return (value.view(torch.int16) + 1).view(torch.float16)
 
 
-def _finite(value: Tensor, what: str) -> Tensor:
-    if not torch.isfinite(value).all():
+def _stored(value: Tensor, dtype: torch.dtype, what: str) -> Float[Tensor, "..."]:
+    """What is left of a value that is stored in this type, float32."""
+    kept = value.to(dtype).float()
+    if not torch.isfinite(kept).all():
+        largest = torch.finfo(dtype).max
+        kind = str(dtype).removeprefix("torch.")
         raise ValueError(
-            f"{what} is not finite or beyond ±65504, the range of float16; check the weights for NaN."
+            f"{what} is not finite or beyond ±{largest:g}, the range of {kind}; check the weights for NaN."
         )
-    return value
+    return kept

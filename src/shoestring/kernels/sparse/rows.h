@@ -5,7 +5,8 @@
    the stream straight into the products, where expanding hides behind multiplying; for more, they are first
    expanded into scratch and then multiplied as dense ones, so that expanding is paid once. Inputs are taken in
    tiles, so that x stays in the second cache; the vectors of sums of a panel of rows wait in scratch meanwhile. The
-   order of the sums is the same in every case: those of a bitmap are bit for bit those of the dense matrix.
+   order of the sums is the same in every case: those of a bitmap are bit for bit those of the dense matrix. Where a
+   processor has matrix tiles, products of bfloat16 for several tokens take `row_tiles.h` instead.
 
    weights: 0 values; 1 masks (NULL: dense, rows of whole blocks); 2 row_starts; 3 scales of the rows or NULL.
    sizes: 0 value kind; 1 products: 0 float32, 1 pairs of bfloat16 (x is rounded to it), 2 float32 of rounded x. */
@@ -153,8 +154,11 @@ static multiply_rows loop_for(int dense, int kind, int pairs) {
     return loops[dense][kind];
 }
 
+#include "row_tiles.h"
+
 /* Bytes of x as the loops read it. */
 INLINE int64_t laid_out_bytes(const linear_kernel *self, int64_t tokens) {
+    if (by_tiles(self, tokens)) return tile_inputs_bytes(self, tokens);
     int64_t bytes = padded_tokens(tokens) * blocks_of(self) * BLOCK * (pairs_of(self) ? 2 : 4);
     return (bytes + 63) / 64 * 64;
 }
@@ -179,6 +183,10 @@ int64_t rows_scratch_bytes(const linear_kernel *self, int64_t tokens) {
 static void lay_out(const linear_kernel *self, const float *x, int64_t tokens, char *laid_out) {
     int64_t blocks = blocks_of(self), width = blocks * BLOCK;
     int kind = kind_of(self), pairs = pairs_of(self);
+    if (by_tiles(self, tokens)) {
+        lay_out_tiles(self, x, tokens, laid_out);
+        return;
+    }
     memset(laid_out, 0, (size_t)laid_out_bytes(self, tokens));
     for (int64_t t = 0; t < tokens; t++, x += self->inputs) {
         int64_t group = t / COLUMNS * COLUMNS;
@@ -236,6 +244,10 @@ static void write_sums(const linear_kernel *self, const vec *sums, int rows, int
 /* Rows first .. last of y, summed over some blocks of inputs. */
 static void multiply_range(const linear_kernel *self, const char *laid_out, float *y, int64_t tokens, int64_t first,
                            int64_t last, int64_t first_block, int64_t blocks, char *scratch) {
+    if (by_tiles(self, tokens)) {
+        multiply_tiles(self, laid_out, y, tokens, first, last, first_block, blocks);
+        return;
+    }
     int kind = kind_of(self), pairs = pairs_of(self), dense = self->weights[1] == NULL;
     int64_t width = blocks_of(self) * BLOCK, value_bytes = pairs ? 2 : 4, tile = tile_blocks(self, tokens);
     int through_scratch = !dense && tokens > COLUMNS;

@@ -1,8 +1,11 @@
 /* Products with sparse weights as linear kernels (rows_run, tiles_run, csr_run), and the split over inputs. */
 
+#define _GNU_SOURCE
+
 #include <omp.h>
 
 #include "../linear_kernel.h"
+#include "../matrix_tiles.h"
 #include "vectors.h"
 #include "rows.h"
 #include "tiled_csl.h"
