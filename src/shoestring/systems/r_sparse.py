@@ -79,9 +79,10 @@ def _smollm2(effort: Effort) -> tuple[Decoder, Texts, str]:
     spread = torch.linspace(0, len(windows) - 1, 16).long()
     between = spread[1 :: 2 if effort is Effort.FULL else 4]
     calibration, search = windows[spread[::2]], windows[between, :256]
-    held_out = token_windows(halves.held_out, tokenizer, 512, limit=8, name=name)
+    others = token_windows(halves.held_out, tokenizer, 512, name=name)
+    held_out, counted = others[:8], others[torch.linspace(0, len(others) - 1, 16).long()]
     sizes = f"{len(calibration)} x 512 tokens to calibrate, {len(search)} x 256 to search"
-    return model, Texts(calibration, search, held_out, 256, 128), f"{name}: {sizes}, others to judge"
+    return model, Texts(calibration, search, held_out, counted, 256, 128), f"{name}: {sizes}, others to judge"
 
 
 def _tiny(seed: int) -> tuple[Decoder, Texts, str]:
@@ -99,5 +100,5 @@ def _tiny(seed: int) -> tuple[Decoder, Texts, str]:
     def ids(windows: int, window: int) -> Tensor:
         return torch.randint(64, (windows, window), generator=generator)
 
-    texts = Texts(ids(6, 64), ids(2, 32), ids(3, 64), 32, 16)
+    texts = Texts(ids(6, 64), ids(2, 32), ids(3, 64), ids(4, 64), 32, 16)
     return model, texts, "a random decoder on random tokens"

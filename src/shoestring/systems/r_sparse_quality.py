@@ -50,11 +50,14 @@ Losses = Float[Tensor, " windows"]
 
 @dataclass(frozen=True)
 class Texts:
-    """Windows of token ids: to calibrate on, to search on, to judge on, and how many tokens are decoded."""
+    """Windows of token ids: to calibrate on, to search on, to judge on, and to count on what thresholds keep,
+    which takes a whole text, as one article may differ; and how many tokens are decoded.
+    """
 
     calibration: Int[Tensor, "c_windows c_window"]
     search: Int[Tensor, "s_windows s_window"]
     held_out: Int[Tensor, "h_windows h_window"]
+    counted: Int[Tensor, "n_windows h_window"]
     tail: int
     search_tail: int
 
@@ -106,8 +109,9 @@ class QualityRun:
         batches = list(texts.calibration.split(1))
         self.scores: ScoreCalibration = capture_scores(model, batches, names)
         self.loss = TailLoss(model, texts.held_out, texts.tail)
+        self.dense = self.loss.windows(())
         kept = KeptShare({n: self.scores.threshold(n, 1 - TARGET, weighted=False) for n in names})
-        self.dense = self.loss.windows((kept,))
+        TailLoss(model, texts.counted, texts.tail).windows((kept,))
         self.kept_dense = kept.shares
         self.rivals = self._rivals(batches)
         self.fitness = TailDivergence(model, texts.search, texts.search_tail)
