@@ -83,8 +83,8 @@ def _train(chosen: "SmallModel", folder: Path, seed: int, *, resume: bool, dry_r
     left = total - done
     seconds = seconds_of_a_step(job) * left if left else 0.0
     errors().print(
-        f"{chosen.name}: {left} of {total} steps, {parameters:,} parameters, about {_duration(seconds)} here; "
-        f"into {folder}",
+        f"{chosen.name}: {left} of {total} steps, {parameters:,} parameters, about {_duration(seconds)} "
+        f"here; into {folder}",
         soft_wrap=True,
     )
     report = {"name": chosen.name, "folder": str(folder), "seed": seed, "parameters": parameters}
