@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shoestring.cli.console import errors, out, print_json, steps
+from shoestring.cli.console import errors, hide_loading_bars, out, print_json, steps
 
 if TYPE_CHECKING:
     from shoestring.training.small_models import SmallModel
@@ -38,6 +38,7 @@ def train(
     shoestring train pydoc-bytes --dry-run            what it would cost here
     shoestring train pydoc-bytes --out tiny --resume  go on; then: shoestring generate tiny/model "The "
     """
+    hide_loading_bars()
     from shoestring.training.small_models import SMALL_MODELS, find_small_model
 
     if name is None:

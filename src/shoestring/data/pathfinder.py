@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
-from scipy import ndimage
 from torch import Tensor
 
 from shoestring.data.seeded import check_seed, numpy_generator
@@ -193,6 +192,8 @@ def naive_joined(picture: UInt8[np.ndarray, "side side"]) -> int:
 
     Raises: ValueError where there are not two discs.
     """
+    from scipy import ndimage
+
     cover = picture / 255
     discs, count = ndimage.label(ndimage.uniform_filter(cover, 3, mode="constant") > 0.6, np.ones((3, 3)))
     if count != 2:

@@ -67,7 +67,7 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
     for place in places:
         try:
             return _read(place)
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             notice_fallback(f"checkpoint {place}", f"damaged ({error}); the one before it is used")
     if places:
         raise ValueError(f"every checkpoint in {folder} is damaged; remove the folder to begin anew")
