@@ -28,13 +28,13 @@ def test_it_learns_and_says_what_it_did(small, task):
     loss, batches = task
     model = small()
     seen = []
-    plan = TrainingPlan(80, 2e-2)
+    plan = TrainingPlan(200, 2e-2)
     record = Trainer(model, loss, plan, on_step=lambda _, step, value: seen.append((step, value))).run(
         batches
     )
-    assert record.losses[-1] < record.losses[0] / 4
+    assert sum(record.losses[-20:]) < sum(record.losses[:20]) / 4  # single losses are noisy: dropout
     assert seen == list(enumerate(record.losses))
-    assert (record.steps, record.stopped, record.resumed_from) == (80, "finished", 0)
+    assert (record.steps, record.stopped, record.resumed_from) == (200, "finished", 0)
     assert record.seconds > 0
     assert not model.training
 
