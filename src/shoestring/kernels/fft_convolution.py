@@ -143,7 +143,7 @@ class _Convolution(torch.autograd.Function):
         if kernel is not None:
             spectrum = torch.fft.rfft(kernel, n)
         transformed = torch.fft.rfft(u, n)
-        _check_finite(transformed)
+        check_finite(transformed)
         ctx.save_for_backward(u if kernel is not None else None, spectrum)
         return torch.fft.irfft(transformed.unsqueeze(-3) * spectrum, n)[..., : ctx.seq]
 
@@ -188,7 +188,7 @@ def _upcast(x: Any) -> Any:
     return x if x is None else x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _check_finite(transformed: Tensor) -> None:
+def check_finite(transformed: Tensor) -> None:
     """Frequency 0 is the sum of a row: one NaN anywhere makes it NaN."""
     if transformed.device.type != "cpu" or torch.compiler.is_compiling():
         return
