@@ -1,0 +1,137 @@
+"""Long convolutions timed: beside the direct sums, attention, a careless length, and three passes."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from shoestring.kernels.fft_convolution import fft_convolve, fft_length
+from shoestring.kernels.three_pass_convolution import ThreePassPlan, three_pass_convolve
+from shoestring.systems.card import Claim
+from shoestring.systems.flash_butterfly_claims import (
+    ATTENTION,
+    ATTENTION_STEPS,
+    CHANNELS,
+    CONV_STEPS,
+    DIRECT,
+    GPU,
+    GPU_STEPS,
+    LENGTH,
+    ODD_STEPS,
+)
+from shoestring.yardstick.comparison import Row
+from shoestring.yardstick.timing import InterleavedTimes, time_interleaved
+
+HEADS = 4
+
+
+def speed_rows(scale: int, rounds: int, seed: int) -> list[Row]:
+    """All rows on time; lengths are divided by `scale`."""
+    draw = partial(_draw, generator=torch.Generator().manual_seed(seed))
+    rows = [_direct_row(draw, CONV_STEPS // scale, rounds), _length_row(draw, ODD_STEPS // scale, rounds)]
+    rows.append(_attention_row(draw, ATTENTION_STEPS // scale, max(3, rounds // 3)))
+    rows.append(_three_pass_row(draw, ATTENTION_STEPS // scale, rounds))
+    rows.append(_training_row(draw, CONV_STEPS // scale, rounds))
+    if torch.cuda.is_available():
+        rows.append(_gpu_row(draw, GPU_STEPS // scale, rounds))
+    return rows
+
+
+def direct_convolve(u: Tensor, kernel: Tensor) -> Tensor:
+    """The sums themselves, by torch's convolution of each channel."""
+    lags = kernel.shape[-1]
+    return F.conv1d(F.pad(u, (lags - 1, 0)), kernel.flip(-1).unsqueeze(1), groups=kernel.shape[0])
+
+
+def plain_fft_convolve(u: Tensor, kernel: Tensor, n: int) -> Tensor:
+    """What a user writes: two transforms of n points and one back."""
+    return torch.fft.irfft(torch.fft.rfft(u, n) * torch.fft.rfft(kernel, n), n)[..., : u.shape[-1]]
+
+
+def _draw(steps: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    return tuple(
+        torch.randn(*shape, generator=generator) for shape in ((1, CHANNELS, steps), (CHANNELS, steps))
+    )  # type: ignore[return-value]
+
+
+Draw = Callable[[int], tuple[Tensor, Tensor]]
+
+
+def _direct_row(draw: Draw, steps: int, rounds: int) -> Row:
+    u, kernel = draw(steps)
+    return _claimed(
+        DIRECT,
+        {"fft": partial(fft_convolve, u, kernel), "conv1d": partial(direct_convolve, u, kernel)},
+        rounds,
+    )
+
+
+def _length_row(draw: Draw, steps: int, rounds: int) -> Row:
+    u, kernel = draw(steps)
+    careless = partial(plain_fft_convolve, u, kernel, 2 * steps - 1)
+    return _claimed(
+        LENGTH, {"fft": partial(fft_convolve, u, kernel), f"{2 * steps - 1} points": careless}, rounds
+    )
+
+
+@torch.no_grad()
+def _attention_row(draw: Draw, steps: int, rounds: int) -> Row:
+    u, kernel = draw(steps)
+    q, k, v = (torch.roll(u, i, -1).mT.unflatten(-1, (HEADS, -1)).transpose(1, 2) for i in range(3))
+    attend = partial(F.scaled_dot_product_attention, q, k, v, is_causal=True)
+    return _claimed(ATTENTION, {"fft": partial(fft_convolve, u, kernel), "attention": attend}, rounds)
+
+
+def _three_pass_row(draw: Draw, steps: int, rounds: int) -> Row:
+    u, kernel = draw(steps)
+    plan = ThreePassPlan.of_blocks(steps, steps)
+    times = time_interleaved(
+        {
+            "three passes": partial(three_pass_convolve, u, kernel, plan),
+            "fft": partial(fft_convolve, u, kernel),
+        },
+        rounds=max(3, rounds // 3),
+    )
+    return _row("time of three passes by small matrices, beside one transform", times, "three passes", "fft")
+
+
+def _training_row(draw: Draw, steps: int, rounds: int) -> Row:
+    """Forward and backward: torch transforms both halves of a real spectrum in its backward pass."""
+    u, kernel = (x.requires_grad_() for x in draw(steps))
+
+    def step(convolve: Callable[[Tensor, Tensor], Tensor]) -> object:
+        return torch.autograd.grad(convolve(u, kernel).sum(), (u, kernel))
+
+    plain = partial(plain_fft_convolve, n=fft_length(2 * steps - 1))
+    times = time_interleaved(
+        {"ours": partial(step, fft_convolve), "torch": partial(step, plain)}, rounds=rounds
+    )
+    return _row("time, forward and backward, beside torch's own backward", times, "ours", "torch")
+
+
+def _gpu_row(draw: Draw, steps: int, rounds: int) -> Row:
+    u, kernel = (x.cuda() for x in draw(steps))
+    plain = partial(plain_fft_convolve, u, kernel, 2 * steps)
+    return _claimed(GPU, {"fft": partial(fft_convolve, u, kernel), "torch.fft": plain}, rounds)
+
+
+def _claimed(claim: Claim, works: Mapping[str, Callable[[], object]], rounds: int) -> Row:
+    method, baseline = works
+    times = time_interleaved(works, rounds=rounds)
+    return claim.row(
+        baseline=times.median(baseline),
+        method=times.median(method),
+        ratio=times.ratio(method, baseline),
+        spread=times.interval(method, baseline),
+        against=baseline,
+    )
+
+
+def _row(metric: str, times: InterleavedTimes, method: str, baseline: str) -> Row:
+    return Row(
+        metric=metric, kind="time", unit="s", better="lower", baseline=times.median(baseline),
+        method=times.median(method), ratio=times.ratio(method, baseline),
+        spread=times.interval(method, baseline), against=baseline,
+    )  # fmt: skip
