@@ -82,7 +82,7 @@ def dplr_spectrum(
             f"length={length} must be even and at least 2; use {max(2, length + length % 2)} and crop"
         )
     wide = [x.to(torch.complex128) for x in (output, poles, low_rank, input)]
-    weights, scaled = _coefficients(*wide, step.double().unsqueeze(-1))
+    weights, scaled = _coefficients(wide[0], wide[1], wide[2], wide[3], step.double().unsqueeze(-1))
     trace, square = scaled.real.to(step.dtype), scaled.real**2 + scaled.imag**2
     limit = block_bytes or BLOCK_BYTES.get(poles.device.type, BLOCK_BYTES["cuda"])
     spectrum: Tensor = _Spectrum.apply(weights, trace, square, length, limit)
