@@ -73,40 +73,47 @@ def dplr_spectrum(
 
     Poles come one of each conjugate pair. With C_t = C (I - Ad^length), `irfft` of the result are the taps
     C Ad^l Bd. Works on blocks of features of at most `block_bytes` (default: `BLOCK_BYTES` of the device);
-    the backward pass makes the blocks again instead of keeping them. There is no second derivative.
+    the backward pass makes the blocks again instead of keeping them. There is no second derivative. Of
+    float32, the sums and the correction are still done in float64: near a resonance of A they cancel.
     frequencies = length / 2 + 1. Raises: ValueError where `length` is odd or below 2.
     """
     if length < 2 or length % 2:
         raise ValueError(
             f"length={length} must be even and at least 2; use {max(2, length + length % 2)} and crop"
         )
+    wide = [x.to(torch.complex128) for x in (output, poles, low_rank, input)]
+    weights, scaled = _coefficients(wide[0], wide[1], wide[2], wide[3], step.double().unsqueeze(-1))
+    trace, square = scaled.real.to(step.dtype), scaled.real**2 + scaled.imag**2
+    limit = block_bytes or BLOCK_BYTES.get(poles.device.type, BLOCK_BYTES["cuda"])
+    spectrum: Tensor = _Spectrum.apply(weights, trace, square, length, limit)
+    return spectrum.transpose(0, 1)
+
+
+def _coefficients(
+    output: Tensor, poles: Tensor, low_rank: Tensor, input: Tensor, step: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Slopes, then offsets of the sums, real (features, 2 sums, n), and dt Lambda."""
     own = torch.stack([low_rank.conj() * input, low_rank.conj() * low_rank])
     products = torch.cat([output * input, output * low_rank, own])
-    dt = step[:, None]
-    scaled = poles * dt
-    slope = 4 * dt * products.real
-    offset = 4 * dt * (products * scaled.conj()).real
-    weights = torch.cat([slope, offset]).transpose(0, 1)
-    square = scaled.real**2 + scaled.imag**2
-    limit = block_bytes or BLOCK_BYTES.get(poles.device.type, BLOCK_BYTES["cuda"])
-    spectrum: Tensor = _Spectrum.apply(weights, scaled.real, square, length, limit)
-    return spectrum.transpose(0, 1)
+    scaled = poles * step
+    slope = 4 * step * products.real
+    offset = 4 * step * (products * scaled.conj()).real
+    return torch.cat([slope, offset]).transpose(0, 1), scaled
 
 
 @dataclass(frozen=True)
 class _Circle:
-    """What depends on the frequency alone: sine and cosine of half the angle, and sqrt(1 / w)."""
+    """What depends on the frequency alone, of half its angle: sine, cosine and sqrt(1 / w), in float64."""
 
     sin: Float[Tensor, " frequencies"]
     cos: Float[Tensor, " frequencies"]
     turn: Complex[Tensor, " frequencies"]
 
     @staticmethod
-    def of(length: int, like: Tensor) -> "_Circle":
-        half = torch.arange(length // 2 + 1, dtype=torch.float64, device=like.device) * (math.pi / length)
+    def of(length: int, device: torch.device) -> "_Circle":
+        half = torch.arange(length // 2 + 1, dtype=torch.float64, device=device) * (math.pi / length)
         sin, cos = torch.sin(half), torch.cos(half)
         cos[-1] = 0.0  # of pi / 2, rounded
-        sin, cos = sin.to(like.dtype), cos.to(like.dtype)
         return _Circle(sin, cos, torch.complex(cos, sin))
 
 
@@ -118,11 +125,17 @@ class _Spectrum(torch.autograd.Function):
         """weights (features, 2 sums, n): slopes, then offsets; trace, square: Re and |.|^2 of dt Lambda."""
         ctx.save_for_backward(weights, trace, square)
         ctx.length, ctx.limit = length, limit
-        circle = _Circle.of(length, weights)
+        circle = _Circle.of(length, trace.device)
         features, double_sums, _ = weights.shape
-        spectrum = circle.turn.new_empty(features, double_sums // 4 - 1, length // 2 + 1)
+        spectrum = torch.empty(
+            features,
+            double_sums // 4 - 1,
+            length // 2 + 1,
+            dtype=trace.dtype.to_complex(),
+            device=trace.device,
+        )
         with torch.autocast(weights.device.type, enabled=False):
-            for part in _blocks(square, length, limit):
+            for part in _blocks(trace, length, limit):
                 halves = _sums(weights[part], _reciprocals(trace[part], square[part], circle))
                 spectrum[part] = _combine(halves, circle)
         return spectrum
@@ -132,25 +145,27 @@ class _Spectrum(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients, block by block."""
         weights, trace, square = ctx.saved_tensors
-        circle = _Circle.of(ctx.length, weights)
+        circle = _Circle.of(ctx.length, trace.device)
         to_weights, to_trace, to_square = (torch.empty_like(x) for x in (weights, trace, square))
         with torch.autocast(weights.device.type, enabled=False):
-            for part in _blocks(square, ctx.length, ctx.limit):
+            for part in _blocks(trace, ctx.length, ctx.limit):
                 reciprocals = _reciprocals(trace[part], square[part], circle)
                 with torch.enable_grad():
                     halves = _sums(weights[part], reciprocals).requires_grad_()
-                    (to_halves,) = torch.autograd.grad(_combine(halves, circle), halves, grad[part])
-                del halves
-                to_weights[part] = to_halves.flatten(-2) @ reciprocals.flatten(-2).mT
-                to_reciprocals = (weights[part].mT @ to_halves.flatten(-2)).view_as(reciprocals)
+                    combined = _combine(halves, circle)
+                    (to_halves,) = torch.autograd.grad(combined, halves, grad[part].to(combined.dtype))
+                del halves, combined
+                to_halves = to_halves.flatten(-2).to(trace.dtype)
+                to_weights[part] = to_halves @ reciprocals.flatten(-2).mT
+                to_reciprocals = (weights[part].mT.to(trace.dtype) @ to_halves).view_as(reciprocals)
                 to_trace[part], to_square[part] = _through_reciprocals(reciprocals, to_reciprocals, circle)
         return to_weights, to_trace, to_square, None, None
 
 
-def _blocks(square: Tensor, length: int, limit: int) -> list[slice]:
+def _blocks(trace: Tensor, length: int, limit: int) -> list[slice]:
     """Features in blocks whose reciprocals take at most `limit` bytes, and at least one feature each."""
-    features, n = square.shape
-    each = max(1, limit // (2 * square.element_size() * n * (length // 2 + 1)))
+    features, n = trace.shape
+    each = max(1, limit // (2 * trace.element_size() * n * (length // 2 + 1)))
     return [slice(first, first + each) for first in range(0, features, each)]
 
 
@@ -159,10 +174,10 @@ def _reciprocals(trace: Tensor, square: Tensor, circle: _Circle) -> Tensor:
 
     The denominator over w is 4 cos^2 |lambda|^2 - 16 sin^2 - 16i sin cos Re lambda.
     """
-    real = torch.addcmul(-16 * circle.sin**2, square.unsqueeze(-1), 4 * circle.cos**2)
-    imag = trace.unsqueeze(-1) * (16 * circle.sin * circle.cos)
+    real = torch.addcmul(-16 * circle.sin**2, square.unsqueeze(-1), 4 * circle.cos**2).to(trace.dtype)
+    imag = trace.unsqueeze(-1) * (16 * circle.sin * circle.cos).to(trace.dtype)
     scale = (real * real).addcmul_(imag, imag).reciprocal_()
-    found = torch.empty(*square.shape, 2, len(circle.sin), dtype=square.dtype, device=square.device)
+    found = torch.empty(*square.shape, 2, len(circle.sin), dtype=trace.dtype, device=trace.device)
     torch.mul(real, scale, out=found[..., 0, :])
     torch.mul(imag, scale, out=found[..., 1, :])
     return found
@@ -170,7 +185,7 @@ def _reciprocals(trace: Tensor, square: Tensor, circle: _Circle) -> Tensor:
 
 def _sums(weights: Tensor, reciprocals: Tensor) -> Tensor:
     """(features, 2 sums, real and imaginary part, frequencies)."""
-    flat = weights @ reciprocals.flatten(-2)
+    flat = weights @ reciprocals.flatten(-2).to(weights.dtype)
     return flat.view(*weights.shape[:2], *reciprocals.shape[-2:])
 
 
@@ -195,7 +210,8 @@ def _through_reciprocals(found: Tensor, grad: Tensor, circle: _Circle) -> tuple[
     squared_re, squared_im = (re * re).addcmul_(im, im, value=-1), (re * im).mul_(2)
     to_x = (squared_re * to_re).addcmul_(squared_im, to_im).neg_()
     to_y = (squared_re * to_im).addcmul_(squared_im, to_re, value=-1)
-    return to_y @ (16 * circle.sin * circle.cos), to_x @ (4 * circle.cos**2)
+    by_trace, by_square = (x.to(to_x.dtype) for x in (16 * circle.sin * circle.cos, 4 * circle.cos**2))
+    return to_y @ by_trace, to_x @ by_square
 
 
 def _unit_circle(length: int, like: Tensor) -> Tensor:

@@ -14,8 +14,11 @@ from shoestring.layers.row_sparse_linear import RowSparseLinear, sparse_tail
 from shoestring.layers.scaled_embedding import ScaledEmbedding
 from shoestring.layers.sparse_linear import SparseLinear
 from shoestring.layers.state import Recurrent, State, clone_state, reorder_state, state_bytes
+from shoestring.layers.state_space import S4, S4D
 
 __all__ = [
+    "S4",
+    "S4D",
     "AttendOut",
     "Causal",
     "DualBinaryLinear",

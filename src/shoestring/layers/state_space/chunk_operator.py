@@ -63,7 +63,8 @@ class ChunkOperator:
             outputs.append(y.unsqueeze(1))
         real = as_real(x).transpose(0, 1)  # (features, batch, reals)
         reals = real.shape[-1]
-        for chunk in u[:, single:].split(self.size, dim=1):
+        for first in range(single, u.shape[1], self.size):
+            chunk = u[:, first : first + self.size]
             found = torch.cat([real, chunk.permute(2, 0, 1)], dim=-1) @ self.matrix
             real = found[..., :reals]
             y = found[..., reals:].unflatten(-1, (-1, self.size))  # (features, batch, channels, size)

@@ -86,24 +86,19 @@ def naive_recurrence(
 
 
 def truncated(discrete: DenseSystem, length: int) -> Float[Tensor, "channels features n"]:
-    """C (1 - Ad^length): with it, the sum of a geometric series up to `length` is that up to infinity."""
+    """C (1 - Ad^length): with it, the sum of a geometric series up to `length` is that up to infinity.
+
+    Raises: ValueError where a part of the state decays so little within `length` that 1 - Ad^length loses it.
+    """
     return _row_times(discrete.c, _one_minus_power(discrete, length))
 
 
 def untruncated(discrete: DenseSystem, length: int) -> Float[Tensor, "channels features n"]:
     """The C of which `discrete.c` is the truncated one.
 
-    Raises: ValueError where 1 - Ad^length is singular to the precision of the numbers: the sequence is so
-    short beside the memory of the state that the truncated C says nothing about some of it.
+    Raises: as `truncated`.
     """
     matrix = _one_minus_power(discrete, length)
-    condition = torch.linalg.cond(matrix).max().item()
-    largest = 1e-6 / torch.finfo(matrix.dtype).eps
-    if not condition < largest:
-        raise ValueError(
-            f"C cannot be told from its truncated form at length={length}: 1 - Ad^length has the condition "
-            f"number {condition:.1e}, above {largest:.0e}; use a longer length or larger steps"
-        )
     return torch.linalg.solve(matrix.mT, discrete.c.unsqueeze(-1)).squeeze(-1)
 
 
@@ -115,7 +110,15 @@ def doubled(discrete: DenseSystem, length: int) -> Float[Tensor, "channels featu
 
 def _one_minus_power(discrete: DenseSystem, length: int) -> Tensor:
     one = torch.eye(discrete.a.shape[-1], dtype=discrete.a.dtype, device=discrete.a.device)
-    return one - torch.linalg.matrix_power(discrete.a, length)
+    matrix = one - torch.linalg.matrix_power(discrete.a, length)
+    smallest = torch.linalg.svdvals(matrix.detach())[..., -1].min().item()
+    least = 1e6 * torch.finfo(matrix.dtype).eps
+    if not smallest > least:
+        raise ValueError(
+            f"length={length} is too short for steps this small: a part of the state keeps all but "
+            f"{smallest:.1e} of itself, and below {least:.1e} 1 - Ad^length loses it; use larger steps"
+        )
+    return matrix
 
 
 def _row_times(c: Tensor, matrix: Tensor) -> Tensor:

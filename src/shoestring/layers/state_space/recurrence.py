@@ -5,7 +5,7 @@ Each holds what it needs as constants: no gradient reaches the parameters that i
 """
 
 from dataclasses import dataclass, fields, replace
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Complex, Float, Inexact
@@ -19,6 +19,7 @@ LARGEST_CANCELLATION = 100.0
 Form = TypeVar("Form", "LinearRecurrence", "DiagonalRecurrence")
 
 
+@runtime_checkable
 class Recurrence(Protocol):
     """x_k = Ad x_(k-1) + Bd u_k, y_k = C x_k."""
 
@@ -106,7 +107,7 @@ class DiagonalRecurrence:
 
     @staticmethod
     def of_pairs(poles: Tensor, input: Tensor, output: Tensor) -> "DiagonalRecurrence":
-        """From one of each pair: discrete poles and input (features, half), output (channels, features, half)."""
+        """From one of each pair: discrete poles and input (features, half), output (channels, …)."""
         return DiagonalRecurrence(poles, input, _twice_real_part(output))
 
     @staticmethod
@@ -142,7 +143,7 @@ def cast(form: Form, real: torch.dtype) -> Form:
 
 
 def _check_cancellation(poles: Tensor, terms: Tensor) -> None:
-    """Raises: ValueError where the first taps, sums of terms times powers of poles, are far below the terms."""
+    """Raises: ValueError where the first taps, sums of terms times powers of poles, are small beside them."""
     powers = poles.unsqueeze(-1) ** torch.arange(poles.shape[-1], device=poles.device)
     largest = (terms.unsqueeze(-2) @ powers).squeeze(-2).abs().amax(-1)
     worst = (terms.abs().sum(-1) / largest).max().item()

@@ -65,7 +65,7 @@ class StateSpaceLayer(nn.Module):
 
 
 class S4(StateSpaceLayer):
-    """S4: the state matrix is diagonal plus low rank, at first HiPPO-LegS, which remembers thousands of steps.
+    """S4: the state matrix is diagonal plus low rank, at first HiPPO-LegS, with its long memory.
 
     channels: filters a feature; n_ssm: copies of the state matrix that the features share; initial: another
     state matrix, e.g. `random_dplr(64)`. Modes of `setup_step`: linear, dense, diagonal.
