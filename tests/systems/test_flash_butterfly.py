@@ -72,7 +72,7 @@ def test_arms_differ_in_kernel_alone():
 
 
 def test_a_trained_transformer_predicts_better_than_chance():
-    size = TextExperiment(d_model=16, n_layers=1, context=8, batch=16, steps=60, windows=20)
+    size = TextExperiment(d_model=16, n_layers=1, context=8, batch=16, steps=100, windows=20)
     weights, loss, equal = text_rows("abcdefgh" * 200, size, 0)
     assert loss.baseline < 0.5 * 2.079
     assert loss.method < 0.5 * 2.079

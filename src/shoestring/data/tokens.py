@@ -64,7 +64,9 @@ def token_ids(text: str, encoder: Encoder) -> Ids:
     return torch.tensor(encoder.encode(text), dtype=torch.int64)
 
 
-def split_ids(ids: Ids, held_out: float = 0.1) -> tuple[Ids, Ids]:
+def split_ids(
+    ids: Ids, held_out: float = 0.1
+) -> tuple[Int[Tensor, " train"], Int[Tensor, " judged"]]:
     """The first part to train on and the last `held_out` of it to judge by.
 
     Raises: ValueError for a share outside 0 .. 1, or parts without a token.
