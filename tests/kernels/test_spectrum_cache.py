@@ -28,6 +28,8 @@ def test_kept_while_nothing_changes():
     assert kept.get() is kept.get()
     assert kept.get(12) is kept.get(16)
     assert kept.made == 1
+    other = kernel_spectrum(kept.kernel, 16)
+    assert kept.cache.get([kept.kernel], 16, lambda: other, "another option") is other
 
 
 @pytest.mark.parametrize("change", ["write", "step", "replace", "data", "cast", "longer", "shorter", "clear"])

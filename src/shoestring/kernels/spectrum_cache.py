@@ -25,26 +25,39 @@ class SpectrumCache:
         """Forget the spectrum."""
         self._spectrum: KernelSpectrum | None = None
         self._stamps: tuple[Any, ...] = ()
+        self._options: object = None
 
-    def get(self, sources: Sequence[Tensor], seq: int, make: Callable[[], KernelSpectrum]) -> KernelSpectrum:
+    def get(
+        self,
+        sources: Sequence[Tensor],
+        seq: int,
+        make: Callable[[], KernelSpectrum],
+        options: object = None,
+    ) -> KernelSpectrum:
         """The spectrum for sequences of `seq` steps; `make` is called if what is kept does not serve.
 
-        `sources` are the tensors of which the kernel is made. Nothing is kept of sources made in inference
-        mode, whose writes torch does not count.
+        `sources` are the tensors of which the kernel is made, `options` what else decides it, compared by
+        equality. Nothing is kept of sources made in inference mode, whose writes torch does not count.
         """
         if any(source.is_inference() for source in sources):
             return make()
-        kept, same = self._spectrum, len(self._stamps) == len(sources)
-        same = same and all(
-            reference() is source and rest == _stamp(source)
-            for (reference, *rest), source in zip(self._stamps, sources, strict=True)
-        )
+        kept = self._spectrum
         # A much longer transform than needed costs more than making the right one.
-        if kept is not None and same and kept.seq // 2 < seq <= kept.seq:
+        if kept is not None and self._same(sources, options) and kept.seq // 2 < seq <= kept.seq:
             return kept
-        self._spectrum = make()
+        self._spectrum, self._options = make(), options
         self._stamps = tuple((weakref.ref(source), *_stamp(source)) for source in sources)
         return self._spectrum
+
+    def _same(self, sources: Sequence[Tensor], options: object) -> bool:
+        return (
+            self._options == options
+            and len(self._stamps) == len(sources)
+            and all(
+                reference() is source and rest == _stamp(source)
+                for (reference, *rest), source in zip(self._stamps, sources, strict=True)
+            )
+        )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SpectrumCache":
         return SpectrumCache()

@@ -83,7 +83,7 @@ class LongFilter(nn.Module):
             return (self.butterfly(u, *self.regularised_kernels()) + skipped).to(u.dtype)
         if may_keep_spectrum(self.training):
             seq = u.shape[-1]
-            spectrum = self._spectra.get([self.kernel], seq, lambda: self._spectrum(seq))
+            spectrum = self._spectra.get([self.kernel], seq, lambda: self._spectrum(seq), self.regulariser)
             return fft_convolve(u, spectrum, skip=self.skip)
         kernel, ahead = self.regularised_kernels()
         return fft_convolve(u, kernel, skip=self.skip, backward_kernel=ahead)
