@@ -79,9 +79,10 @@ def _length_row(draw: Draw, steps: int, rounds: int) -> Row:
 @torch.no_grad()
 def _attention_row(draw: Draw, steps: int, rounds: int) -> Row:
     u, kernel = draw(steps)
-    q, k, v = (torch.roll(u, i, -1).mT.unflatten(-1, (HEADS, -1)).transpose(1, 2) for i in range(3))
+    q, k, v = (part.unflatten(1, (HEADS, -1)).mT.contiguous() for part in (u, u.roll(1, -1), u.roll(2, -1)))
     attend = partial(F.scaled_dot_product_attention, q, k, v, is_causal=True)
-    return _claimed(ATTENTION, {"fft": partial(fft_convolve, u, kernel), "attention": attend}, rounds)
+    works = {"fft": partial(fft_convolve, u, kernel), "attention": attend}
+    return _claimed(ATTENTION, works, rounds, warmup=1)
 
 
 def _three_pass_row(draw: Draw, steps: int, rounds: int) -> Row:
@@ -117,9 +118,9 @@ def _gpu_row(draw: Draw, steps: int, rounds: int) -> Row:
     return _claimed(GPU, {"fft": partial(fft_convolve, u, kernel), "torch.fft": plain}, rounds)
 
 
-def _claimed(claim: Claim, works: Mapping[str, Callable[[], object]], rounds: int) -> Row:
+def _claimed(claim: Claim, works: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 2) -> Row:
     method, baseline = works
-    times = time_interleaved(works, rounds=rounds)
+    times = time_interleaved(works, rounds=rounds, warmup=warmup)
     return claim.row(
         baseline=times.median(baseline),
         method=times.median(method),
