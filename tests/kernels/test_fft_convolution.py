@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from shoestring.kernels import fft_convolution
 from shoestring.kernels.fft_convolution import fft_convolve, fft_length, kernel_spectrum, naive_convolve
 from shoestring.yardstick.causality import leaks
 
@@ -72,6 +73,23 @@ def test_equals_the_sums_forward_and_gradient(seed, seq, lags, channels, copies,
         results.append([y, *(leaf.grad for leaf in leaves.values())])
     for found, expected in zip(*results, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+@pytest.mark.parametrize("block_bytes", [1, 8 * 3 * 2 * 50 * 2, 1 << 30])
+def test_blocks_of_channels_change_nothing(monkeypatch, copies, block_bytes):
+    monkeypatch.setattr(fft_convolution, "BLOCK_BYTES", block_bytes)
+    u, kernel = _numbers(0, 3, 5, 25).requires_grad_(), _numbers(1, copies, 5, 25).requires_grad_()
+    results = []
+    for y in (fft_convolve(u, kernel), naive_convolve(u, kernel)):
+        results.append((y, *torch.autograd.grad((y * _numbers(2, *y.shape)).sum(), (u, kernel))))
+    torch.testing.assert_close(*results)
+    with torch.no_grad():
+        torch.testing.assert_close(fft_convolve(u, kernel_spectrum(kernel, 25)), results[1][0])
+    spoiled = u.detach().clone()
+    spoiled[2, 4, 7] = float("nan")
+    with pytest.raises(ValueError, match="u holds NaN"):
+        fft_convolve(spoiled, kernel)
 
 
 @given(seed=st.integers(0, 99), seq=LENGTHS, shorter=st.integers(0, 7), ahead=st.booleans())

@@ -82,8 +82,8 @@ def fft_convolve(
     the kernel, gate like u. Lags beyond L do not count. The backward part starts one step ahead, so no lag
     is counted twice. Half precision is computed in float32 and rounded at the end.
 
-    For its backward pass it keeps u and the kernel, and transforms them again: half the memory that the
-    spectrum of u would take. It can be differentiated once.
+    For its backward pass it keeps u and the kernel, and transforms them again: half the memory that their
+    spectra would take. It can be differentiated once.
 
     Raises: TypeError for what is no real floating-point tensor; ValueError for shapes that do not fit, an
     empty sequence, one longer than the spectrum is for, and, on the CPU, a signal with NaN or infinity,
@@ -133,34 +133,68 @@ def naive_convolve(
     return y if gate is None else y * _beside_copies(gate, dims)
 
 
+BLOCK_BYTES = 1 << 23
+"""On a CPU so much of the padded signal is convolved at a time: the spectra of all of it would go through
+memory, and through the operating system, which clears new pages, at each step."""
+
+
 class _Convolution(torch.autograd.Function):
     """Circular convolution of n points, cropped to the signal; either the kernel or its spectrum is given."""
 
     @staticmethod
     def forward(ctx: Any, u: Tensor, kernel: Tensor | None, spectrum: Tensor | None, n: int) -> Tensor:
-        ctx.n, ctx.seq = n, u.shape[-1]
-        ctx.lags = None if kernel is None else kernel.shape[-1]
-        if kernel is not None:
-            spectrum = torch.fft.rfft(kernel, n)
-        transformed = torch.fft.rfft(u, n)
-        check_finite(transformed)
-        ctx.save_for_backward(u if kernel is not None else None, spectrum)
-        return torch.fft.irfft(transformed.unsqueeze(-3) * spectrum, n)[..., : ctx.seq]
+        ctx.n = n
+        ctx.save_for_backward(u if kernel is not None else None, kernel, spectrum)
+        copies = _of_one(kernel, spectrum).shape[0]
+        y = u.new_empty(*u.shape[:-2], copies, *u.shape[-2:])
+        for block in _channel_blocks(u, copies, n):
+            transformed = torch.fft.rfft(u[..., block, :], n).unsqueeze(-3)
+            check_finite(transformed)
+            factor = _spectrum_of(kernel, spectrum, block, n)
+            product = transformed.mul_(factor) if copies == 1 else transformed * factor
+            y[..., block, :] = torch.fft.irfft(product, n)[..., : u.shape[-1]]
+        return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        u, spectrum = ctx.saved_tensors
-        transformed = torch.fft.rfft(grad, ctx.n)
+        (u, kernel, spectrum), n = ctx.saved_tensors, ctx.n
         to_u = to_kernel = None
         if ctx.needs_input_grad[0]:
-            product = (transformed * spectrum.conj()).sum(-3)
-            to_u = torch.fft.irfft(product, ctx.n)[..., : ctx.seq]
+            to_u = grad.new_empty(*grad.shape[:-3], *grad.shape[-2:])
         if ctx.needs_input_grad[1]:
-            product = torch.fft.rfft(u, ctx.n).conj().unsqueeze(-3) * transformed
-            product = product.reshape(-1, *product.shape[-3:]).sum(0)
-            to_kernel = torch.fft.irfft(product, ctx.n)[..., : ctx.lags]
+            to_kernel = torch.empty_like(kernel)
+        for block in _channel_blocks(grad, 1, n):
+            transformed = torch.fft.rfft(grad[..., block, :], n)
+            if to_u is not None:
+                product = (transformed * _spectrum_of(kernel, spectrum, block, n).conj()).sum(-3)
+                to_u[..., block, :] = torch.fft.irfft(product, n)[..., : grad.shape[-1]]
+            if to_kernel is not None:
+                product = torch.fft.rfft(u[..., block, :], n).conj().unsqueeze(-3) * transformed
+                product = product.reshape(-1, *product.shape[-3:]).sum(0)
+                to_kernel[:, block] = torch.fft.irfft(product, n)[..., : kernel.shape[-1]]
         return to_u, to_kernel, None, None
+
+
+def _channel_blocks(u: Tensor, copies: int, n: int) -> list[slice]:
+    """The channels in parts of about BLOCK_BYTES; all at once on a GPU, or for a compiler, which fuses."""
+    channels = u.shape[-2]
+    if u.device.type != "cpu" or torch.compiler.is_compiling():
+        return [slice(0, channels)]
+    rows = u.numel() // (channels * u.shape[-1]) * copies
+    size = max(1, BLOCK_BYTES // (rows * n * u.element_size()))
+    return [slice(start, start + size) for start in range(0, channels, size)]
+
+
+def _of_one(kernel: Tensor | None, spectrum: Tensor | None) -> Tensor:
+    found = kernel if spectrum is None else spectrum
+    assert found is not None
+    return found
+
+
+def _spectrum_of(kernel: Tensor | None, spectrum: Tensor | None, block: slice, n: int) -> Tensor:
+    part = _of_one(kernel, spectrum)[:, block]
+    return part if spectrum is not None else torch.fft.rfft(part, n)
 
 
 def _circular_kernel(kernel: Tensor, backward_kernel: Tensor | None, seq: int) -> tuple[Tensor, int]:
