@@ -22,6 +22,7 @@ from shoestring.systems.flash_butterfly_claims import (
     ODD_STEPS,
 )
 from shoestring.yardstick.comparison import Row
+from shoestring.yardstick.memory import LiveMemory
 from shoestring.yardstick.timing import InterleavedTimes, time_interleaved
 
 HEADS = 4
@@ -32,8 +33,8 @@ def speed_rows(scale: int, rounds: int, seed: int) -> list[Row]:
     draw = partial(_draw, generator=torch.Generator().manual_seed(seed))
     rows = [_direct_row(draw, CONV_STEPS // scale, rounds), _length_row(draw, ODD_STEPS // scale, rounds)]
     rows.append(_attention_row(draw, ATTENTION_STEPS // scale, max(3, rounds // 3)))
-    rows.append(_three_pass_row(draw, ATTENTION_STEPS // scale, rounds))
-    rows.append(_training_row(draw, CONV_STEPS // scale, rounds))
+    rows += _three_pass_rows(draw, ATTENTION_STEPS // scale, rounds)
+    rows += _training_rows(draw, CONV_STEPS // scale, rounds)
     if torch.cuda.is_available():
         rows.append(_gpu_row(draw, GPU_STEPS // scale, rounds))
     return rows
@@ -85,21 +86,28 @@ def _attention_row(draw: Draw, steps: int, rounds: int) -> Row:
     return _claimed(ATTENTION, works, rounds, warmup=1)
 
 
-def _three_pass_row(draw: Draw, steps: int, rounds: int) -> Row:
+def _three_pass_rows(draw: Draw, steps: int, rounds: int) -> list[Row]:
+    """Rows of the sequence transformed by small matrices, as on a GPU, and by torch's own transform."""
     u, kernel = draw(steps)
-    plan = ThreePassPlan.of_blocks(steps, steps)
+    blocks = ThreePassPlan.of_blocks(steps, steps)
+    library = ThreePassPlan(rows=blocks.rows, row_length=blocks.row_length)
     times = time_interleaved(
         {
-            "three passes": partial(three_pass_convolve, u, kernel, plan),
+            "small matrices": partial(three_pass_convolve, u, kernel, blocks),
+            "torch.fft": partial(three_pass_convolve, u, kernel, library),
             "fft": partial(fft_convolve, u, kernel),
         },
         rounds=max(3, rounds // 3),
+        warmup=1,
     )
-    return _row("time of three passes by small matrices, beside one transform", times, "three passes", "fft")
+    return [
+        _row(f"time of three passes, rows by {name}", times, name, "fft")
+        for name in ("small matrices", "torch.fft")
+    ]
 
 
-def _training_row(draw: Draw, steps: int, rounds: int) -> Row:
-    """Forward and backward: torch transforms both halves of a real spectrum in its backward pass."""
+def _training_rows(draw: Draw, steps: int, rounds: int) -> list[Row]:
+    """Forward and backward beside what a user writes, with a transform of the same length."""
     u, kernel = (x.requires_grad_() for x in draw(steps))
 
     def step(convolve: Callable[[Tensor, Tensor], Tensor]) -> object:
@@ -109,7 +117,19 @@ def _training_row(draw: Draw, steps: int, rounds: int) -> Row:
     times = time_interleaved(
         {"ours": partial(step, fft_convolve), "torch": partial(step, plain)}, rounds=rounds
     )
-    return _row("time, forward and backward, beside torch's own backward", times, "ours", "torch")
+    peaks = []
+    for convolve in (plain, fft_convolve):
+        with LiveMemory(u, kernel) as memory:
+            step(convolve)
+        peaks.append(memory.peak_dynamic_bytes)
+    memory_row = Row(
+        metric="peak bytes, forward and backward, beside torch's own backward", kind="memory", unit="B",
+        better="lower", baseline=peaks[0], method=peaks[1], against="torch",
+    )  # fmt: skip
+    return [
+        _row("time, forward and backward, beside torch's own backward", times, "ours", "torch"),
+        memory_row,
+    ]
 
 
 def _gpu_row(draw: Draw, steps: int, rounds: int) -> Row:
