@@ -50,8 +50,8 @@ class StateSpaceLM(nn.Module):
     """ids (batch, seq) -> logits of the token after each, (batch, seq, vocabulary).
 
     layer: makes the layer of a block, `layer(d_model)`, by default `S4`. d_ff: width of the feed-forward
-    networks, by default 4 d_model. The first tap of a state space lets y_t depend on u_t, so a token stands at
-    its own position and the targets are shifted by one, as for any causal language model.
+    networks, by default 4 d_model. The first tap of a state space lets y_t depend on u_t, so a token stands
+    at its own position and the targets are shifted by one, as for any causal language model.
 
     After `setup_step` it reads in pieces: a state holds that of every layer under "0.x", "1.x", and so on.
     Raises: ValueError for a size below 1, a layer that reads the future, and ids outside the vocabulary.
@@ -83,39 +83,45 @@ class StateSpaceLM(nn.Module):
 
     def forward(self, ids: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq vocab"]:
         x = self._embedded(ids)
-        for block in self.blocks:
+        for block in self._layers:
             x = block(x)
         return self._logits(x)
 
     def setup_step(self, mode: str | None = None) -> None:
         """Get ready to read in pieces, in the layers' own mode unless one is given."""
-        for block in self.blocks:
+        for block in self._layers:
             block.layer.setup_step() if mode is None else block.layer.setup_step(mode)
 
     def init_state(
         self, batch: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> State:
         """The state before the first token."""
-        states = (block.layer.init_state(batch, device=device, dtype=dtype) for block in self.blocks)
+        states = (block.layer.init_state(batch, device=device, dtype=dtype) for block in self._layers)
         return {f"{i}.{name}": tensor for i, state in enumerate(states) for name, tensor in state.items()}
 
     def prefill(
         self, ids: Int[Tensor, "batch seq"], state: State
     ) -> tuple[Float[Tensor, "batch seq vocab"], State]:
         """Logits after each of these tokens, and the state after them."""
-        x, after = self._embedded(ids), {}
-        for i, block in enumerate(self.blocks):
+        x = self._embedded(ids)
+        after: dict[str, Tensor] = {}
+        for i, block in enumerate(self._layers):
             x, own = block.prefill(x, _part(state, i))
             after |= {f"{i}.{name}": tensor for name, tensor in own.items()}
         return self._logits(x), after
 
     def step(self, ids: Int[Tensor, " batch"], state: State) -> tuple[Float[Tensor, "batch vocab"], State]:
         """Logits after one more token, and the state after it."""
-        x, after = self._embedded(ids), {}
-        for i, block in enumerate(self.blocks):
+        x = self._embedded(ids)
+        after: dict[str, Tensor] = {}
+        for i, block in enumerate(self._layers):
             x, own = block.step(x, _part(state, i))
             after |= {f"{i}.{name}": tensor for name, tensor in own.items()}
         return self._logits(x), after
+
+    @property
+    def _layers(self) -> list[StateSpaceBlock]:
+        return list(self.blocks)  # type: ignore[arg-type]
 
     def _embedded(self, ids: Tensor) -> Tensor:
         vocab_size = self.embedding.num_embeddings
