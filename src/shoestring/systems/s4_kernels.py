@@ -57,8 +57,8 @@ def doubled_taps(discrete: DenseSystem, length: int) -> Tensor:
     """
     states, power = discrete.b.unsqueeze(-1), discrete.a
     while states.shape[-1] < length:
+        power = power @ power if states.shape[-1] > 1 else power
         states = torch.cat([states, power @ states], dim=-1)
-        power = power @ power
     return (discrete.c.unsqueeze(-2) @ states[..., :length]).squeeze(-2)
 
 

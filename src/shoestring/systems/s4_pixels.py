@@ -47,29 +47,35 @@ class _Outcome:
 class GRULayer(nn.Module):
     """torch's gated recurrent unit as a layer. Shapes: (batch, seq, d_model) -> the same."""
 
-    def __init__(self, d_model: int, hidden: int) -> None:
+    def __init__(self, d_model: int) -> None:
         super().__init__()
-        self.gru, self.out = nn.GRU(d_model, hidden, batch_first=True), nn.Linear(hidden, d_model)
+        self.gru = nn.GRU(d_model, d_model, batch_first=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(self.gru(x)[0])
+        return self.gru(x)[0]
 
 
 class AttentionLayer(nn.Module):
-    """Self-attention over all pixels and a feed-forward network, with learned positions.
+    """Self-attention over all pixels, which knows positions by waves, and a feed-forward network.
 
-    Shapes: (batch, seq, d_model) -> the same.
+    Shapes: (batch, seq, d_model) -> the same. Source: Vaswani et al. 2017, "Attention Is All You Need".
     """
 
-    def __init__(self, d_model: int, seq: int, d_ff: int) -> None:
+    positions: Tensor
+
+    def __init__(self, d_model: int, seq: int) -> None:
         super().__init__()
-        self.position = nn.Parameter(0.02 * torch.randn(seq, d_model))
+        frequencies = 10_000.0 ** (-torch.arange(0, d_model, 2) / d_model)
+        angles = torch.arange(seq).unsqueeze(1) * frequencies
+        self.register_buffer("positions", torch.cat([angles.sin(), angles.cos()], dim=1), persistent=False)
         self.qkv, self.out = nn.Linear(d_model, 3 * d_model), nn.Linear(d_model, d_model)
         self.norm = nn.LayerNorm(d_model)
-        self.feed_forward = nn.Sequential(nn.Linear(d_model, d_ff), nn.GELU(), nn.Linear(d_ff, d_model))
+        self.feed_forward = nn.Sequential(
+            nn.Linear(d_model, 4 * d_model), nn.GELU(), nn.Linear(4 * d_model, d_model)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        heads = self.qkv(x + self.position).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+        heads = self.qkv(x + self.positions).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
         mixed = self.out(F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2))
         return mixed + self.feed_forward(self.norm(x + mixed))
 
@@ -94,26 +100,24 @@ def pixel_rows(task: PixelTask, settings: PixelSettings, seed: int) -> list[Row]
 
 
 def _arms(task: PixelTask, settings: PixelSettings, seed: int) -> dict[str, Callable[[], nn.Module]]:
-    """The three models; widths inside the rivals' layers make them as large as ours."""
-    seq, d = task.train.x.shape[1], settings.d_model
+    """The three models; rivals have the width at which they are as large as ours."""
+    seq = task.train.x.shape[1]
 
-    def classifier(layer: Callable[[int], nn.Module]) -> nn.Module:
+    def classifier(layer: Callable[[int], nn.Module], d_model: int) -> nn.Module:
         torch.manual_seed(seed)
-        return SequenceClassifier(layer, d_input=1, d_model=d, n_layers=settings.n_layers, n_classes=10)
+        return SequenceClassifier(layer, d_input=1, d_model=d_model, n_layers=settings.n_layers, n_classes=10)
 
-    def like_ours(layer: Callable[[int, int], nn.Module]) -> Callable[[], nn.Module]:
-        target = _size(classifier(S4))
-
-        def distance(width: int) -> int:
-            return abs(_size(classifier(lambda d: layer(d, width))) - target)
-
-        width = min(range(1, 4 * d + 1), key=distance)
-        return lambda: classifier(lambda d: layer(d, width))
+    def like_ours(layer: Callable[[int], nn.Module]) -> Callable[[], nn.Module]:
+        target = _size(classifier(S4, settings.d_model))
+        widths = range(HEADS, 2 * settings.d_model + 1, HEADS)
+        with torch.device("meta"):  # they are counted, not made
+            width = min(widths, key=lambda d: abs(_size(classifier(layer, d)) - target))
+        return lambda: classifier(layer, width)
 
     return {
-        OURS: lambda: classifier(S4),
+        OURS: lambda: classifier(S4, settings.d_model),
         GRU_NAME: like_ours(GRULayer),
-        TRANSFORMER: like_ours(lambda d, width: AttentionLayer(d, seq, width)),
+        TRANSFORMER: like_ours(lambda d: AttentionLayer(d, seq)),
     }
 
 
