@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-BLOCK_BYTES = {"cpu": 2**20, "cuda": 2**26}
+BLOCK_BYTES = {"cpu": 2**19, "cuda": 2**26}
 """Largest block of (features, poles, frequencies) complex numbers: on a processor it should stay in cache."""
 
 
