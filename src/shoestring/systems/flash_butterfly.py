@@ -54,7 +54,7 @@ PIXELS = {
 }
 TEXT = {
     Effort.SMOKE: TextExperiment(d_model=16, n_layers=1, context=16, batch=4, steps=3, windows=8),
-    Effort.QUICK: TextExperiment(d_model=128, n_layers=4, context=64, batch=32, steps=300, windows=1000),
+    Effort.QUICK: TextExperiment(d_model=128, n_layers=4, context=64, batch=32, steps=250, windows=1000),
     Effort.FULL: TextExperiment(d_model=128, n_layers=4, context=64, batch=32, steps=3000, windows=1700),
 }
 
@@ -91,7 +91,7 @@ def _pixels(effort: Effort, seed: int) -> PixelTask:
     if effort is Effort.SMOKE:
         return digit_pixels(train_size=100, test_size=100, seed=seed)
     if effort is Effort.QUICK:
-        return fashion_pixels(14, train_size=3000, test_size=4000, seed=seed)
+        return fashion_pixels(14, train_size=3000, test_size=3000, seed=seed)
     return fashion_pixels(28, train_size=20_000, seed=seed)
 
 
