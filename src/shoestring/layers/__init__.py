@@ -4,6 +4,9 @@ from shoestring.layers.attention import AttendOut, attend, merge
 from shoestring.layers.attention_masks import Causal, Explicit, Full, KVView, Mask, Tree
 from shoestring.layers.dual_binary_linear import DualBinaryLinear, LatentDualBinaryLinear
 from shoestring.layers.float_coded_linear import FloatCodedLinear
+from shoestring.layers.h3 import H3LongConv
+from shoestring.layers.learned_butterfly import ButterflyOptions, LearnedButterfly
+from shoestring.layers.long_convolution import FeatureLongConv, LongConv, LongFilter
 from shoestring.layers.low_rank_linear import LowRankLinear
 from shoestring.layers.norm import RMSNorm
 from shoestring.layers.packed_linear import PackedEmbedding, PackedLinear, PackedWeight
@@ -13,19 +16,37 @@ from shoestring.layers.rotary import LinearScaling, Llama3Scaling, Rope, YarnSca
 from shoestring.layers.row_sparse_linear import RowSparseLinear, sparse_tail
 from shoestring.layers.scaled_embedding import ScaledEmbedding
 from shoestring.layers.sparse_linear import SparseLinear
+from shoestring.layers.squash import (
+    KernelRegulariser,
+    SmoothFrequency,
+    SmoothTime,
+    geometric_kernel,
+    random_kernel,
+    squash,
+)
 from shoestring.layers.state import Recurrent, State, clone_state, reorder_state, state_bytes
+from shoestring.layers.state_space import S4, S4D
 
 __all__ = [
+    "S4",
+    "S4D",
     "AttendOut",
+    "ButterflyOptions",
     "Causal",
     "DualBinaryLinear",
     "Explicit",
+    "FeatureLongConv",
     "FloatCodedLinear",
     "Full",
+    "H3LongConv",
     "KVView",
+    "KernelRegulariser",
     "LatentDualBinaryLinear",
+    "LearnedButterfly",
     "LinearScaling",
     "Llama3Scaling",
+    "LongConv",
+    "LongFilter",
     "LowRankLinear",
     "Mask",
     "PackedEmbedding",
@@ -38,15 +59,20 @@ __all__ = [
     "Rope",
     "RowSparseLinear",
     "ScaledEmbedding",
+    "SmoothFrequency",
+    "SmoothTime",
     "SparseLinear",
     "State",
     "Tree",
     "YarnScaling",
     "attend",
     "clone_state",
+    "geometric_kernel",
     "hinted_parameters",
     "merge",
+    "random_kernel",
     "reorder_state",
     "sparse_tail",
+    "squash",
     "state_bytes",
 ]

@@ -11,6 +11,8 @@ from shoestring.models.hooks import AttendCall, AttnPlan, Context, Drop, Keep, P
 from shoestring.models.load import load_decoder, load_tokenizer
 from shoestring.models.protocols import CacheCannot, HookConflict, KVCache, KVView, Traffic
 from shoestring.models.safetensors_file import SafetensorsFile, ShardedSafetensors
+from shoestring.models.sequence_classifier import SequenceClassifier
+from shoestring.models.token_transformer import TokenTransformer
 
 __all__ = [
     "AttendCall",
@@ -33,7 +35,9 @@ __all__ = [
     "ResidualNet",
     "Route",
     "SafetensorsFile",
+    "SequenceClassifier",
     "ShardedSafetensors",
+    "TokenTransformer",
     "Traffic",
     "Want",
     "load_decoder",

@@ -1,0 +1,129 @@
+"""Pictures read pixel by pixel: long convolutions with and without a squash, beside a state space."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from shoestring.data.pixel_sequences import PixelSequences, PixelTask
+from shoestring.data.shuffled import ShuffledBatches
+from shoestring.layers.long_convolution import LongConv, LongFilter
+from shoestring.layers.squash import KernelRegulariser, geometric_kernel, random_kernel, spectral_roughness
+from shoestring.layers.state_space import S4D, StateSpace
+from shoestring.models.sequence_classifier import SequenceClassifier
+from shoestring.systems.flash_butterfly_claims import AS_S4D, AS_UNSQUASHED
+from shoestring.training import Trainer, TrainingPlan
+from shoestring.yardstick.comparison import Row
+
+THRESHOLD, KERNEL_DROPOUT = 0.001, 0.2
+"""Those of the paper for sequential CIFAR."""
+NONE, SQUASH, GEOMETRIC, STATE_SPACE = "no squash", "squash", "geometric start and squash", "S4D"
+BATCH, LEARNING_RATE, WEIGHT_DECAY = 50, 1e-2, 0.05
+
+
+@dataclass(frozen=True)
+class PixelExperiment:
+    """How large: the network and how often it sees the pictures. chosen_on: test pictures that choose."""
+
+    d_model: int
+    n_layers: int
+    epochs: int
+    chosen_on: int
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    right: Bool[Tensor, " pictures"]
+    chosen_by: float
+    roughness: float
+
+
+def pixel_rows(task: PixelTask, size: PixelExperiment, seed: int) -> list[Row]:
+    """Accuracy and roughness of every arm. The best squash is chosen on pictures that do not judge."""
+    found = {name: _train(layer, task, size, seed) for name, layer in _arms(len(task.train.x[0])).items()}
+    best = max((SQUASH, GEOMETRIC), key=lambda name: found[name].chosen_by)
+    rows = [
+        claim.row(
+            baseline=_percent(found[name].right),
+            method=_percent(found[best].right),
+            spread=_difference_interval(found[name].right, found[best].right),
+            against=f"{name} (the best squash is: {best})",
+        )
+        for claim, name in ((AS_S4D, STATE_SPACE), (AS_UNSQUASHED, NONE))
+    ]
+    for name in (SQUASH, GEOMETRIC, STATE_SPACE):
+        rows += _beside_none(name, found[NONE], found[name])
+    return rows
+
+
+def _beside_none(name: str, none: _Outcome, outcome: _Outcome) -> list[Row]:
+    accuracy = Row(
+        metric=f"accuracy, {name}", kind="quality", unit="%", better="higher", baseline=_percent(none.right),
+        method=_percent(outcome.right), spread=_difference_interval(none.right, outcome.right),
+        bar_on="difference", against=NONE,
+    )  # fmt: skip
+    roughness = Row(
+        metric=f"roughness of the spectra, {name}", kind="other", unit="", better="lower",
+        baseline=none.roughness, method=outcome.roughness, against=NONE,
+    )  # fmt: skip
+    return [accuracy, roughness]
+
+
+def _arms(length: int) -> Mapping[str, Callable[[int], nn.Module]]:
+    none = KernelRegulariser(dropout=KERNEL_DROPOUT)
+    squash = KernelRegulariser(threshold=THRESHOLD, dropout=KERNEL_DROPOUT)
+    return {
+        NONE: lambda d: LongConv(d, length, regulariser=none, init=random_kernel),
+        SQUASH: lambda d: LongConv(d, length, regulariser=squash, init=random_kernel),
+        GEOMETRIC: lambda d: LongConv(d, length, regulariser=squash, init=geometric_kernel),
+        STATE_SPACE: S4D,
+    }
+
+
+def _train(layer: Callable[[int], nn.Module], task: PixelTask, size: PixelExperiment, seed: int) -> _Outcome:
+    torch.manual_seed(seed)
+    model = SequenceClassifier(
+        layer, d_input=1, d_model=size.d_model, n_layers=size.n_layers, n_classes=10, norm="batch"
+    )
+    steps = max(1, size.epochs * len(task.train) // BATCH)
+    plan = TrainingPlan(steps, LEARNING_RATE, weight_decay=WEIGHT_DECAY, warmup_steps=steps // 10, seed=seed)
+    batches = ShuffledBatches(task.train.x, task.train.labels, batch_size=BATCH, seed=seed)
+    Trainer(model, lambda net, batch: F.cross_entropy(net(batch[0]), batch[1]), plan).run(batches)
+    right = _right(model.eval(), task.test)
+    return _Outcome(
+        right[size.chosen_on :],
+        float(right[: size.chosen_on].double().mean()),
+        _roughness(model, len(task.train.x[0])),
+    )
+
+
+@torch.no_grad()
+def _right(model: nn.Module, test: PixelSequences) -> Bool[Tensor, " pictures"]:
+    found = [model(x).argmax(-1) == y for x, y in zip(test.x.split(250), test.labels.split(250), strict=True)]
+    return torch.cat(found)
+
+
+@torch.no_grad()
+def _roughness(model: nn.Module, length: int) -> float:
+    """The mean over layers of the roughness of the kernels' spectra."""
+    kernels = []
+    for module in model.modules():
+        if isinstance(module, LongFilter):
+            kernels.append(module.regularised_kernels()[0])
+        elif isinstance(module, StateSpace):
+            kernels.append(module.kernel(length))
+    return sum(map(spectral_roughness, kernels)) / len(kernels)
+
+
+def _percent(right: Bool[Tensor, " pictures"]) -> float:
+    return 100 * float(right.double().mean())
+
+
+def _difference_interval(baseline: Tensor, method: Tensor) -> tuple[float, float]:
+    """95 % interval of the paired difference, in points: what the choice of test pictures leaves open."""
+    difference = 100 * (method.double() - baseline.double())
+    margin = 1.96 * float(difference.std()) / len(difference) ** 0.5
+    return float(difference.mean()) - margin, float(difference.mean()) + margin
