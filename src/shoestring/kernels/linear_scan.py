@@ -187,7 +187,7 @@ def _decay_products(a: Tensor) -> Tensor:
 
 
 def _times(products: Tensor, b: Tensor) -> Tensor:
-    """Σ_j products[..., i, j, *decay_dims] b[..., j, *dims]; channels of one decay are columns of a matrix."""
+    """Σ_j products[..., i, j, *decay_dims] b[..., j, *dims]; channels of one decay are its columns."""
     shared = products.dim() > 4 and products.shape[-1] == 1
     matrices = (products[..., 0] if shared else products).movedim((2, 3), (-2, -1))
     columns = b.movedim(2, -2 if shared else -1)
