@@ -40,12 +40,15 @@ def naive_causal_conv1d(
     width, seq = weight.shape[1], x.shape[1]
     padded = F.pad(x, (0, 0, 0, width - 1) if reverse else (0, 0, width - 1, 0))
     taps = reversed(range(width)) if reverse else range(width)
-    y = sum(weight[:, k] * padded[:, start : start + seq] for start, k in enumerate(taps))
-    y = y if bias is None else y + bias
+    y = torch.zeros_like(x) if bias is None else bias.expand_as(x)
+    for start, k in enumerate(taps):
+        y = y + weight[:, k] * padded[:, start : start + seq]
     return F.silu(y) if silu else y
 
 
-def _cost(x: Tensor, weight: Tensor, bias: Tensor | None = None, **_: Any) -> Cost:
+def _cost(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, silu: bool = False, reverse: bool = False
+) -> Cost:
     return Cost(2 * x.numel() * weight.shape[1], 2 * x.nbytes + weight.nbytes)
 
 
@@ -70,8 +73,8 @@ def causal_conv1d(
     if reverse:
         x = x.flip(1)
     padded = F.pad(x.transpose(1, 2), (weight.shape[1] - 1, 0))
-    types = (part if part is None else part.to(x.dtype) for part in (weight[:, None], bias))
-    y = F.conv1d(padded, *types, groups=x.shape[2]).transpose(1, 2)
+    bias = None if bias is None else bias.to(x.dtype)
+    y = F.conv1d(padded, weight[:, None].to(x.dtype), bias, groups=x.shape[2]).transpose(1, 2)
     y = F.silu(y) if silu else y
     return y.flip(1) if reverse else y
 
@@ -79,7 +82,7 @@ def causal_conv1d(
 def prefill_conv1d(
     x: Sequence, before: Before, weight: Weight, bias: Bias | None = None, *, silu: bool = False
 ) -> tuple[Sequence, Before]:
-    """The convolution of x after `before`, the width - 1 inputs that precede it, and the same for what follows.
+    """The convolution of x after `before`, the width - 1 inputs that precede it, and those of what follows.
 
     Raises: ValueError for another number of inputs before; else as `causal_conv1d`.
     """
@@ -97,7 +100,7 @@ def step_conv1d(
     *,
     silu: bool = False,
 ) -> tuple[Float[Tensor, "batch channels"], Before]:
-    """The convolution at one position, and the inputs that the next one follows; errors as `prefill_conv1d`."""
+    """The convolution at one position, and the inputs before the next; errors as `prefill_conv1d`."""
     _check_before(x[:, None], before, weight)
     window = torch.cat([before.to(x.dtype), x[:, None]], 1)
     y = torch.einsum("bwe,ew->be", window, weight.to(x.dtype))
@@ -148,7 +151,7 @@ class _Arguments(ctypes.Structure):
 def rows_of(x: Sequence) -> Sequence:
     """x itself where its positions lie at one distance and its channels side by side, else a copy."""
     regular = x.stride(2) == 1 and x.stride(0) == x.stride(1) * x.shape[1]
-    return x if regular or x.shape[0] == 1 and x.stride(2) == 1 else x.contiguous()
+    return x if regular or (x.shape[0] == 1 and x.stride(2) == 1) else x.contiguous()
 
 
 class _CausalConv1d(torch.autograd.Function):
@@ -160,7 +163,7 @@ class _CausalConv1d(torch.autograd.Function):
         bias = None if bias is None else bias.contiguous()
         y = x.new_empty(x.shape)
         _library().causal_conv1d_forward(_arguments(x, taps, bias, silu, reverse, y=y))
-        ctx.save_for_backward(x, taps, bias)
+        ctx.save_for_backward(x, taps, bias)  # type: ignore[arg-type]
         ctx.options = silu, reverse  # type: ignore[attr-defined]
         return y
 
