@@ -37,9 +37,9 @@ def naive_linear_scan(
 ) -> Scanned:
     """The equation, step by step, its gradient left to autograd. Arguments as in `linear_scan`."""
     h = torch.zeros_like(b[:, 0]) if initial is None else initial
-    found = [h] * b.shape[1]
+    decays, found = a.unbind(1), list(b.unbind(1))
     for t in reversed(range(b.shape[1])) if reverse else range(b.shape[1]):
-        h = a[:, t] * h + b[:, t]
+        h = decays[t] * h + found[t]
         found[t] = h
     return torch.stack(found, 1), h
 
