@@ -41,24 +41,27 @@ class ChunkedScan(torch.autograd.Function):
         grads = {n: torch.zeros_like(p) for n, p in inputs._asdict().items() if p is not None}
         for number, start in reversed(list(enumerate(_starts(inputs, options)))):
             piece = _piece(inputs, start, states[number])
-            leaves = {n: p.detach().requires_grad_() for n, p in piece._asdict().items() if p is not None}
-            with torch.enable_grad():
-                out = scan_chunk(ScanInputs(**leaves), options)
-            found = torch.autograd.grad(
-                out, list(leaves.values()), (grad_y[:, start : start + CHUNK], grad_last), allow_unused=True
-            )
-            for name, grad in zip(leaves, found, strict=True):
-                if grad is None:
-                    continue
+            found = _chunk_gradient(piece, options, grad_y[:, start : start + CHUNK], grad_last)
+            grad_last = found.pop("initial")
+            for name, grad in found.items():
                 if name in _SEQUENCES:
                     grads[name][:, start : start + CHUNK] = grad
-                elif name == "initial":
-                    grad_last = grad
                 else:
                     grads[name] += grad
         if "initial" in grads:
             grads["initial"] = grad_last
         return None, *(grads.get(name) for name in ScanInputs._fields)
+
+
+def _chunk_gradient(
+    piece: ScanInputs, options: ScanOptions, grad_y: Tensor, grad_last: Tensor
+) -> dict[str, Tensor]:
+    """By name, of what is given; on return nothing of the chunk's graph is left."""
+    leaves = {n: p.detach().requires_grad_() for n, p in piece._asdict().items() if p is not None}
+    with torch.enable_grad():
+        out = scan_chunk(ScanInputs(**leaves), options)
+    found = torch.autograd.grad(out, list(leaves.values()), (grad_y, grad_last))
+    return dict(zip(leaves, found, strict=True))
 
 
 def scan_chunk(inputs: ScanInputs, options: ScanOptions) -> tuple[Tensor, Tensor]:
