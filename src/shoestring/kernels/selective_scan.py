@@ -85,14 +85,14 @@ def selective_scan(
 ) -> tuple[Sequence, ScanState]:
     """y (in the type of x) and the last state (batch, channels, states), in float32 or float64.
 
-    A: below 0. B, C: (batch, seq, groups, states), each with a number of groups that divides the channels;
-    the larger is a multiple of the smaller. D, z, dt_bias: left out where None. initial: the state before the
+    A: not above 0. B, C: (batch, seq, groups, states), with numbers of groups that divide the channels; the
+    larger is a multiple of the smaller. D, z, dt_bias: left out where None. initial: the state before the
     first position, by default 0. reverse: from the last position to the first.
 
     On the CPU a compiled loop answers, forward and backward; for other devices, float64, or without a
     compiler torch scans chunks of positions, which is said once.
 
-    Raises: ValueError for shapes that do not belong together, an A that is not below 0 (on the CPU), an
+    Raises: ValueError for shapes that do not belong together, an A above 0 (on the CPU), an
     empty sequence; TypeError for an initial state in half precision or tensors on several devices.
     """
     inputs = ScanInputs(x, dt, A, B, C, D, z, dt_bias, initial)

@@ -50,8 +50,8 @@ class ScanInputs(NamedTuple):
         devices = {part.device for part in self if part is not None}
         if len(devices) > 1:
             raise TypeError(f"tensors on {', '.join(sorted(map(str, devices)))}; put them on one device")
-        if self.A.device.type == "cpu" and bool((self.A >= 0).any()):
-            raise ValueError(f"A reaches {float(self.A.max())}; below 0 it must be, e.g. -exp(A_log)")
+        if self.A.device.type == "cpu" and bool((self.A > 0).any()):
+            raise ValueError(f"A reaches {float(self.A.max())}; it must not be above 0, e.g. -exp(A_log)")
 
     def _check_groups(self) -> None:
         batch, seq, channels = self.x.shape
