@@ -45,7 +45,7 @@ def test_every_position_sees_every_other(make):
 
 
 def test_shared_is_two_scans_of_what_the_forward_convolution_gave():
-    """With equal decays it is symmetric in what follows the convolution; here the whole, by its definition."""
+    """The whole, by its definition."""
     from shoestring.kernels.causal_conv1d import naive_causal_conv1d
     from shoestring.kernels.selective_scan import naive_selective_scan
 
