@@ -11,6 +11,7 @@ from shoestring.models.vision_mamba import VisionMamba
 from shoestring.models.vision_mamba_config import (
     Direction,
     Pooling,
+    Scan,
     VisionMambaConfig,
     vision_mamba_size,
 )
@@ -80,6 +81,13 @@ def test_every_layout_of_class_tokens(kind, tmp_path):
     torch.testing.assert_close(logits, model.head(chosen.mean(1)))
     save_vision_mamba(model, tmp_path / "model")
     assert torch.equal(load_vision_mamba(tmp_path / "model").eval()(images), logits)
+
+
+def test_a_model_with_decays_by_head(tmp_path):
+    model = small(scan=Scan.SSD, head_dim=8)
+    images = torch.randn(2, 3, 16, 16)
+    save_vision_mamba(model, tmp_path / "model")
+    assert torch.equal(load_vision_mamba(tmp_path / "model").eval()(images), model(images))
 
 
 def test_what_is_kept_for_the_gradient_grows_linearly_in_patches():
@@ -211,8 +219,12 @@ def test_bad_input(tmp_path):
         VisionMambaConfig(class_token=ClassToken.NONE)
     with pytest.raises(ValueError, match="depth=3: alternating directions take an even depth"):
         VisionMambaConfig(depth=3, direction=Direction.ALTERNATING)
-    with pytest.raises(ValueError, match="for direction='both', not 'forward'"):
+    with pytest.raises(
+        ValueError, match="for direction='both' with scan='selective', not 'forward' with 'selective'"
+    ):
         VisionMambaConfig(direction=Direction.FORWARD, original_init=True)
+    with pytest.raises(ValueError, match="scan='ssd' is for direction='both', not 'shared'"):
+        VisionMambaConfig(direction=Direction.SHARED, scan=Scan.SSD)
     with pytest.raises(ValueError, match=r"after=\(0, 4\); there are blocks 0 to 3"):
         model.features(torch.randn(1, 3, 16, 16), after=(0, 4))
     with pytest.raises(ValueError, match="name='huge'; there are 'tiny', 'small', 'base'"):
@@ -221,3 +233,8 @@ def test_bad_input(tmp_path):
     head = dataclasses.replace(model.config, class_token=ClassToken.HEAD)
     with pytest.raises(ValueError, match="a model with class_token=.*middle.*, this one has .*head"):
         load_vision_mamba(tmp_path / "model", head)
+    decays_by_head = dataclasses.replace(model.config, scan=Scan.SSD, head_dim=8)
+    with pytest.raises(ValueError, match="a model with scan=.*selective.*, this one has .*ssd"):
+        load_vision_mamba(tmp_path / "model", decays_by_head)
+    with pytest.raises(ValueError, match="scan='ssd': the authors' checkpoints are of 'selective'"):
+        from_original({}, decays_by_head)

@@ -11,13 +11,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from shoestring.layers.bidirectional_mamba import BidirectionalMamba, SharedBidirectionalMamba
+from shoestring.layers.bidirectional_mamba2 import BidirectionalMamba2
 from shoestring.layers.drop_path import DropPath, depth_rates
 from shoestring.layers.mamba import MambaMixer
 from shoestring.layers.norm import RMSNorm
 from shoestring.layers.parameter_hint import ParameterHint
 from shoestring.layers.patch_embedding import PatchEmbedding
 from shoestring.layers.patch_tokens import PatchTokens, TokenSequence, without
-from shoestring.models.vision_mamba_config import Direction, Pooling, VisionMambaConfig
+from shoestring.models.vision_mamba_config import Direction, Pooling, Scan, VisionMambaConfig
 
 Images = Float[Tensor, "batch channels height width"]
 Hidden = Float[Tensor, "batch tokens dim"]
@@ -128,6 +129,8 @@ def _norm(dim: int) -> RMSNorm:
 
 def _mixer(config: VisionMambaConfig) -> nn.Module:
     sizes = {"d_state": config.d_state, "d_conv": config.d_conv, "expand": config.expand}
+    if config.scan is Scan.SSD:
+        return BidirectionalMamba2(config.dim, **sizes, head_dim=config.head_dim, divide=config.divide)
     if config.direction is Direction.BOTH:
         return BidirectionalMamba(
             config.dim, **sizes, divide=config.divide, layer_scale=config.layer_scale,

@@ -23,6 +23,15 @@ class Direction(enum.StrEnum):
     """Every other block from the last token to the first."""
 
 
+class Scan(enum.StrEnum):
+    """What carries the past: another model each, with weights of its own."""
+
+    SELECTIVE = "selective"
+    """A decay for every channel and state (Mamba), as published."""
+    SSD = "ssd"
+    """A decay for every head (Mamba-2), as matrix products; not in the paper."""
+
+
 class Pooling(enum.StrEnum):
     """What the head reads."""
 
@@ -37,6 +46,8 @@ class VisionMambaConfig:
     stride: pixels from a patch to the next; 8 for the authors' fine-tuning on long sequences. pooling: the
     class token, or the mean of all patches where there is none. divide, layer_scale, original_init: of
     `BidirectionalMamba`.
+
+    scan, head_dim: "ssd" takes heads of head_dim channels, which divide expand · dim.
 
     Raises: ValueError for pooling that contradicts the class token, alternating blocks of odd depth, options
     of the bidirectional mixer with another one, or sizes that are not positive.
@@ -55,6 +66,8 @@ class VisionMambaConfig:
     class_token: ClassToken = ClassToken.MIDDLE
     pooling: Pooling = Pooling.TOKEN
     direction: Direction = Direction.BOTH
+    scan: Scan = Scan.SELECTIVE
+    head_dim: int = 64
     divide: bool = True
     layer_scale: float | None = None
     original_init: bool = False
@@ -75,10 +88,13 @@ class VisionMambaConfig:
             raise ValueError("pooling='token' with class_token='none'; take pooling='mean' or a class token")
         if self.direction is Direction.ALTERNATING and self.depth % 2:
             raise ValueError(f"depth={self.depth}: alternating directions take an even depth")
+        if self.scan is Scan.SSD and self.direction is not Direction.BOTH:
+            raise ValueError(f"scan='ssd' is for direction='both', not {self.direction.value!r}")
         only_both = self.layer_scale is not None or self.original_init
-        if only_both and self.direction is not Direction.BOTH:
+        if only_both and (self.direction is not Direction.BOTH or self.scan is Scan.SSD):
             raise ValueError(
-                f"layer_scale and original_init are for direction='both', not {self.direction.value!r}"
+                "layer_scale and original_init are for direction='both' with scan='selective', not "
+                f"{self.direction.value!r} with {self.scan.value!r}"
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -88,7 +104,10 @@ class VisionMambaConfig:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "VisionMambaConfig":
         """What `to_dict` gave. Raises: ValueError for an unknown choice, TypeError for an unknown field."""
-        kinds = {"class_token": ClassToken, "pooling": Pooling, "direction": Direction, "image_size": tuple}
+        kinds: dict[str, Any] = {
+            "class_token": ClassToken, "pooling": Pooling, "direction": Direction, "scan": Scan,
+            "image_size": tuple,
+        }  # fmt: skip
         return cls(**{name: kinds.get(name, lambda v: v)(value) for name, value in fields.items()})
 
 

@@ -17,7 +17,7 @@ from shoestring.files import replacing_folder
 from shoestring.layers.patch_embedding import interpolate_positions
 from shoestring.layers.patch_tokens import ClassToken, place
 from shoestring.models.vision_mamba import VisionMamba
-from shoestring.models.vision_mamba_config import Direction, VisionMambaConfig
+from shoestring.models.vision_mamba_config import Direction, Scan, VisionMambaConfig
 
 Weights = Mapping[str, Tensor]
 
@@ -96,10 +96,12 @@ def from_original(weights: Weights, config: VisionMambaConfig) -> VisionMamba:
     Where in the sequence a single class token stands is not in the weights: `config` must say it.
 
     Raises: ValueError for another layout of class tokens than `config` has, for a direction other than
-    "both", or a weight that is missing or has no place.
+    "both" or a scan other than "selective", or a weight that is missing or has no place.
     """
     if config.direction is not Direction.BOTH:
         raise ValueError(f"direction={config.direction.value!r}: the authors' checkpoints are of 'both'")
+    if config.scan is not Scan.SELECTIVE:
+        raise ValueError(f"scan={config.scan.value!r}: the authors' checkpoints are of 'selective'")
     names = _ORIGINAL_TOKENS[config.class_token]
     if names != tuple(sorted(name for name in weights if name.startswith("cls_token"))):
         theirs = ", ".join(sorted(n for n in weights if n.startswith("cls_token"))) or "no class token"
