@@ -83,6 +83,18 @@ def test_every_layout_of_class_tokens(kind, tmp_path):
     assert torch.equal(load_vision_mamba(tmp_path / "model").eval()(images), logits)
 
 
+def test_rotary_positions_turn_patches_and_leave_the_class_token():
+    plain, rotary = small(), small(rotary=True)
+    rotary.load_state_dict(plain.state_dict())
+    images = torch.randn(1, 3, 16, 16)
+    assert not torch.allclose(plain(images), rotary(images))
+    sequence = rotary.tokens(images)
+    turned = rotary._turned(sequence.tokens, sequence)
+    assert torch.equal(turned[:, 8], sequence.tokens[:, 8])
+    assert torch.equal(turned[:, 0], sequence.tokens[:, 0]), "row 0, column 0"
+    assert not torch.allclose(turned[:, 9], sequence.tokens[:, 9])
+
+
 def test_a_model_with_decays_by_head(tmp_path):
     model = small(scan=Scan.SSD, head_dim=8)
     images = torch.randn(2, 3, 16, 16)
@@ -217,6 +229,8 @@ def test_bad_input(tmp_path):
         VisionMambaConfig(pooling=Pooling.MEAN, class_token=ClassToken.HEAD)
     with pytest.raises(ValueError, match="pooling='token' with class_token='none'"):
         VisionMambaConfig(class_token=ClassToken.NONE)
+    with pytest.raises(ValueError, match="dim=6: rotary=True takes a multiple of 4"):
+        VisionMambaConfig(dim=6, rotary=True)
     with pytest.raises(ValueError, match="depth=3: alternating directions take an even depth"):
         VisionMambaConfig(depth=3, direction=Direction.ALTERNATING)
     with pytest.raises(

@@ -103,7 +103,7 @@ def _regular(inputs: ScanInputs) -> ScanInputs:
     z = None if inputs.z is None else rows_of(inputs.z)
     dense = {n: None if (part := getattr(inputs, n)) is None else part.contiguous()
              for n in ("A", "D", "dt_bias", "initial")}  # fmt: skip
-    return ScanInputs(**rows, **dense, z=z)
+    return ScanInputs(**rows, **dense, z=z)  # type: ignore[arg-type]
 
 
 def _blocks(inputs: ScanInputs) -> int:

@@ -70,8 +70,9 @@ def ssd(
     _check(x, dt, A, B, C, D, initial)
     exact = torch.promote_types(x.dtype, torch.float32)
     with torch.autocast(x.device.type, enabled=False):
-        wide = [None if part is None else part.to(exact) for part in (x, dt, A, B, C, D, initial)]
-        y, last = _chunked(*wide, chunk)  # type: ignore[arg-type]
+        skip, start = (None if part is None else part.to(exact) for part in (D, initial))
+        wide, steps, rates, inputs, outputs = (part.to(exact) for part in (x, dt, A, B, C))
+        y, last = _chunked(wide, steps, rates, inputs, outputs, skip, start, chunk)
     return y.to(x.dtype), last
 
 
@@ -87,10 +88,10 @@ def ssd_step(
     """One position of `ssd` after `state`; arguments without the axis of positions."""
     _check(x[:, None], dt[:, None], A, B[:, None], C[:, None], D, state)
     exact = state.dtype
-    wide = (part.to(exact)[:, None] for part in (x, dt))
-    rates = A.to(exact)
-    B, C = (part.to(exact)[:, None] for part in (B, C))
-    y, state = naive_ssd(*wide, rates, B, C, None if D is None else D.to(exact), state)
+    sequences = (x, dt, B, C)
+    wide, steps, inputs, outputs = (part.to(exact)[:, None] for part in sequences)
+    skip = None if D is None else D.to(exact)
+    y, state = naive_ssd(wide, steps, A.to(exact), inputs, outputs, skip, state)
     return y[:, 0].to(x.dtype), state
 
 

@@ -17,7 +17,8 @@ from shoestring.layers.mamba import MambaMixer
 from shoestring.layers.norm import RMSNorm
 from shoestring.layers.parameter_hint import ParameterHint
 from shoestring.layers.patch_embedding import PatchEmbedding
-from shoestring.layers.patch_tokens import PatchTokens, TokenSequence, without
+from shoestring.layers.patch_tokens import PatchTokens, TokenSequence, place, without
+from shoestring.layers.rotary_grid import rotate_grid
 from shoestring.models.vision_mamba_config import Direction, Pooling, Scan, VisionMambaConfig
 
 Images = Float[Tensor, "batch channels height width"]
@@ -80,9 +81,12 @@ class VisionMamba(nn.Module):
         sequence = self.tokens(images, interpolate=interpolate)
         hidden, residual = sequence.tokens, None
         for block in self.blocks:
-            hidden, residual = block(hidden, residual)
+            hidden, residual = block(self._turned(hidden, sequence), residual)
         last = add(hidden, residual, self.drop_path)
         return self.norm(last.to(self.norm.weight.dtype)), sequence.slots
+
+    def _turned(self, hidden: Hidden, sequence: TokenSequence) -> Hidden:
+        return _rotated(hidden, sequence) if self.config.rotary else hidden
 
     def pool(self, encoded: Hidden, slots: tuple[int, ...]) -> Float[Tensor, "batch dim"]:
         """The class token, the average of several, or that of all patches."""
@@ -102,12 +106,19 @@ class VisionMamba(nn.Module):
         sequence = self.tokens(images, interpolate=interpolate)
         hidden, residual, maps = sequence.tokens, None, {}
         for number, block in enumerate(self.blocks):
-            hidden, residual = block(hidden, residual)
+            hidden, residual = block(self._turned(hidden, sequence), residual)
             if number in after:
                 maps[number] = _map(residual + hidden, sequence)
             if number == max(after, default=-1):
                 break
         return [maps[number] for number in after]
+
+
+def _rotated(hidden: Hidden, sequence: TokenSequence) -> Hidden:
+    """The patches turned by their rows and columns, the class tokens as they are."""
+    tokens = hidden[:, list(sequence.slots)]
+    patches = rotate_grid(without(hidden, sequence.slots), sequence.grid)
+    return place(tokens, patches, sequence.slots)
 
 
 def add(hidden: Hidden, residual: Hidden | None, drop_path: DropPath) -> Hidden:

@@ -47,6 +47,7 @@ class VisionMambaConfig:
     class token, or the mean of all patches where there is none. divide, layer_scale, original_init: of
     `BidirectionalMamba`.
 
+    rotary: the patches turn by their rows and columns before every block, besides their learned positions.
     scan, head_dim: "ssd" takes heads of head_dim channels, which divide expand · dim.
 
     Raises: ValueError for pooling that contradicts the class token, alternating blocks of odd depth, options
@@ -71,10 +72,13 @@ class VisionMambaConfig:
     divide: bool = True
     layer_scale: float | None = None
     original_init: bool = False
+    rotary: bool = False
     dropout: float = 0.0
     drop_path: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.rotary and self.dim % 4:
+            raise ValueError(f"dim={self.dim}: rotary=True takes a multiple of 4")
         for name in ("depth", "n_classes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
