@@ -32,7 +32,7 @@ class Sweep:
     """Which sides are timed how often, and the two networks. The largest two are in the ratio 1 : 2."""
 
     sides: tuple[int, ...] = (224, 448, 624, 1248)
-    rounds: Mapping[int, int] = field(default_factory=lambda: {224: 11, 448: 9, 624: 7, 1248: 5})
+    rounds: Mapping[int, int] = field(default_factory=lambda: {224: 9, 448: 7, 624: 5, 1248: 4})
     mamba: VisionMambaConfig = field(default_factory=VisionMambaConfig)
     transformer: VisionTransformerConfig = field(default_factory=VisionTransformerConfig)
 
