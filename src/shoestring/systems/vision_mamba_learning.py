@@ -22,7 +22,7 @@ from shoestring.training.trainer import Trainer
 from shoestring.yardstick.comparison import Row
 
 NAMES = ("vim", "vim forward", "transformer")
-RATES = (1e-3, 3e-3)
+RATES = (1e-3, 3e-3, 1e-2)
 """Learning rates that every network may choose from."""
 
 
@@ -37,7 +37,7 @@ class Lesson:
     dim: int = 64
     depth: int = 4
     steps: int = 240
-    trial_steps: int = 50
+    trial_steps: int = 40
     batch_size: int = 64
     held_out: int = 1000
     rates: tuple[float, ...] = RATES
