@@ -2,15 +2,23 @@
 
 from shoestring.layers.attention import AttendOut, attend, merge
 from shoestring.layers.attention_masks import Causal, Explicit, Full, KVView, Mask, Tree
+from shoestring.layers.bidirectional_mamba import BidirectionalMamba, SharedBidirectionalMamba
+from shoestring.layers.bidirectional_mamba2 import BidirectionalMamba2
+from shoestring.layers.drop_path import DropPath
 from shoestring.layers.dual_binary_linear import DualBinaryLinear, LatentDualBinaryLinear
+from shoestring.layers.feature_pyramid import FeaturePyramid
 from shoestring.layers.float_coded_linear import FloatCodedLinear
 from shoestring.layers.h3 import H3LongConv
 from shoestring.layers.learned_butterfly import ButterflyOptions, LearnedButterfly
 from shoestring.layers.long_convolution import FeatureLongConv, LongConv, LongFilter
 from shoestring.layers.low_rank_linear import LowRankLinear
+from shoestring.layers.mamba import MambaMixer
+from shoestring.layers.mamba2 import Mamba2Mixer
 from shoestring.layers.norm import RMSNorm
 from shoestring.layers.packed_linear import PackedEmbedding, PackedLinear, PackedWeight
 from shoestring.layers.parameter_hint import ParameterHint, hinted_parameters
+from shoestring.layers.patch_embedding import PatchEmbedding
+from shoestring.layers.patch_tokens import ClassToken, PatchTokens
 from shoestring.layers.reordered_linear import ReorderedLinear
 from shoestring.layers.rotary import LinearScaling, Llama3Scaling, Rope, YarnScaling
 from shoestring.layers.row_sparse_linear import RowSparseLinear, sparse_tail
@@ -31,11 +39,16 @@ __all__ = [
     "S4",
     "S4D",
     "AttendOut",
+    "BidirectionalMamba",
+    "BidirectionalMamba2",
     "ButterflyOptions",
     "Causal",
+    "ClassToken",
+    "DropPath",
     "DualBinaryLinear",
     "Explicit",
     "FeatureLongConv",
+    "FeaturePyramid",
     "FloatCodedLinear",
     "Full",
     "H3LongConv",
@@ -48,17 +61,22 @@ __all__ = [
     "LongConv",
     "LongFilter",
     "LowRankLinear",
+    "Mamba2Mixer",
+    "MambaMixer",
     "Mask",
     "PackedEmbedding",
     "PackedLinear",
     "PackedWeight",
     "ParameterHint",
+    "PatchEmbedding",
+    "PatchTokens",
     "RMSNorm",
     "Recurrent",
     "ReorderedLinear",
     "Rope",
     "RowSparseLinear",
     "ScaledEmbedding",
+    "SharedBidirectionalMamba",
     "SmoothFrequency",
     "SmoothTime",
     "SparseLinear",

@@ -13,6 +13,10 @@ from shoestring.models.protocols import CacheCannot, HookConflict, KVCache, KVVi
 from shoestring.models.safetensors_file import SafetensorsFile, ShardedSafetensors
 from shoestring.models.sequence_classifier import SequenceClassifier
 from shoestring.models.token_transformer import TokenTransformer
+from shoestring.models.vision_mamba import VisionMamba
+from shoestring.models.vision_mamba_config import VisionMambaConfig, vision_mamba_size
+from shoestring.models.vision_mamba_weights import load_vision_mamba, save_vision_mamba
+from shoestring.models.vision_transformer import VisionTransformer, VisionTransformerConfig
 
 __all__ = [
     "AttendCall",
@@ -39,8 +43,15 @@ __all__ = [
     "ShardedSafetensors",
     "TokenTransformer",
     "Traffic",
+    "VisionMamba",
+    "VisionMambaConfig",
+    "VisionTransformer",
+    "VisionTransformerConfig",
     "Want",
     "load_decoder",
     "load_tokenizer",
+    "load_vision_mamba",
     "open_checkpoint",
+    "save_vision_mamba",
+    "vision_mamba_size",
 ]
