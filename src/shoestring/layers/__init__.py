@@ -4,6 +4,7 @@ from shoestring.layers.attention import AttendOut, attend, merge
 from shoestring.layers.attention_masks import Causal, Explicit, Full, KVView, Mask, Tree
 from shoestring.layers.dual_binary_linear import DualBinaryLinear, LatentDualBinaryLinear
 from shoestring.layers.float_coded_linear import FloatCodedLinear
+from shoestring.layers.kmeans import KMeansOptions, OnlineKMeans, update_after_step
 from shoestring.layers.local_attention import LocalPattern, local_attention
 from shoestring.layers.low_rank_linear import LowRankLinear
 from shoestring.layers.norm import RMSNorm
@@ -23,6 +24,7 @@ __all__ = [
     "Explicit",
     "FloatCodedLinear",
     "Full",
+    "KMeansOptions",
     "KVView",
     "LatentDualBinaryLinear",
     "LinearScaling",
@@ -30,6 +32,7 @@ __all__ = [
     "LocalPattern",
     "LowRankLinear",
     "Mask",
+    "OnlineKMeans",
     "PackedEmbedding",
     "PackedLinear",
     "PackedWeight",
@@ -52,4 +55,5 @@ __all__ = [
     "reorder_state",
     "sparse_tail",
     "state_bytes",
+    "update_after_step",
 ]
