@@ -3,14 +3,14 @@
 Published runs were trained with Adafactor (second moment 1 − t^-0.8, clip 1, steps relative to the size of a
 parameter) at 0.01 · rsqrt decay after 10k steps of warm-up. `torch.optim.Adafactor` at lr=0.01 is that: its
 rate is min(lr, t^-½). As a plan: TrainingPlan(steps, learning_rate=0.01, optimizer="adafactor",
-schedule="constant", warmup_steps=10_000). It has no cap of the second moment's rate at 0.999, which differs
-from t^-0.8 from step 5,600 on.
+schedule="constant", warmup_steps=10_000). The published setting also names a second-moment decay of 0.999;
+torch has the power law only, whose decay passes 0.999 at step 5,600.
 
 Source: Roy et al. 2021, "Efficient Content-Based Sparse Attention with Routing Transformers", section 5.
 """
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -117,7 +117,7 @@ class RoutingTransformer(nn.Module):
     @property
     def leaks_future(self) -> bool:
         """Whether logits depend on later tokens: then a perplexity read off one forward pass flatters it."""
-        return any(block.attention.leaks_future for block in self.blocks)
+        return any(block.attention.leaks_future for block in self._each())
 
     def forward(
         self, tokens: Int[Tensor, "batch seq"], valid: Bool[Tensor, "batch seq"] | None = None
@@ -125,7 +125,7 @@ class RoutingTransformer(nn.Module):
         """valid: tokens that are no padding. Raises: as `RoutingHeads`."""
         x = self._embedded(tokens)
         commitments, unrouted = [], []
-        for block in self.blocks:
+        for block in self._each():
             x, commitment, missed = block(x, valid)
             commitments.append(commitment)
             unrouted.append(missed)
@@ -135,7 +135,7 @@ class RoutingTransformer(nn.Module):
         """Start every layer's centroids from its own vectors of these tokens, first layer first."""
         with torch.no_grad():
             x = self._embedded(tokens)
-            for block in self.blocks:
+            for block in self._each():
                 block.attention.init_centroids(block.attention_norm(x), iterations)
                 x = block._rest(x, block.attention(block.attention_norm(x)).out)
 
@@ -144,7 +144,7 @@ class RoutingTransformer(nn.Module):
     ) -> State:
         """The state before the first token."""
         found: dict[str, Tensor] = {}
-        for number, block in enumerate(self.blocks):
+        for number, block in enumerate(self._each()):
             state = block.attention.init_state(batch, device=device, dtype=dtype)
             found |= {f"{number}.{name}": tensor for name, tensor in state.items()}
         return found
@@ -161,12 +161,15 @@ class RoutingTransformer(nn.Module):
 
     def _advance(self, x: Tensor, state: State, how: str) -> tuple[Tensor, State]:
         found: dict[str, Tensor] = {}
-        for number, block in enumerate(self.blocks):
+        for number, block in enumerate(self._each()):
             start = f"{number}."
             part = {name.removeprefix(start): t for name, t in state.items() if name.startswith(start)}
             x, part = getattr(block, how)(x, part)
             found |= {start + name: tensor for name, tensor in part.items()}
         return self._logits(x), found
+
+    def _each(self) -> list[RoutingBlock]:
+        return cast(list[RoutingBlock], list(self.blocks))
 
     def _embedded(self, tokens: Tensor) -> Tensor:
         x = self.embedding(tokens) * self.config.dim**0.5
