@@ -42,8 +42,8 @@ def test_a_later_token_changes_nothing_before_it():
 
 def test_the_first_layers_are_local_only():
     model = RoutingTransformer(_config())
-    assert [block.attention.routing is None for block in model.blocks] == [True, False, False]
-    assert model.blocks[0].attention.local.n_heads == 2
+    assert [block.attention.routing is None for block in model.stack.blocks] == [True, False, False]
+    assert model.stack.blocks[0].attention.local.n_heads == 2
 
 
 @pytest.mark.parametrize("mode", ["strict", "top-w"])
@@ -55,7 +55,7 @@ def test_it_learns_and_saves_its_centroids(mode):
     losses = []
     for _ in range(30):
         optimizer.zero_grad()
-        loss = language_loss(model, tokens)
+        loss = language_loss(model, tokens[:, :-1], tokens[:, 1:])
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
@@ -72,7 +72,7 @@ def test_commitment_counts_beta_times():
     for beta in (0.0, 1.0):
         torch.manual_seed(0)
         model = RoutingTransformer(_config(commitment=beta))
-        losses.append(language_loss(model, tokens))
+        losses.append(language_loss(model, tokens[:, :-1], tokens[:, 1:]))
     torch.testing.assert_close(losses[1] - losses[0], model(tokens[:, :-1]).commitment)
 
 

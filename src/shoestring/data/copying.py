@@ -116,9 +116,7 @@ class DelayedSignal:
         return signal, naive_delay(signal, self.delay)
 
 
-def naive_delay(
-    signal: Float[Tensor, "batch length 1"], delay: int
-) -> Float[Tensor, "batch length 1"]:
+def naive_delay(signal: Float[Tensor, "batch length 1"], delay: int) -> Float[Tensor, "batch length 1"]:
     """y_t = u_(t - delay), and 0 before the signal began."""
     target = torch.zeros_like(signal)
     target[:, delay:] = signal[:, : signal.shape[1] - delay]

@@ -146,7 +146,7 @@ class RoutingHeads(nn.Module):
     def _learn(
         self, vectors: Vectors, valid: Tensor | None, key_valid: Tensor | None
     ) -> tuple[Tensor | None, Tensor]:
-        """The clusters of the tokens, where they are needed, and the commitment loss; k-means learns in training."""
+        """The clusters of the tokens, where needed, and the commitment loss; in training, k-means learns."""
         if not self.training:
             cluster = self.kmeans.assign(vectors.route) if self.options.mode == "strict" else None
             return cluster, vectors.route.new_zeros(())
