@@ -22,7 +22,7 @@ Tokens = Int[Tensor, "batch length"]
 
 @dataclass(frozen=True)
 class Copying:
-    """`symbols` tokens, `delay` blanks, then as many marks, at which the tokens are to be said in their order.
+    """`symbols` tokens, `delay` blanks, then as many marks, at which to say the tokens in their order.
 
     The tokens come first; `SelectiveCopying` scatters them among the blanks. Token ids: 0
     blank, 1 the mark, 2 .. alphabet + 1 the tokens. The target is the token less 2 at a mark, IGNORED

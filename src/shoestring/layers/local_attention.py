@@ -72,8 +72,8 @@ class LocalPattern:
 class Blocks:
     """A sequence of n positions, cut: for hooks that must see queries and keys as they meet.
 
-    Attributes: count: blocks; the last may be padded. before, after: those beside each. distance (block, span): position of a key minus that of
-    a query.
+    Attributes: count: blocks; the last may be padded. before, after: those that meet each, no more than
+    there are. distance (block, span): position of a key minus that of a query.
     """
 
     def __init__(self, pattern: LocalPattern, n: int, device: torch.device | str = "cpu") -> None:

@@ -4,6 +4,8 @@ from shoestring.systems.card import Claim
 
 LONG, LONGER = 4096, 8192
 """Lengths at which speed is judged."""
+SHORTEST, LONGEST = 2048, 16384
+"""Between these the growth of time is judged."""
 
 
 def _speed(mode: str, n: int, times_faster: float) -> Claim:
@@ -32,7 +34,7 @@ EXPONENT = {
     mode: Claim(
         text="time grows with the length to the power 1.5",
         figure="1.5",
-        setting="slope from n=2,048 to 16,384",
+        setting=f"slope from n={SHORTEST} to {LONGEST}",
         metric=f"exponent of time, {mode}",
         kind="other",
         unit="",

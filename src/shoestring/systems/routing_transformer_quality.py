@@ -47,11 +47,15 @@ class QualitySettings:
     text_dim: int = 128
 
 
-def arm_heads(arm: str, length: int, block: int, routing: RoutingOptions) -> HeadSplit:
+def arm_heads(
+    arm: str, length: int, block: int, routing: RoutingOptions, positions: str = "rotary"
+) -> HeadSplit:
     """Four heads: all local, half of them routing, or all over the whole length."""
     if arm in ("local", "full"):
-        return HeadSplit(N_HEADS, N_HEADS, 0, block=block if arm == "local" else length)
-    return HeadSplit(N_HEADS, N_HEADS // 2, N_HEADS // 2, block=block, routing=routing)
+        block = block if arm == "local" else length
+        return HeadSplit(N_HEADS, N_HEADS, 0, block=block, positions=positions)
+    half = N_HEADS // 2
+    return HeadSplit(N_HEADS, half, half, block=block, routing=routing, positions=positions)
 
 
 def train(model: nn.Module, loss: Callable[[Any, Any], Tensor], plan: TrainingPlan, batches: Any) -> None:
@@ -110,7 +114,8 @@ def recall_accuracy(arm: str, settings: QualitySettings, seed: int) -> float:
     """Share of questions answered rightly after training; chance is one in as many as there are values."""
     task = PairRecall(length=settings.recall_length, pairs=settings.recall_pairs, seed=seed)
     routing = RoutingOptions(16, 16, kmeans=KMeansOptions(decay=0.99))
-    heads = arm_heads(arm, settings.recall_length, 32, routing)
+    # Which position a pair stands in says nothing about it.
+    heads = arm_heads(arm, settings.recall_length, 32, routing, positions="none")
     config = RoutingTransformerConfig(vocab_size=task.values, dim=64, n_layers=2, heads=heads, hidden=128)
     torch.manual_seed(seed)
     model = RecallModel(task, config)

@@ -1,6 +1,7 @@
 """Time and memory of routing heads beside dense causal attention, at growing lengths."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -8,7 +9,14 @@ from torch.nn import functional as F
 
 from shoestring.layers.routing_heads import RoutingHeads
 from shoestring.layers.routing_options import RoutingOptions
-from shoestring.systems.routing_transformer_claims import EXPONENT, PEAK_MEMORY, SPEED
+from shoestring.systems.routing_transformer_claims import (
+    EXPONENT,
+    LONGER,
+    LONGEST,
+    PEAK_MEMORY,
+    SHORTEST,
+    SPEED,
+)
 from shoestring.yardstick.comparison import Row
 from shoestring.yardstick.memory import LiveMemory
 from shoestring.yardstick.timing import InterleavedTimes, time_interleaved
@@ -17,14 +25,16 @@ N_HEADS, HEAD_DIM = 4, 64
 MODES = ("top-w", "strict")
 
 
-def speed_rows(lengths: tuple[int, ...], rounds: int, seed: int) -> list[Row]:
+def speed_rows(lengths: Mapping[int, int], rounds: int, seed: int) -> list[Row]:
     """For each length the time of both modes against `scaled_dot_product_attention`, then how it grows, and
-    memory at the second longest."""
+    memory. lengths: those that the claims name, each with what is measured in its stead: itself, or a shorter
+    one in a smoke run."""
     generator = torch.Generator().manual_seed(seed)
-    timed = {n: _times(n, rounds, generator) for n in lengths}
+    timed = {n: _times(real, rounds, generator) for n, real in lengths.items()}
     rows = [_time_row(mode, n, times) for n, times in timed.items() for mode in MODES]
-    rows += [_exponent(mode, timed) for mode in MODES]
-    rows += [_memory(mode, sorted(lengths)[-2], generator) for mode in MODES]
+    growth = math.log(lengths[LONGEST] / lengths[SHORTEST])
+    rows += [_exponent(mode, timed[SHORTEST], timed[LONGEST], growth) for mode in MODES]
+    rows += [_memory(mode, lengths[LONGER], generator) for mode in MODES]
     return rows
 
 
@@ -71,12 +81,11 @@ def _time_row(mode: str, n: int, times: InterleavedTimes) -> Row:
     return Row(metric=metric, kind="time", unit="s", better="lower", **figures)
 
 
-def _exponent(mode: str, timed: dict[int, InterleavedTimes]) -> Row:
-    """Slope of log time over log length from the shortest to the longest."""
-    first, last = min(timed), max(timed)
+def _exponent(mode: str, short: InterleavedTimes, long: InterleavedTimes, growth: float) -> Row:
+    """Slope of log time over log length."""
 
     def slope(name: str) -> float:
-        return math.log(timed[last].median(name) / timed[first].median(name)) / math.log(last / first)
+        return math.log(long.median(name) / short.median(name)) / growth
 
     return EXPONENT[mode].row(baseline=slope("dense"), method=slope(mode))
 
