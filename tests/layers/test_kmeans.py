@@ -50,15 +50,14 @@ def test_an_update_equals_the_loop(batch, heads, n, clusters, dim, ragged, decay
 def test_three_blobs_are_found():
     blobs = torch.eye(3, 8)
     generator = torch.Generator().manual_seed(3)
-    options = KMeansOptions(decay=0.99)
-    kmeans = OnlineKMeans(3, 8, options=options)
+    kmeans = OnlineKMeans(3, 8)
     # Each start is 60 degrees off its blob, along axes of its own: that blob stays the nearest.
     start = 0.5 * blobs + 0.75**0.5 * torch.eye(8)[3:6]
     kmeans.centroids.copy_(start * 8**0.5)
     kmeans.sums.copy_(kmeans.centroids)
     for _ in range(200):
-        blob = torch.randint(3, (30,), generator=generator)
-        noisy = blobs[blob] + 0.1 * torch.randn(30, 8, generator=generator)
+        blob = torch.randint(3, (60,), generator=generator)
+        noisy = blobs[blob] + 0.1 * torch.randn(60, 8, generator=generator)
         _step(kmeans, F.normalize(noisy, dim=-1)[None, None] * 8**0.5)
     cosine = F.cosine_similarity(kmeans.centroids[0], blobs, dim=-1)
     assert (cosine > 0.95).all()

