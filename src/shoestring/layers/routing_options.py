@@ -72,7 +72,7 @@ class RoutingOptions:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not known; use {' or '.join(known)}.")
 
     @staticmethod
-    def sizes_for(n: int) -> dict[str, int]:
+    def sizes_for(n: int) -> tuple[int, int]:
         """k = round(√n) and w = n // k, where the cost n·k + n·w is least.
 
         Raises: ValueError for n below 1.
@@ -80,4 +80,4 @@ class RoutingOptions:
         if n < 1:
             raise ValueError(f"n={n} must be 1 or more.")
         n_clusters = round(n**0.5)
-        return {"n_clusters": n_clusters, "window": n // n_clusters}
+        return n_clusters, n // n_clusters

@@ -41,7 +41,7 @@ SETTINGS = {
     Effort.QUICK: QualitySettings(),
     Effort.FULL: QualitySettings(recall_steps=3000, text_steps=2000, text_batch=8, text_windows=100),
 }  # fmt: skip
-"""By effort; `full` takes about two hours on two cores."""
+"""By effort; `full` takes about an hour on two cores."""
 
 
 def measure(effort: Effort, seed: int) -> Comparison:

@@ -161,7 +161,7 @@ def text_loss(arm: str, settings: QualitySettings, train_ids: Tensor, held_out: 
     """Nats per byte on windows of the held-out part after training."""
     n = settings.text_length
     mode = arm if arm in ("strict", "top-w") else "strict"
-    routing = RoutingOptions(**RoutingOptions.sizes_for(n), mode=mode, kmeans=KMeansOptions(decay=0.99))
+    routing = RoutingOptions(*RoutingOptions.sizes_for(n), mode=mode, kmeans=KMeansOptions(decay=0.99))
     heads = arm_heads(arm, n, min(64, n), routing)
     dim = settings.text_dim
     config = RoutingTransformerConfig(vocab_size=256, dim=dim, n_layers=3, heads=heads, hidden=2 * dim)

@@ -40,7 +40,7 @@ def speed_rows(lengths: Mapping[int, int], rounds: int, seed: int) -> list[Row]:
 
 def routing_heads(n: int, mode: str) -> RoutingHeads:
     """Heads with the paper's k = round(√n) and w = n // k."""
-    heads = RoutingHeads(N_HEADS, HEAD_DIM, RoutingOptions(**RoutingOptions.sizes_for(n), mode=mode))
+    heads = RoutingHeads(N_HEADS, HEAD_DIM, RoutingOptions(*RoutingOptions.sizes_for(n), mode=mode))
     heads.init_centroids()
     return heads.eval()
 
@@ -69,16 +69,12 @@ def _times(n: int, rounds: int, generator: torch.Generator) -> InterleavedTimes:
 
 
 def _time_row(mode: str, n: int, times: InterleavedTimes) -> Row:
-    figures = {
-        "baseline": times.median("dense"),
-        "method": times.median(mode),
-        "ratio": times.ratio(mode, "dense"),
-        "spread": times.interval(mode, "dense"),
-    }
-    if (mode, n) in SPEED:
-        return SPEED[mode, n].row(**figures)
-    metric = f"time, {mode}, n={n}"
-    return Row(metric=metric, kind="time", unit="s", better="lower", **figures)
+    return SPEED[mode, n].row(
+        baseline=times.median("dense"),
+        method=times.median(mode),
+        ratio=times.ratio(mode, "dense"),
+        spread=times.interval(mode, "dense"),
+    )
 
 
 def _exponent(mode: str, short: InterleavedTimes, long: InterleavedTimes, growth: float) -> Row:
