@@ -91,7 +91,7 @@ def test_the_unrouted_fraction_is_about_one_in_e_at_the_start():
 
 def test_twice_the_length_costs_two_to_the_three_halves():
     def flops(n):
-        heads = _heads(RoutingOptions(**RoutingOptions.sizes_for(n), mode="top-w"), n_heads=1, head_dim=64)
+        heads = _heads(RoutingOptions(*RoutingOptions.sizes_for(n), mode="top-w"), n_heads=1, head_dim=64)
         q = torch.randn(1, 1, n, 64)
         with CostCounter() as cost:
             heads(q, None, q)
@@ -181,7 +181,7 @@ def test_options_that_cannot_be(options, message):
 
 
 def test_default_sizes():
-    assert RoutingOptions.sizes_for(4096) == {"n_clusters": 64, "window": 64}
+    assert RoutingOptions.sizes_for(4096) == (64, 64)
     with pytest.raises(ValueError, match="n=0"):
         RoutingOptions.sizes_for(0)
 

@@ -6,7 +6,7 @@ beside it does not.
 
 from shoestring.notices import record_fallbacks
 from shoestring.systems.card import Card, Effort
-from shoestring.systems.routing_transformer_claims import CLAIMS, LONG, LONGER, LONGEST, SHORTEST
+from shoestring.systems.routing_transformer_claims import CLAIMS, LENGTHS
 from shoestring.systems.routing_transformer_quality import QualitySettings, recall_rows, text_rows
 from shoestring.systems.routing_transformer_speed import speed_rows
 from shoestring.yardstick.comparison import Comparison
@@ -31,8 +31,6 @@ card = Card(
     claims=CLAIMS,
 )
 
-LENGTHS = (1024, SHORTEST, LONG, LONGER, LONGEST)
-"""1,024 shows where dense attention is no slower."""
 SETTINGS = {
     Effort.SMOKE: QualitySettings(
         recall_steps=2, recall_length=64, recall_pairs=8, text_steps=2, text_length=64, text_batch=2,

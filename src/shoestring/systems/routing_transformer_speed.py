@@ -13,6 +13,7 @@ from shoestring.systems.routing_transformer_claims import (
     EXPONENT,
     LONGER,
     LONGEST,
+    MODES,
     PEAK_MEMORY,
     SHORTEST,
     SPEED,
@@ -22,7 +23,6 @@ from shoestring.yardstick.memory import LiveMemory
 from shoestring.yardstick.timing import InterleavedTimes, time_interleaved
 
 N_HEADS, HEAD_DIM = 4, 64
-MODES = ("top-w", "strict")
 
 
 def speed_rows(lengths: Mapping[int, int], rounds: int, seed: int) -> list[Row]:
