@@ -11,13 +11,18 @@ IGNORED = -100
 
 def torch_generator(*numbers: int) -> torch.Generator:
     """A torch generator seeded by whole numbers, none below 0; each tuple gives another stream."""
-    seed = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]
+    seed = _sequence(numbers).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(seed >> np.uint64(1)))
 
 
 def numpy_generator(*numbers: int) -> np.random.Generator:
     """A numpy generator seeded by whole numbers, none below 0; each tuple gives another stream."""
-    return np.random.default_rng(np.random.SeedSequence(numbers))
+    return np.random.default_rng(_sequence(numbers))
+
+
+def _sequence(numbers: tuple[int, ...]) -> np.random.SeedSequence:
+    """The count goes in as well: numpy's sequences do not see zeros at the end."""
+    return np.random.SeedSequence((len(numbers), *numbers))
 
 
 def distinct(rows: int, count: int, below: int, generator: torch.Generator) -> Int[Tensor, "rows count"]:

@@ -67,11 +67,17 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
     for place in places:
         try:
             return _read(place)
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             notice_fallback(f"checkpoint {place}", f"damaged ({error}); the one before it is used")
     if places:
         raise ValueError(f"every checkpoint in {folder} is damaged; remove the folder to begin anew")
     return None
+
+
+def steps_done(folder: Path) -> int:
+    """The step of the newest checkpoint in `folder`, 0 where there is none."""
+    places = _steps(folder)
+    return int(places[0].name.removeprefix("step-")) if places else 0
 
 
 def model_tensors(model: nn.Module) -> Tensors:

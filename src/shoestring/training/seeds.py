@@ -13,7 +13,9 @@ import torch
 
 def seed_everything(*numbers: int) -> None:
     """Seed Python, numpy and torch (every device) from whole numbers, none below 0."""
-    seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint32)[0])
+    # The count goes in as well: numpy's sequences do not see zeros at the end.
+    sequence = np.random.SeedSequence((len(numbers), *numbers))
+    seed = int(sequence.generate_state(1, np.uint32)[0])
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 for data and models that draw from the global generator
     torch.manual_seed(seed)
