@@ -85,10 +85,8 @@ def cluster_blocks(cluster: Int[Tensor, "groups n"], n_clusters: int, w: int) ->
     sizes = torch.zeros(groups * n_clusters, dtype=torch.long, device=cluster.device)
     sizes = sizes.scatter_add(0, number.flatten(), torch.ones_like(number).flatten())
     later_each = (sizes - 1).clamp(min=0) // w
-    if torch.compiler.is_compiling():
-        count = groups * ((n - 1) // w)
-    else:
-        count = int(later_each.sum())
+    most = groups * ((n - 1) // w)
+    count = most if torch.compiler.is_compiling() else int(later_each.sum())
     first_later = groups * n_clusters + later_each.cumsum(0) - later_each
     is_first = rank < w
     block = torch.where(is_first, number, first_later[number] + rank // w - 1)

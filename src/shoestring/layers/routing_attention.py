@@ -143,7 +143,7 @@ class RoutingAttention(nn.Module):
                 out, state = self.step(token, state)
                 outs.append(out)
             return torch.stack(outs, 1) if outs else x, state
-        (rq, rk, rv), (lq, lk, lv) = self._projected(x)
+        (rq, rk, rv), (_, lk, lv) = self._projected(x)
         new: dict[str, Tensor] = {"position": state["position"] + x.shape[1]}
         if self.routing is not None:
             new |= _named("routing", fill_strict(self.routing, rq, rk, rv, _part("routing", state)))

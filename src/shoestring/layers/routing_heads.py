@@ -108,7 +108,9 @@ class RoutingHeads(nn.Module):
         position = torch.arange(q.shape[2], device=q.device)
         key_position = torch.arange(vectors.keys.shape[2], device=q.device)
         queries = self.turned(vectors.queries, position).to(v.dtype)
-        keys = self.turned(vectors.keys, key_position).to(v.dtype)
+        keys = queries
+        if vectors.keys is not vectors.queries:
+            keys = self.turned(vectors.keys, key_position).to(v.dtype)
         if cluster is not None and self.options.mode == "strict":
             out = cluster_attention(
                 queries, keys, v, cluster, self.options.n_clusters, self.options.window, scale=self.scale,

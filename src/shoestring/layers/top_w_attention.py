@@ -57,7 +57,8 @@ def top_w_attention(
     shared = columns is None
     columns = rows if columns is None else columns
     key_valid = valid if shared else memory_valid
-    queries, keys, values = _take(q, rows), _take(k, columns), _take(v, columns)
+    queries, values = _take(q, rows), _take(v, columns)
+    keys = queries if shared and k is q else _take(k, columns)
     seen = None
     if mask_self or key_valid is not None or (causal and not shared):
         seen = _seen(rows, columns, causal, mask_self, key_valid)
@@ -72,7 +73,7 @@ def top_w_attention(
         counted = _flag(valid, rows).to(out.dtype)
         out = out * counted[..., None]
     hits = _put(counted[..., None], rows, q.shape[2])[..., 0]
-    return _put(out, rows, q.shape[2]) / (hits + hits_eps)[..., None], hits
+    return _put(out, rows, q.shape[2]).div_((hits + hits_eps)[..., None]), hits
 
 
 def naive_top_w_attention(
@@ -144,7 +145,7 @@ def _take(x: Float[Tensor, "batch heads n dim"], index: Int[Tensor, "batch heads
 def _put(x: Float[Tensor, "batch heads clusters w dim"], index: Tensor, n: int) -> Tensor:
     """Add the rows up at their positions: (batch, heads, n, dim)."""
     out = x.new_zeros(index.shape[0] * index.shape[1] * n, x.shape[-1])
-    out = out.index_add(0, _flat(index.flatten(2), n), x.flatten(0, 3))
+    out.index_add_(0, _flat(index.flatten(2), n), x.flatten(0, 3))
     return out.view(*index.shape[:2], n, x.shape[-1])
 
 

@@ -1,6 +1,5 @@
 """What routing heads are good for: recall over a distance and the loss on real text, at equal steps."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -86,7 +85,8 @@ def recall_rows(settings: QualitySettings, seed: int) -> list[Row]:
     """Accuracy of each causal arm on new sequences, and the share of the gap that routing closes."""
     accuracy = {arm: recall_accuracy(arm, settings, seed) for arm in ("local", "strict", "full")}
     gap = accuracy["full"] - accuracy["local"]
-    closed = (accuracy["strict"] - accuracy["local"]) / gap if gap > 0 else math.nan
+    # Where full attention learned nothing either, there is nothing to close and nothing is claimed.
+    closed = (accuracy["strict"] - accuracy["local"]) / gap if gap > 0 else 0.0
     return [
         RECALL.row(baseline=None, method=closed),
         Row(
