@@ -9,7 +9,9 @@ from shoestring.layers.dual_binary_linear import DualBinaryLinear, LatentDualBin
 from shoestring.layers.feature_pyramid import FeaturePyramid
 from shoestring.layers.float_coded_linear import FloatCodedLinear
 from shoestring.layers.h3 import H3LongConv
+from shoestring.layers.kmeans import KMeansOptions, OnlineKMeans, update_after_step
 from shoestring.layers.learned_butterfly import ButterflyOptions, LearnedButterfly
+from shoestring.layers.local_attention import LocalPattern, local_attention
 from shoestring.layers.long_convolution import FeatureLongConv, LongConv, LongFilter
 from shoestring.layers.low_rank_linear import LowRankLinear
 from shoestring.layers.mamba import MambaMixer
@@ -52,18 +54,21 @@ __all__ = [
     "FloatCodedLinear",
     "Full",
     "H3LongConv",
+    "KMeansOptions",
     "KVView",
     "KernelRegulariser",
     "LatentDualBinaryLinear",
     "LearnedButterfly",
     "LinearScaling",
     "Llama3Scaling",
+    "LocalPattern",
     "LongConv",
     "LongFilter",
     "LowRankLinear",
     "Mamba2Mixer",
     "MambaMixer",
     "Mask",
+    "OnlineKMeans",
     "PackedEmbedding",
     "PackedLinear",
     "PackedWeight",
@@ -87,10 +92,12 @@ __all__ = [
     "clone_state",
     "geometric_kernel",
     "hinted_parameters",
+    "local_attention",
     "merge",
     "random_kernel",
     "reorder_state",
     "sparse_tail",
     "squash",
     "state_bytes",
+    "update_after_step",
 ]
