@@ -1,0 +1,242 @@
+"""Long convolutions along a sequence by Fourier transforms, in O(L log L).
+
+A transform of n points is circular: what runs over its end comes back at its start, from the future into the
+past of a causal convolution. So n is at least as long as the full result, and among those lengths the next
+one that is a product of small primes, which transforms several times faster than its neighbours.
+
+Source: Fu et al. 2023, "Simple Hardware-Efficient Long Convolutions for Sequence Modeling", section 3; the
+bidirectional form is that of the authors' code.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Complex, Shaped
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+Signal = Shaped[Tensor, "*batch channels seq"]
+# Shapes that callers get wrong are checked by hand, with an error that says what would be right.
+Kernel = Shaped[Tensor, "..."]
+
+
+def fft_length(n: int) -> int:
+    """The least even number 2^a 3^b 5^c that is not below `n`: a length that transforms fast.
+
+    Raises: ValueError for n < 1.
+    """
+    if n < 1:
+        raise ValueError(f"n={n} must be at least 1")
+    best = 2
+    while best < n:
+        best *= 2
+    fives = 1
+    while fives < best:
+        threes = fives
+        while threes < best:
+            length = 2 * threes
+            while length < n:
+                length *= 2
+            best = min(best, length)
+            threes *= 3
+        fives *= 5
+    return best
+
+
+@dataclass(frozen=True)
+class KernelSpectrum:
+    """A transformed kernel, for sequences of up to `seq` steps. `n` is the length of the transform.
+
+    It counts as a constant: gradients reach the signal, not the kernel it was made of.
+    """
+
+    values: Complex[Tensor, "*copies kernel_channels frequencies"]
+    n: int
+    seq: int
+
+
+def kernel_spectrum(kernel: Kernel, seq: int, *, backward_kernel: Kernel | None = None) -> KernelSpectrum:
+    """The transform of a kernel (and of one that looks ahead), to convolve sequences of up to `seq` steps.
+
+    Raises: as `fft_convolve`.
+    """
+    _check_kernels(kernel, backward_kernel)
+    circular, n = _circular_kernel(_upcast(kernel), _upcast(backward_kernel), seq)
+    with torch.no_grad():
+        return KernelSpectrum(torch.fft.rfft(circular, n), n, seq)
+
+
+def fft_convolve(
+    u: Signal,
+    kernel: Kernel | KernelSpectrum,
+    *,
+    skip: Kernel | None = None,
+    gate: Kernel | None = None,
+    backward_kernel: Kernel | None = None,
+) -> Shaped[Tensor, "*batch_and_copies channels seq"]:
+    """y[t] = gate[t] · (Σ_{s=0..t} kernel[s] u[t−s] + Σ_s backward_kernel[s] u[t+1+s] + skip · u[t]).
+
+    Shapes: u (…, channels, L); kernel (channels, lags) -> y (…, channels, L), or kernel (c, channels, lags),
+    c filters for each channel -> y (…, c, channels, L). skip and the kernel that looks ahead are shaped like
+    the kernel, gate like u. Lags beyond L do not count. The backward part starts one step ahead, so no lag
+    is counted twice. Half precision is computed in float32 and rounded at the end.
+
+    For its backward pass it keeps u and the kernel, and transforms them again: half the memory that the
+    spectrum of u would take. It can be differentiated once.
+
+    Raises: TypeError for what is no real floating-point tensor; ValueError for shapes that do not fit, an
+    empty sequence, one longer than the spectrum is for, and, on the CPU, a signal with NaN or infinity,
+    which would reach the past as well (on a GPU it fills the row; asking would stall the device).
+    """
+    _check_signal(u, gate)
+    if isinstance(kernel, KernelSpectrum):
+        _check_spectrum(u, kernel, backward_kernel)
+        copies, n = kernel.values.shape[:-1], kernel.n
+        y = _Convolution.apply(_upcast(u), None, _with_copies(kernel.values), n)
+    else:
+        _check_kernels(kernel, backward_kernel)
+        copies = kernel.shape[:-1]
+        if copies[-1] != u.shape[-2]:
+            raise ValueError(f"kernel has {copies[-1]} channels, u has {u.shape[-2]}; they must agree")
+        circular, n = _circular_kernel(_upcast(kernel), _upcast(backward_kernel), u.shape[-1])
+        y = _Convolution.apply(_upcast(u), _with_copies(circular), None, n)
+    y = y if len(copies) == 2 else y.squeeze(-3)
+    if skip is not None:
+        if skip.shape != copies:
+            raise ValueError(f"skip has shape {tuple(skip.shape)}; this kernel needs {tuple(copies)}")
+        y = y + skip[..., None] * _beside_copies(u, len(copies))
+    if gate is not None:
+        y = y * _beside_copies(gate, len(copies))
+    return y.to(u.dtype)
+
+
+def naive_convolve(
+    u: Signal,
+    kernel: Kernel,
+    *,
+    skip: Kernel | None = None,
+    gate: Kernel | None = None,
+    backward_kernel: Kernel | None = None,
+) -> Shaped[Tensor, "*batch_and_copies channels seq"]:
+    """`fft_convolve` as its sums say, one lag after the other."""
+    dims, seq = kernel.ndim - 1, u.shape[-1]
+    signal = _beside_copies(u, dims)
+    y = torch.zeros_like(signal * kernel[..., :1])
+    for s in range(min(kernel.shape[-1], seq)):
+        y[..., s:] += kernel[..., s, None] * signal[..., : seq - s]
+    if backward_kernel is not None:
+        for s in range(min(backward_kernel.shape[-1], seq - 1)):
+            y[..., : seq - 1 - s] += backward_kernel[..., s, None] * signal[..., s + 1 :]
+    if skip is not None:
+        y = y + skip[..., None] * signal
+    return y if gate is None else y * _beside_copies(gate, dims)
+
+
+class _Convolution(torch.autograd.Function):
+    """Circular convolution of n points, cropped to the signal; either the kernel or its spectrum is given."""
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, kernel: Tensor | None, spectrum: Tensor | None, n: int) -> Tensor:
+        ctx.n, ctx.seq = n, u.shape[-1]
+        ctx.lags = None if kernel is None else kernel.shape[-1]
+        if kernel is not None:
+            spectrum = torch.fft.rfft(kernel, n)
+        transformed = torch.fft.rfft(u, n)
+        _check_finite(transformed)
+        ctx.save_for_backward(u if kernel is not None else None, spectrum)
+        return torch.fft.irfft(transformed.unsqueeze(-3) * spectrum, n)[..., : ctx.seq]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        u, spectrum = ctx.saved_tensors
+        transformed = torch.fft.rfft(grad, ctx.n)
+        to_u = to_kernel = None
+        if ctx.needs_input_grad[0]:
+            product = (transformed * spectrum.conj()).sum(-3)
+            to_u = torch.fft.irfft(product, ctx.n)[..., : ctx.seq]
+        if ctx.needs_input_grad[1]:
+            product = torch.fft.rfft(u, ctx.n).conj().unsqueeze(-3) * transformed
+            product = product.reshape(-1, *product.shape[-3:]).sum(0)
+            to_kernel = torch.fft.irfft(product, ctx.n)[..., : ctx.lags]
+        return to_u, to_kernel, None, None
+
+
+def _circular_kernel(kernel: Tensor, backward_kernel: Tensor | None, seq: int) -> tuple[Tensor, int]:
+    """The kernel as one period, what looks ahead at its end, and the length n of the period."""
+    kernel = kernel[..., :seq]
+    if backward_kernel is None or seq == 1:
+        return kernel, fft_length(seq + kernel.shape[-1] - 1)
+    ahead = backward_kernel[..., : seq - 1]
+    n = fft_length(seq + max(kernel.shape[-1] - 1, ahead.shape[-1]))
+    gap = n - kernel.shape[-1] - ahead.shape[-1]
+    return torch.cat([kernel, kernel.new_zeros(*kernel.shape[:-1], gap), ahead.flip(-1)], dim=-1), n
+
+
+def _with_copies(kernel: Tensor) -> Tensor:
+    return kernel if kernel.ndim == 3 else kernel.unsqueeze(0)
+
+
+def _beside_copies(u: Tensor, dims: int) -> Tensor:
+    """A signal with an axis for the filters of a channel, if the kernel has one."""
+    return u.unsqueeze(-3) if dims == 2 else u
+
+
+def _upcast(x: Any) -> Any:
+    """Transforms exist in float32 and float64."""
+    return x if x is None else x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _check_finite(transformed: Tensor) -> None:
+    """Frequency 0 is the sum of a row: one NaN anywhere makes it NaN."""
+    if transformed.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    if not transformed[..., 0].real.isfinite().all():
+        raise ValueError("u holds NaN or infinity, or overflows; the transform would spread it to every step")
+
+
+def _check_signal(u: Tensor, gate: Tensor | None) -> None:
+    _check_real("u", u)
+    if u.ndim < 2 or u.numel() == 0:
+        raise ValueError(f"u has shape {tuple(u.shape)}; it must be (…, channels, L) with nothing empty")
+    if gate is not None:
+        _check_real("gate", gate)
+        if gate.shape != u.shape:
+            raise ValueError(f"gate has shape {tuple(gate.shape)}; it must be that of u, {tuple(u.shape)}")
+
+
+def _check_kernels(kernel: Tensor, backward_kernel: Tensor | None) -> None:
+    for name, each in (("kernel", kernel), ("backward_kernel", backward_kernel)):
+        if each is None:
+            continue
+        _check_real(name, each)
+        if each.ndim not in (2, 3) or each.numel() == 0:
+            raise ValueError(
+                f"{name} has shape {tuple(each.shape)}; it must be (channels, lags) or (c, channels, lags) "
+                "with nothing empty"
+            )
+        if each.shape[:-1] != kernel.shape[:-1]:
+            raise ValueError(
+                f"backward_kernel has shape {tuple(each.shape)}; but for its lags it must be that of kernel, "
+                f"{tuple(kernel.shape)}"
+            )
+
+
+def _check_spectrum(u: Tensor, spectrum: KernelSpectrum, backward_kernel: Tensor | None) -> None:
+    if backward_kernel is not None:
+        raise ValueError("backward_kernel is part of a spectrum already; give it to kernel_spectrum")
+    if u.shape[-1] > spectrum.seq:
+        raise ValueError(
+            f"u has {u.shape[-1]} steps, but the spectrum is for up to {spectrum.seq}; "
+            f"make it with kernel_spectrum(kernel, {u.shape[-1]})"
+        )
+    if spectrum.values.shape[-2] != u.shape[-2]:
+        raise ValueError(
+            f"kernel has {spectrum.values.shape[-2]} channels, u has {u.shape[-2]}; they must agree"
+        )
+
+
+def _check_real(name: str, x: Tensor) -> None:
+    if not x.is_floating_point():
+        raise TypeError(f"{name} is {x.dtype}; give real floating-point numbers, e.g. {name}.float()")
