@@ -4,6 +4,7 @@ from shoestring.layers.attention import AttendOut, attend, merge
 from shoestring.layers.attention_masks import Causal, Explicit, Full, KVView, Mask, Tree
 from shoestring.layers.dual_binary_linear import DualBinaryLinear, LatentDualBinaryLinear
 from shoestring.layers.float_coded_linear import FloatCodedLinear
+from shoestring.layers.local_attention import LocalPattern, local_attention
 from shoestring.layers.low_rank_linear import LowRankLinear
 from shoestring.layers.norm import RMSNorm
 from shoestring.layers.packed_linear import PackedEmbedding, PackedLinear, PackedWeight
@@ -26,6 +27,7 @@ __all__ = [
     "LatentDualBinaryLinear",
     "LinearScaling",
     "Llama3Scaling",
+    "LocalPattern",
     "LowRankLinear",
     "Mask",
     "PackedEmbedding",
@@ -45,6 +47,7 @@ __all__ = [
     "attend",
     "clone_state",
     "hinted_parameters",
+    "local_attention",
     "merge",
     "reorder_state",
     "sparse_tail",
