@@ -138,20 +138,25 @@ def test_in_the_warm_up_every_token_runs_and_teaches():
         assert not each(logits).active[0, 0], "over, after a reload as well"
 
 
+def passes(router, batch, count):
+    for _ in range(count):
+        router(batch)
+
+
 def test_a_router_that_falls_silent_or_runs_all_says_so_once():
-    for logits, text in ((torch.tensor([1.0, 0.0]), "silent"), (torch.tensor([0.0, 1.0]), "nothing is saved")):
+    for logits, text in (
+        (torch.tensor([1.0, 0.0]), "silent"),
+        (torch.tensor([0.0, 1.0]), "nothing is saved"),
+    ):
         router, batch = Router(4), logits.expand(1, 10, 2)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            for _ in range(100):
-                router(batch)
+            passes(router, batch, 100)
         with pytest.warns(UserWarning, match=text):
-            for _ in range(150):
-                router(batch)
+            passes(router, batch, 150)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            for _ in range(10):
-                router(batch)
+            passes(router, batch, 10)
         assert router.recent_activity == pytest.approx(round(router.recent_activity), abs=0.01)
 
 

@@ -76,7 +76,7 @@ class Router(nn.Module):
     def forward(
         self, logits: Float[Tensor, "batch seq options"], mask: Bool[Tensor, "batch seq"] | None = None
     ) -> Decision:
-        """mask: True for tokens, False for pads, which never run. Raises: ValueError where options is not 2."""
+        """mask: True for tokens, False for pads, which never run. Raises: ValueError unless options is 2."""
         if logits.shape[-1] != 2:
             raise ValueError(f"logits have {logits.shape[-1]} options; a router has 2, skip and run")
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -136,7 +136,9 @@ class SparseModularActivation(nn.Module):
     2m + 1 (run) -> (batch, seq, dim_out).
     """
 
-    def __init__(self, modules: Sequence[nn.Module], d_model: int, options: RouterOptions | None = None) -> None:
+    def __init__(
+        self, modules: Sequence[nn.Module], d_model: int, options: RouterOptions | None = None
+    ) -> None:
         super().__init__()
         if not modules:
             raise ValueError("modules is empty; give at least one")
