@@ -102,7 +102,7 @@ class DampedEMA(nn.Module):
     def prefill(
         self, x: Float[Tensor, "batch seq dim"], state: State
     ) -> tuple[Float[Tensor, "batch seq dim"], State]:
-        """The convolution, plus what the averages so far still give, sum_n gamma_n q_n^(t+1) h_n / sqrt(N)."""
+        """The convolution, plus what the averages so far give, sum_n gamma_n q_n^(t+1) h_n / sqrt(N)."""
         self._check_recurrent()
         with torch.autocast(x.device.type, enabled=False):
             _, log_decay, out = (part[0] for part in self.coefficients())

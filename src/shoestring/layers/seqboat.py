@@ -234,7 +234,7 @@ def check_mask(mask: Tensor, x: Tensor) -> None:
 
 
 def activity_by_layer(model: nn.Module) -> dict[str, float]:
-    """The share of tokens that attended in the last pass of each SeqBoat layer: the attention a task needs."""
+    """The share of tokens that attended in the last pass of each layer: how much attention a task needs."""
     return {name: module.activity for name, module in model.named_modules() if isinstance(module, SeqBoat)}
 
 

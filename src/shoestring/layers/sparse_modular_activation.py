@@ -60,6 +60,8 @@ class Router(nn.Module):
     under 1 % or over 99 % of them do over many training passes.
     """
 
+    warmup_passes: Tensor
+
     def __init__(self, d_model: int, options: RouterOptions | None = None) -> None:
         super().__init__()
         options = options or RouterOptions()
