@@ -6,6 +6,8 @@ reaches further back in the original one.
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from shoestring.layers.local_attention import LocalPattern
 
 
@@ -19,8 +21,25 @@ class Window:
         _check(self.size, "window")
 
     def pattern(self, n: int, *, causal: bool) -> LocalPattern:
-        """As blocks of a sequence of n tokens; one block where it reaches over all of it."""
-        return _whole(n, causal) if n <= self.size + 1 else LocalPattern.window(self.size, causal=causal)
+        """As blocks of a sequence of n tokens, cut so that the fewest pairs are computed.
+
+        One block may be the cheapest although the window ends inside of it: then the pattern shows more than
+        `sees` allows.
+        """
+        patterns = [_whole(n, causal), *(self._blocks(block, causal) for block in self._block_sizes())]
+        return min(patterns, key=lambda pattern: -(-n // pattern.block) * pattern.block * pattern.span)
+
+    def _block_sizes(self) -> tuple[int, ...]:
+        # Half a window computes fewer pairs that the mask drops; smaller blocks lose more in the products.
+        return (self.size, -(-self.size // 2)) if self.size >= 32 else (self.size,)
+
+    def _blocks(self, block: int, causal: bool) -> LocalPattern:
+        beside = -(-self.size // block)
+        return LocalPattern(block, beside, 0 if causal else beside, causal=causal, reach=self.size)
+
+    def sees(self, apart: Tensor) -> Tensor:
+        """Whether tokens so far apart may meet."""
+        return apart.abs() <= self.size
 
     def keys(self, n: int, *, causal: bool) -> int:
         """What the squared rectifier divides by: the window, on both sides where both are seen."""

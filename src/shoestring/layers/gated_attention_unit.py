@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shoestring.layers.attention_positions import Positions, positions_of
-from shoestring.layers.attention_reach import Everywhere, Reach
+from shoestring.layers.attention_reach import Everywhere, Reach, Window
 from shoestring.layers.local_attention import (
+    Allowed,
     Bias,
     Blocks,
     local_attention,
@@ -99,13 +100,16 @@ class GatedAttentionUnit(nn.Module):
         filled: Bool[Tensor, "batch n"] | None = None,
     ) -> Float[Tensor, "batch n d_hidden"]:
         """Attention among the filled tokens within reach."""
-        n, bias = q.shape[1], self._block_bias(positions) if self.positions.adds_bias else None
-        if isinstance(self.reach, Everywhere) and bias is None and self.activation == "softmax":
+        n = q.shape[1]
+        bias = self._block_bias(positions) if self.positions.adds_bias else None
+        plain = self.activation == "softmax" and bias is None
+        if isinstance(self.reach, Everywhere) and plain:
             return _fused(q, k, v, filled, self.scale(n), self.causal)
-        allowed = None if filled is None else lambda blocks: _filled_keys(blocks, filled)
+        pattern = self.reach.pattern(n, causal=self.causal)
+        window = self.reach if isinstance(self.reach, Window) and pattern.reach is None else None
         return local_attention(
-            q, k, v, self.reach.pattern(n, causal=self.causal),
-            scale=self.scale(n), allowed=allowed, bias=bias, activation=ACTIVATIONS[self.activation],
+            q, k, v, pattern, scale=self.scale(n), allowed=_allowed(filled, window), bias=bias,
+            activation=None if plain else ACTIVATIONS[self.activation],
         )  # fmt: skip
 
     def attend_one(
@@ -159,6 +163,8 @@ def naive_gated_attention(
         scores = scores + unit.positions.bias(positions, positions, apart)
     pattern = unit.reach.pattern(n, causal=unit.causal)
     seen = active[:, None, :] & active[:, :, None] & pattern.sees(rank[:, :, None], rank[:, None, :])
+    if isinstance(unit.reach, Window):
+        seen = seen & (apart.abs() <= unit.reach.size)
     if unit.activation == "softmax":
         weights = torch.where(seen, scores.exp(), 0.0)
         weights = weights / weights.sum(-1, keepdim=True).clamp_min(1e-300)
@@ -167,8 +173,19 @@ def naive_gated_attention(
     return unit.output((weights @ v) * r) * active.unsqueeze(-1)
 
 
-def _filled_keys(blocks: Blocks, filled: Tensor) -> Tensor:
-    return blocks.keys(filled.unsqueeze(-1).int()).bool().transpose(-1, -2)
+def _allowed(filled: Tensor | None, window: Window | None) -> Allowed | None:
+    """Filled keys, inside a window, for `local_attention`."""
+    if filled is None and window is None:
+        return None
+
+    def allowed(blocks: Blocks) -> Tensor:
+        near = window.sees(blocks.distance) if window is not None else None
+        if filled is None:
+            return near  # type: ignore[return-value]
+        keys = blocks.keys(filled.unsqueeze(-1).int()).bool().transpose(-1, -2)
+        return keys if near is None else keys & near
+
+    return allowed
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, filled: Tensor | None, scale: float, causal: bool) -> Tensor:
