@@ -64,8 +64,9 @@ class GatedAttentionUnit(nn.Module):
         self.output = nn.Linear(d_hidden, d_model)
         self.value_dropout = nn.Dropout(dropout)
         self.output_dropout = nn.Dropout(0.0 if causal else dropout)
-        for weight in (self.project.weight, self.gain, self.output.weight):
-            nn.init.trunc_normal_(weight, std=0.02, a=-0.04, b=0.04)
+        nn.init.trunc_normal_(self.gain, std=0.02, a=-0.04, b=0.04)
+        # The two projections start at torch's scale, 1/sqrt(fan-in): from one of .02 attention learns so late
+        # that a router has silenced it before.
         for bias in (self.project.bias, self.output.bias):
             nn.init.zeros_(bias)
 
