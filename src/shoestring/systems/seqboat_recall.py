@@ -48,7 +48,7 @@ class RecallSettings:
 class Trained:
     """A trained arm and what it does on unseen sequences. activity: by layer."""
 
-    model: SeqBoatLM
+    model: nn.Module
     loss: float
     accuracy: float
     activity: Mapping[str, float]
@@ -80,8 +80,8 @@ def recall_rows(settings: RecallSettings, seed: int) -> tuple[list[Row], list[st
         step_time(settings, ours.model, chunks.model),
         *(_accuracy(f"recall accuracy, {name}", trained[name]) for name in (EMA, FULL)),
         *(
-            Row(metric=f"share of tokens that attend, layer {number}", kind="compute", unit="", better="lower",
-                baseline=1.0, method=share)
+            Row(metric=f"share of tokens that attend, layer {number}", kind="compute", unit="",
+                better="lower", baseline=1.0, method=share)
             for number, share in enumerate(shares, 1)
         ),
     ]  # fmt: skip
@@ -116,7 +116,7 @@ def answer_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
 
 
 @torch.inference_mode()
-def judge(model: SeqBoatLM, batches: list[tuple[Tensor, Tensor]]) -> Trained:
+def judge(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> Trained:
     """Loss, accuracy in percent and activity over these batches, which are of one size."""
     model.eval()
     losses, hits, activity = [], [], []
@@ -130,7 +130,7 @@ def judge(model: SeqBoatLM, batches: list[tuple[Tensor, Tensor]]) -> Trained:
     return Trained(model, sum(losses) / len(losses), 100 * sum(hits) / len(hits), mean)
 
 
-def step_time(settings: RecallSettings, ours: SeqBoatLM, chunks: SeqBoatLM) -> Row:
+def step_time(settings: RecallSettings, ours: nn.Module, chunks: nn.Module) -> Row:
     """Forward and backward of one batch through the trained models."""
     batch = settings.task(HELD_OUT)
     works = [_step(model, batch) for model in (chunks, ours)]
@@ -141,7 +141,7 @@ def step_time(settings: RecallSettings, ours: SeqBoatLM, chunks: SeqBoatLM) -> R
     )  # fmt: skip
 
 
-def _step(model: SeqBoatLM, batch: tuple[Tensor, Tensor]) -> Callable[[], object]:
+def _step(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Callable[[], object]:
     parameters = list(model.parameters())
     return lambda: torch.autograd.grad(answer_loss(model, batch), parameters)
 
