@@ -13,6 +13,8 @@ from torch.nn import functional as F
 
 from shoestring.data.labelled_images import LabelledImages
 from shoestring.files import cache_folder, replacing_file
+from shoestring.training.plan import TrainingPlan
+from shoestring.training.trainer import Trainer
 
 Inputs = Float[Tensor, "n 1 height width"]
 Labels = Int[Tensor, " n"]
@@ -41,18 +43,18 @@ def as_tensors(data: LabelledImages) -> tuple[Inputs, Labels]:
 
 def train_classifier(model: nn.Module, inputs: Inputs, labels: Labels, schedule: Schedule) -> None:
     """Minimise the cross-entropy, in place; the same seed gives the same weights. Leaves it in eval mode."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=schedule.lr)
     generator = torch.Generator().manual_seed(schedule.seed)
-    order = torch.empty(0, dtype=torch.long)
-    model.train()
-    for _ in range(schedule.steps):
-        if len(order) < schedule.batch_size:
-            order = torch.cat([order, torch.randperm(len(labels), generator=generator)])
-        batch, order = order[: schedule.batch_size], order[schedule.batch_size :]
-        optimizer.zero_grad()
-        F.cross_entropy(model(inputs[batch]), labels[batch]).backward()
-        optimizer.step()
-    model.eval()
+    wanted = schedule.steps * schedule.batch_size
+    epochs = -(-wanted // len(labels))
+    order = torch.cat([torch.randperm(len(labels), generator=generator) for _ in range(epochs)])
+    rows = order[:wanted].split(schedule.batch_size)
+    plan = TrainingPlan(schedule.steps, schedule.lr, optimizer="adam", schedule="constant", clip_norm=None)
+    Trainer(model, _cross_entropy, plan).run(lambda step: (inputs[rows[step]], labels[rows[step]]))
+
+
+def _cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    images, labels = batch
+    return F.cross_entropy(model(images), labels)
 
 
 def cached_classifier(
