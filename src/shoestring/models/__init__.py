@@ -11,6 +11,7 @@ from shoestring.models.hooks import AttendCall, AttnPlan, Context, Drop, Keep, P
 from shoestring.models.load import load_decoder, load_tokenizer
 from shoestring.models.protocols import CacheCannot, HookConflict, KVCache, KVView, Traffic
 from shoestring.models.safetensors_file import SafetensorsFile, ShardedSafetensors
+from shoestring.models.seqboat import SeqBoatClassifier, SeqBoatLM
 
 __all__ = [
     "AttendCall",
@@ -33,6 +34,8 @@ __all__ = [
     "ResidualNet",
     "Route",
     "SafetensorsFile",
+    "SeqBoatClassifier",
+    "SeqBoatLM",
     "ShardedSafetensors",
     "Traffic",
     "Want",
