@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
@@ -56,7 +56,8 @@ kinds = st.fixed_dictionaries(
 )
 
 
-@given(kind=kinds, causal=st.booleans(), seq=st.sampled_from([1, 2, 7, 17, 29]), seed=st.integers(0, 9))
+@settings(max_examples=8)
+@given(kind=kinds, causal=st.booleans(), seq=st.sampled_from([1, 2, 7, 17, 23]), seed=st.integers(0, 9))
 def test_forward_and_gradient_equal_the_equations(kind, causal, seq, seed):
     layer = made(seed, causal=causal, **kind)
     x = torch.randn(2, seq, D, dtype=torch.float64, requires_grad=True)
@@ -121,6 +122,7 @@ def test_pads_change_nothing():
         torch.testing.assert_close(layer(x, mask)[1, :8], layer(x[1:, :8])[0])
 
 
+@settings(max_examples=8)
 @given(
     kind=kinds,
     window=st.integers(1, 4),
@@ -173,6 +175,7 @@ def test_an_ema_alone_has_a_state_too():
     torch.testing.assert_close(torch.cat([first, out[:, None]], 1), layer(x))
 
 
+@settings(max_examples=8)
 @given(at=st.integers(1, 20), seed=st.integers(0, 9), position=st.sampled_from(["rotary", "local_pos"]))
 def test_the_future_changes_nothing(at, seed, position):
     layer = made(seed, position=position)
