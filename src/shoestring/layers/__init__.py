@@ -2,12 +2,16 @@
 
 from shoestring.layers.attention import AttendOut, attend, merge
 from shoestring.layers.attention_masks import Causal, Explicit, Full, KVView, Mask, Tree
+from shoestring.layers.attention_reach import Chunks, Everywhere, Window
 from shoestring.layers.bidirectional_mamba import BidirectionalMamba, SharedBidirectionalMamba
 from shoestring.layers.bidirectional_mamba2 import BidirectionalMamba2
+from shoestring.layers.compression_index import CompressedPlaces
 from shoestring.layers.drop_path import DropPath
 from shoestring.layers.dual_binary_linear import DualBinaryLinear, LatentDualBinaryLinear
+from shoestring.layers.ema import DampedEMA
 from shoestring.layers.feature_pyramid import FeaturePyramid
 from shoestring.layers.float_coded_linear import FloatCodedLinear
+from shoestring.layers.gated_attention_unit import GatedAttentionUnit
 from shoestring.layers.h3 import H3LongConv
 from shoestring.layers.kmeans import KMeansOptions, OnlineKMeans, update_after_step
 from shoestring.layers.learned_butterfly import ButterflyOptions, LearnedButterfly
@@ -25,7 +29,9 @@ from shoestring.layers.reordered_linear import ReorderedLinear
 from shoestring.layers.rotary import LinearScaling, Llama3Scaling, Rope, YarnScaling
 from shoestring.layers.row_sparse_linear import RowSparseLinear, sparse_tail
 from shoestring.layers.scaled_embedding import ScaledEmbedding
+from shoestring.layers.seqboat import SeqBoat
 from shoestring.layers.sparse_linear import SparseLinear
+from shoestring.layers.sparse_modular_activation import RouterOptions, SparseModularActivation
 from shoestring.layers.squash import (
     KernelRegulariser,
     SmoothFrequency,
@@ -45,14 +51,19 @@ __all__ = [
     "BidirectionalMamba2",
     "ButterflyOptions",
     "Causal",
+    "Chunks",
     "ClassToken",
+    "CompressedPlaces",
+    "DampedEMA",
     "DropPath",
     "DualBinaryLinear",
+    "Everywhere",
     "Explicit",
     "FeatureLongConv",
     "FeaturePyramid",
     "FloatCodedLinear",
     "Full",
+    "GatedAttentionUnit",
     "H3LongConv",
     "KMeansOptions",
     "KVView",
@@ -79,14 +90,18 @@ __all__ = [
     "Recurrent",
     "ReorderedLinear",
     "Rope",
+    "RouterOptions",
     "RowSparseLinear",
     "ScaledEmbedding",
+    "SeqBoat",
     "SharedBidirectionalMamba",
     "SmoothFrequency",
     "SmoothTime",
     "SparseLinear",
+    "SparseModularActivation",
     "State",
     "Tree",
+    "Window",
     "YarnScaling",
     "attend",
     "clone_state",

@@ -11,6 +11,7 @@ from shoestring.models.hooks import AttendCall, AttnPlan, Context, Drop, Keep, P
 from shoestring.models.load import load_decoder, load_tokenizer
 from shoestring.models.protocols import CacheCannot, HookConflict, KVCache, KVView, Traffic
 from shoestring.models.safetensors_file import SafetensorsFile, ShardedSafetensors
+from shoestring.models.seqboat import SeqBoatClassifier, SeqBoatLM
 from shoestring.models.sequence_classifier import SequenceClassifier
 from shoestring.models.token_transformer import TokenTransformer
 from shoestring.models.vision_mamba import VisionMamba
@@ -39,6 +40,8 @@ __all__ = [
     "ResidualNet",
     "Route",
     "SafetensorsFile",
+    "SeqBoatClassifier",
+    "SeqBoatLM",
     "SequenceClassifier",
     "ShardedSafetensors",
     "TokenTransformer",
