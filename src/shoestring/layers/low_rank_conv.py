@@ -49,7 +49,7 @@ def rank_of_groups(rank: int, groups: int) -> int:
 class LowRankConv(nn.Module):
     """y = up(down(x)) over 1, 2 or 3 dimensions: `down` (rank, in/groups, *kernel), `up` 1x1 with the bias.
 
-    Shapes: x (batch, in_channels, *space) -> y (batch, out_channels, *space'), as the convolution it replaces.
+    Shapes: x (batch, in_channels, *space) -> y (batch, out_channels, *space'), as the one replaced.
 
     Raises: ValueError for dims other than 1, 2, 3, or a rank that is not a positive multiple of `groups`.
     """
@@ -96,7 +96,7 @@ class LowRankConv(nn.Module):
         down: Float[Tensor, "groups rank_per_group fan_in"],
         up: Float[Tensor, "groups out_per_group rank_per_group"],
     ) -> "LowRankConv":
-        """What takes the place of `conv`, with the factors of each group's matrix (out/groups, in/groups·taps).
+        """What takes the place of `conv`, by factors of each group's matrix (out/groups, in/groups·taps).
 
         The bias is copied.
         """
