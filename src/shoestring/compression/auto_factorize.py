@@ -66,7 +66,7 @@ def auto_fact(
     roots = None if submodules is None else [_root_name(model, part) for part in submodules]
     model = copy.deepcopy(model) if deepcopy else model
     sites = _sites(model, roots, fact_led_unit)
-    made = [(site, new) for site in sites for new in _factored_site(site, rank, chosen)]
+    made = [pair for site in sites for pair in _factored_site(site, rank, chosen)]
     for site, new in made:
         for name in site.names:
             if not name:
@@ -188,9 +188,7 @@ def _sites(model: nn.Module, roots: list[str] | None, inside: bool) -> list[Site
         by_weight.setdefault(id(module.weight), []).append(Site(tuple(names[key]), module))
     for weight, (first, *_) in by_weight.items():
         if weight in needed:
-            notice_fallback(
-                "auto_fact", f"{first.names[0]!r} stays whole: another part shares its weight"
-            )
+            notice_fallback("auto_fact", f"{first.names[0]!r} stays whole: another part shares its weight")
     return [
         Site(first.names, first.module, tuple(rest))
         for weight, (first, *rest) in by_weight.items()

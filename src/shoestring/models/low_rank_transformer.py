@@ -34,7 +34,7 @@ class LinformerOptions:
 class TransformerOptions:
     """Sizes of a stack of blocks.
 
-    rank: of every linear map, None for full ones; 50 to 100 for d_model = 512 in the paper, 100 for BERT-base.
+    rank: of every linear map, None for full ones; 50 to 100 in the paper (d_model = 512), 100 for BERT-base.
     linformer: None for plain attention. d_ff: 4 d_model if None. norm_first: normalise what enters a branch,
     instead of the sum after it as the paper does.
     """
@@ -54,8 +54,8 @@ class TransformerOptions:
 class TransformerBlock(nn.Module):
     """LN(x + attention(x)), then LN(x + W₂ act(W₁ x)); with `norm_first` x + f(LN(x)).
 
-    Shapes: x (batch, seq, d_model) -> the same; mask (batch, seq): True at real tokens. shared: the projection
-    of all layers, where sharing is layerwise.
+    Shapes: x (batch, seq, d_model) -> the same; mask (batch, seq): True at real tokens. shared: the
+    projection of all layers, where sharing is layerwise.
     """
 
     def __init__(self, options: TransformerOptions, shared: SequenceProjection | None = None) -> None:

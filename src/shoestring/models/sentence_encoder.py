@@ -55,7 +55,7 @@ def embed(
 def padded_batches(
     sentences: Sequence[Sequence[int]], batch_size: int, pad: int = 0
 ) -> list[tuple[Int[Tensor, "batch tokens"], Int[Tensor, "batch tokens"]]]:
-    """Ids and mask of batches in order, each padded to its longest. Raises: ValueError for an empty sentence."""
+    """Ids and mask of batches, each padded to its longest. Raises: ValueError for an empty sentence."""
     batches = []
     for start in range(0, len(sentences), batch_size):
         part = sentences[start : start + batch_size]
