@@ -6,8 +6,8 @@ import torch
 from shoestring.compression import auto_fact
 from shoestring.compression.low_rank_chooser import DENSE, LINFORMER, LOW_RANK
 from shoestring.layers import LowRankLinear
-from shoestring.models.low_rank_transformer import TransformerOptions
-from shoestring.systems import greenformers
+from shoestring.models.low_rank_transformer import TransformerEncoder, TransformerOptions
+from shoestring.systems import greenformers, greenformers_speed
 from shoestring.systems.greenformers import SMOKE_DESIGN, SMOKE_ENCODER, SMOKE_SPEED
 from shoestring.systems.greenformers_claims import (
     AWARE,
@@ -55,29 +55,28 @@ def test_every_length_is_timed_and_weights_are_counted():
     assert all(row.method > 0 and row.baseline > 0 for row in rows if row.kind == "time")
     assert len(notes) == 2
     assert found[WEIGHTS.metric].ratio == 18 * 32 * 8 / (12 * 32 * 32)
-    blocks = _blocks(SpeedSettings(), 4096)
+    with torch.device("meta"):
+        blocks = _blocks(SpeedSettings(), 4096)
     counts = {name: matrix_numbers(block) for name, block in blocks.items()}
     assert counts[LOW_RANK] / counts[DENSE] == 0.375 == WEIGHTS.bar
     assert counts[LINFORMER] - counts[DENSE] == 2 * 4096 * 256
 
 
-def test_a_training_step_trains():
+def test_a_training_step_trains(monkeypatch):
     torch.manual_seed(0)
-    x = torch.randn(2, 6, 16)
     options = TransformerOptions(d_model=16, n_heads=2, n_layers=1, rank=4, norm_first=True)
-    step = encoder_step(options, x)
-    parameters = [p for cell in step.__closure__ for p in getattr(cell.cell_contents, "parameters", list)()]
-    before = [p.clone() for p in parameters]
-    step()
-    assert before
-    assert not any(torch.equal(a, b) for a, b in zip(before, parameters, strict=True) if a.dim() == 2)
+    model = TransformerEncoder(options)
+    monkeypatch.setattr(greenformers_speed, "TransformerEncoder", lambda _: model)
+    before = [p.clone() for p in model.parameters()]
+    encoder_step(options, torch.randn(2, 6, 16))()
+    assert not any(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True) if a.dim() == 2)
 
 
 def test_sentences_of_a_text():
-    text = 'One two three four five six. Short one. "Why do we ask seven words here?" he said\nand so on, at 3.5 m.'
+    text = 'One two three four five six. Short one. "Why do we ask seven words here?" he said\nand so on, at 3.5.'
     text += " One two three four five six. " + "word " * 60 + "end."
     assert sentences_of(text) == [
-        "One two three four five six.", '"Why do we ask seven words here?" he said and so on, at 3.5 m.'
+        "One two three four five six.", '"Why do we ask seven words here?" he said and so on, at 3.5.'
     ]  # fmt: skip
     assert spread([str(i) for i in range(10)], 4) == ["0", "2", "5", "7"]
     assert spread(["a"], 4) == ["a"]
@@ -104,7 +103,7 @@ def test_encoder_rows_say_what_the_models_do():
 
 
 def test_tuning_brings_embeddings_back():
-    settings = greenformers.EncoderSettings(sentences=8, tuning_steps=40, tuning_batch=8)
+    settings = greenformers.EncoderSettings(sentences=8, tuning_steps=40, tuning_batch=8, learning_rate=3e-3)
     task = greenformers.tiny_encoder(settings, 0)
     goal = embeddings(task.model, task.held_out)
     torch.manual_seed(1)

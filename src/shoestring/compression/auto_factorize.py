@@ -29,7 +29,7 @@ class Site:
     """A layer to factor: the places where it stands, and the layers that share its weight."""
 
     names: tuple[str, ...]
-    module: nn.Module
+    module: Any
     tied: tuple["Site", ...] = ()
 
 
@@ -73,6 +73,7 @@ def auto_fact(
                 return new
             _put(model, name, new)
         forget_tied_parameters(model, site.names)
+    _avoid_fused_encoders(model)
     return model
 
 
@@ -134,18 +135,18 @@ def _factored_site(site: Site, rank: Rank, solver: Solver) -> Iterator[tuple[Sit
         new = factor_linear(module, chosen, solver, name)
     yield site, _like(module, new)
     for other in site.tied:
-        twin = LowRankLinear.of(new.down.weight.detach(), new.up.weight.detach(), other.module.bias)  # type: ignore[arg-type]
+        twin = LowRankLinear.of(new.down.weight.detach(), new.up.weight.detach(), other.module.bias)
         twin.down.weight, twin.up.weight = new.down.weight, new.up.weight
         yield other, _like(other.module, twin)
 
 
-def _like(old: nn.Module, new: Any) -> nn.Module:
+def _like(old: Any, new: Any) -> nn.Module:
     """Trained and frozen as the old one was."""
     new.train(old.training)
     for factor in (new.down, new.up):
-        factor.weight.requires_grad_(old.weight.requires_grad)  # type: ignore[operator]
+        factor.weight.requires_grad_(old.weight.requires_grad)
     if new.bias is not None:
-        new.bias.requires_grad_(old.bias.requires_grad)  # type: ignore[operator, union-attr]
+        new.bias.requires_grad_(old.bias.requires_grad)
     return new
 
 
@@ -256,6 +257,14 @@ def _below(name: str, roots: list[str]) -> bool:
 def _put(model: nn.Module, name: str, new: nn.Module) -> None:
     path, _, leaf = name.rpartition(".")
     parent = model.get_submodule(path)
-    if isinstance(parent, nn.TransformerEncoderLayer):
-        parent.activation_relu_or_gelu = 0  # else inference multiplies the full matrices in one fused call
     setattr(parent, leaf, new)
+
+
+def _avoid_fused_encoders(model: nn.Module) -> None:
+    """Inference of torch's own encoders is one fused call that would build the full matrices again."""
+    for module in model.modules():
+        if not isinstance(module, nn.TransformerEncoder | nn.TransformerEncoderLayer):
+            continue
+        if any(isinstance(part, LowRankLinear) for part in module.modules()):
+            module.use_nested_tensor = False
+            module.activation_relu_or_gelu = 0

@@ -6,7 +6,7 @@ papers, which write Wᵀ ≈ E D, E = Aᵀ and D = Bᵀ.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -37,7 +37,7 @@ class RandomFactors:
     def factors(self, weight: Tensor, rank: int, name: str) -> Factors:
         generator = _generator(self.seed, weight)
         rows, cols = weight.shape
-        made = {"generator": generator, "device": weight.device, "dtype": weight.dtype}
+        made: dict[str, Any] = {"generator": generator, "device": weight.device, "dtype": weight.dtype}
         down = torch.randn(rank, cols, **made) * cols**-0.5
         return down, (2 * torch.rand(rows, rank, **made) - 1) * rank**-0.5
 

@@ -1,6 +1,7 @@
 """Matrices as products with a nonnegative factor, by multiplicative updates that never make it worse."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -24,7 +25,7 @@ def nmf_iterates(
     """
     rows, cols = a.shape
     scale = (a.mean() / rank).sqrt()
-    made = {"generator": generator, "device": a.device, "dtype": a.dtype}
+    made: dict[str, Any] = {"generator": generator, "device": a.device, "dtype": a.dtype}
     left, right = (2 * scale * torch.rand(*shape, **made) for shape in ((rows, rank), (rank, cols)))
     yield left, right
     for _ in range(iterations):

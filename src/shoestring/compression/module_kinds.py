@@ -86,7 +86,7 @@ class LowRankConvKind(ModuleKind):
         return {}
 
     def make(self, entry: Entry, **made: Any) -> nn.Module:
-        fields = {name: tuple(v) if isinstance(v, list) else v for name, v in entry.items()}
+        fields: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in entry.items()}
         settings = {name: fields[name] for name in self.SETTINGS}
         return LowRankConv(
             entry["dims"], entry["in_channels"], entry["out_channels"], fields["kernel_size"], entry["rank"],

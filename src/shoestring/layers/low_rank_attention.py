@@ -98,4 +98,4 @@ def naive_low_rank_attention(
     for q_h, k_h, v_h in zip(*(t.chunk(layer.n_heads, -1) for t in (q, k, v)), strict=True):
         scores = (q_h @ k_h.mT / q_h.shape[-1] ** 0.5).masked_fill(~seen, -torch.inf)
         heads.append(scores.softmax(-1) @ v_h)
-    return torch.cat(heads, -1) @ layer.out.weight.T + layer.out.bias
+    return torch.cat(heads, -1) @ layer.out.weight.T + layer.out.up.bias

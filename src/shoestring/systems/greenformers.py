@@ -86,7 +86,7 @@ def tiny_encoder(settings: EncoderSettings, seed: int) -> EncoderTask:
     generator = torch.Generator().manual_seed(seed)
     config = BertConfig(
         vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
-        max_position_embeddings=32,
+        max_position_embeddings=32, initializer_range=0.2,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

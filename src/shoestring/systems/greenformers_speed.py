@@ -1,7 +1,7 @@
 """Where low rank wins and where Linformer does: one block of BERT-base at lengths from 128 to 4096."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -71,12 +71,12 @@ def speed_rows(settings: SpeedSettings, seed: int) -> tuple[list[Row], list[str]
 
 
 def _blocks(settings: SpeedSettings, longest: int) -> dict[str, nn.Module]:
-    sizes = {"d_model": settings.d_model, "n_heads": settings.n_heads, "n_layers": 1}
+    plain = TransformerOptions(d_model=settings.d_model, n_heads=settings.n_heads, n_layers=1)
     line = LinformerOptions(max_length=longest, projected=settings.projected)
     options = {
-        DENSE: TransformerOptions(**sizes),
-        LOW_RANK: TransformerOptions(**sizes, rank=settings.rank),
-        LINFORMER: TransformerOptions(**sizes, linformer=line),
+        DENSE: plain,
+        LOW_RANK: replace(plain, rank=settings.rank),
+        LINFORMER: replace(plain, linformer=line),
     }
     return {name: TransformerBlock(one).eval() for name, one in options.items()}
 
@@ -162,12 +162,12 @@ def times(timed: InterleavedTimes, method: str, baseline: str) -> dict[str, Any]
 
 def gpu_rows(seed: int) -> list[Row]:
     """A training step of BERT-base, dense and of low rank, under bfloat16 autocast; needs CUDA."""
-    sizes = {"d_model": 768, "n_heads": 12, "n_layers": 12}
+    bert = TransformerOptions(d_model=768, n_heads=12, n_layers=12)
     generator = torch.Generator("cuda").manual_seed(seed)
     x = torch.randn(32, 128, 768, device="cuda", generator=generator)
     works = {
-        "dense": encoder_step(TransformerOptions(**sizes), x),
-        "low rank": encoder_step(TransformerOptions(**sizes, rank=GPU_RANK), x),
+        "dense": encoder_step(bert, x),
+        "low rank": encoder_step(replace(bert, rank=GPU_RANK), x),
     }
     timed = time_interleaved(works, rounds=9, warmup=3, min_sample_seconds=0.2)
     return [GPU.row(**times(timed, "low rank", "dense"))]
