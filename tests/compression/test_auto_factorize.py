@@ -14,6 +14,7 @@ from shoestring.compression import RoundToNearest, apply, auto_fact, capture
 from shoestring.compression.auto_factorize import factor_conv, factor_linear
 from shoestring.compression.factor_solvers import ActivationAware, EnergyRank, TruncatedSVD
 from shoestring.layers import LowRankConv, LowRankLinear, break_even_rank, conv_break_even_rank
+from shoestring.layers.low_rank_conv import kernel_blind_break_even_rank
 from shoestring.notices import record_fallbacks
 
 
@@ -107,6 +108,10 @@ def test_convolutions_count_their_kernel():
     for part, count in zip(model, before, strict=True):
         assert isinstance(part, LowRankConv)
         assert sum(p.numel() for p in part.parameters()) < count
+    blind = auto_fact(
+        nn.Sequential(nn.Conv2d(16, 32, 3, padding=1)), 0.5, conv_limit=kernel_blind_break_even_rank
+    )
+    assert blind[0].rank == (16 * 32 // 48) // 2 < model[0].rank
     assert model[0](torch.randn(2, 16, 5, 5)).shape == (2, 32, 5, 5)
     assert model[1](torch.randn(2, 8, 11)).shape == (2, 12, 4)
 

@@ -58,9 +58,9 @@ def test_break_even_is_where_weights_are_no_longer_saved(ins, outs, taps, groups
 
 
 def test_the_limit_of_the_package_leaves_the_kernel_out():
-    assert kernel_blind_break_even_rank(64, 128) == 64 * 128 // 192
-    assert conv_break_even_rank(64, 128, 1) == kernel_blind_break_even_rank(64, 128)
-    assert conv_break_even_rank(64, 128, 9) > kernel_blind_break_even_rank(64, 128)
+    assert kernel_blind_break_even_rank(64, 128, 9) == 64 * 128 // 192
+    assert conv_break_even_rank(64, 128, 1) == kernel_blind_break_even_rank(64, 128, 1)
+    assert conv_break_even_rank(64, 128, 9) > kernel_blind_break_even_rank(64, 128, 9)
     assert rank_of_groups(5, 4) == 8
 
 

@@ -6,7 +6,7 @@ random SVD, the default here is the exact one.
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,9 @@ from shoestring.layers.low_rank_linear import LowRankLinear, break_even_rank
 from shoestring.notices import notice_fallback
 
 Rank = int | float | EnergyRank
+ConvLimit = Callable[[int, int, int, int], int]
+"""Called with inputs, outputs, places of the kernel, and groups."""
+
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -43,6 +46,7 @@ def auto_fact(
     fact_led_unit: bool = False,
     *,
     seed: int = 0,
+    conv_limit: ConvLimit = conv_break_even_rank,
 ) -> nn.Module:
     """Factor every linear layer (GPT-2's `Conv1D` too) and convolution, in place, and return the model.
 
@@ -52,7 +56,8 @@ def auto_fact(
     "random" (for training from scratch), or a `Solver` such as `ActivationAware(calibration)`.
     num_iter, seed: of the solvers that iterate or draw. submodules: names or modules; only these and what is
     below them. deepcopy: work on a copy and leave the model alone. fact_led_unit: factor the halves of layers
-    that are of low rank already.
+    that are of low rank already. conv_limit: the rank from which a convolution no longer shrinks;
+    `kernel_blind_break_even_rank` gives the ranks of the package.
 
     Biases are copied; layers that share a weight share the factors. Layers tied to an embedding, and those
     whose weight their parent reads itself (the output map of `nn.MultiheadAttention`), stay.
@@ -66,7 +71,7 @@ def auto_fact(
     roots = None if submodules is None else [_root_name(model, part) for part in submodules]
     model = copy.deepcopy(model) if deepcopy else model
     sites = _sites(model, roots, fact_led_unit)
-    made = [pair for site in sites for pair in _factored_site(site, rank, chosen)]
+    made = [pair for site in sites for pair in _factored_site(site, rank, chosen, conv_limit)]
     for site, new in made:
         for name in site.names:
             if not name:
@@ -118,9 +123,11 @@ def _solve(weight: torch.Tensor, rank: int, solver: Solver | str, name: str) -> 
     return down.to(weight.dtype), up.to(weight.dtype)
 
 
-def _factored_site(site: Site, rank: Rank, solver: Solver) -> Iterator[tuple[Site, nn.Module]]:
+def _factored_site(
+    site: Site, rank: Rank, solver: Solver, conv_limit: ConvLimit
+) -> Iterator[tuple[Site, nn.Module]]:
     name, module = site.names[0], site.module
-    chosen, limit = _rank_of(module, rank)
+    chosen, limit = _rank_of(module, rank, conv_limit)
     if chosen < 1 or chosen >= limit:
         notice_fallback(
             "auto_fact",
@@ -150,11 +157,11 @@ def _like(old: Any, new: Any) -> nn.Module:
     return new
 
 
-def _rank_of(module: nn.Module, rank: Rank) -> tuple[int, int]:
+def _rank_of(module: nn.Module, rank: Rank, conv_limit: ConvLimit) -> tuple[int, int]:
     """The rank that a layer is given, and the one from which it no longer shrinks."""
     if isinstance(module, CONVOLUTIONS):
         groups = module.groups
-        limit = conv_break_even_rank(module.in_channels, module.out_channels, taps_of(module), groups)
+        limit = conv_limit(module.in_channels, module.out_channels, taps_of(module), groups)
         matrices = module.weight.detach().reshape(groups, module.out_channels // groups, -1)
         energy = [rank.of(m) for m in matrices] if isinstance(rank, EnergyRank) else []
         wanted = groups * max(energy) if energy else _count(rank, limit)

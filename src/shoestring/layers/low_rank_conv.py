@@ -32,10 +32,10 @@ def conv_break_even_rank(in_channels: int, out_channels: int, taps: int, groups:
     return fan_in * out_channels // (fan_in + out_channels // groups)
 
 
-def kernel_blind_break_even_rank(in_channels: int, out_channels: int, groups: int = 1) -> int:
+def kernel_blind_break_even_rank(in_channels: int, out_channels: int, taps: int, groups: int = 1) -> int:
     """The rank limit of the package `greenformer`, which leaves the kernel's size out: ⌊i o' / (i + o')⌋.
 
-    o' = out/groups. Far below the true break-even of `conv_break_even_rank` for large kernels.
+    o' = out/groups. At or below the true break-even of `conv_break_even_rank`, far below for large kernels.
     """
     outputs = out_channels // groups
     return in_channels * outputs // (in_channels + outputs)

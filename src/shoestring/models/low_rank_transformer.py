@@ -34,7 +34,8 @@ class LinformerOptions:
 class TransformerOptions:
     """Sizes of a stack of blocks.
 
-    rank: of every linear map, None for full ones; 50 to 100 in the paper (d_model = 512), 100 for BERT-base.
+    rank: of every linear map, None for full ones; 50 to 100 in the paper (d_model = 512; its 2 encoder and 4
+    decoder blocks could not be checked and are no default here), 100 for BERT-base.
     linformer: None for plain attention. d_ff: 4 d_model if None. norm_first: normalise what enters a branch,
     instead of the sum after it as the paper does.
     """
