@@ -119,7 +119,7 @@ def test_time_and_weights_grow_with_the_length_alone():
     assert count[Sharing.KEY_VALUE] == maps + 64 * 16
 
 
-def test_a_layer_under_autocast_and_compiled():
+def test_a_layer_under_autocast():
     torch.manual_seed(0)
     layer = LinformerAttention(16, 2, 32, 4).eval()
     x, mask = torch.randn(2, 20, 16), torch.arange(20) < torch.tensor([[20], [9]])
@@ -127,8 +127,6 @@ def test_a_layer_under_autocast_and_compiled():
         low = layer(x, mask)
     assert low.dtype == torch.bfloat16
     torch.testing.assert_close(low.float(), layer(x, mask), rtol=0.05, atol=0.05)
-    compiled = torch.compile(layer, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(x, mask), layer(x, mask))
 
 
 def test_layers_share_one_projection():

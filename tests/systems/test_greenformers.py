@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from shoestring.compression import auto_fact
+from shoestring.compression import Calibration, auto_fact
+from shoestring.compression.calibration import Moments
+from shoestring.compression.factor_solvers import ActivationAware, TruncatedSVD
 from shoestring.compression.low_rank_chooser import DENSE, LINFORMER, LOW_RANK
 from shoestring.layers import LowRankLinear
 from shoestring.models.low_rank_transformer import TransformerEncoder, TransformerOptions
@@ -20,6 +22,7 @@ from shoestring.systems.greenformers_claims import (
     WEIGHTS,
 )
 from shoestring.systems.greenformers_encoder import (
+    Remembered,
     agreement,
     embeddings,
     encoder_rows,
@@ -100,6 +103,17 @@ def test_encoder_rows_say_what_the_models_do():
     tuned = next(row for name, row in rows.items() if name.startswith("cosine") and "tuned" in name)
     assert tuned.baseline == pytest.approx(cosines[1].method, abs=1e-6)
     assert not any(isinstance(m, LowRankLinear) for m in task.model.modules()), "the dense one stays"
+
+
+def test_factors_are_cut_from_those_of_a_higher_rank():
+    weights = torch.randn(2, 9, 7, generator=torch.Generator().manual_seed(0))
+    moment = Moments.of(torch.eye(7) + 0.5, torch.ones(7), 5)
+    for solver in (TruncatedSVD(), ActivationAware(Calibration({"a": moment, "b": moment}))):
+        held = Remembered(solver)
+        for rank in (5, 2, 6, 3):
+            for name, weight in zip("ab", weights, strict=True):
+                ours, theirs = (s.factors(weight, rank, name) for s in (held, solver))
+                torch.testing.assert_close(ours[1] @ ours[0], theirs[1] @ theirs[0], rtol=1e-4, atol=1e-5)
 
 
 def test_tuning_brings_embeddings_back():

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from shoestring.compression.auto_factorize import auto_fact
 from shoestring.compression.calibration import capture
-from shoestring.compression.factor_solvers import ActivationAware, Solver, TruncatedSVD
+from shoestring.compression.factor_solvers import ActivationAware, Factors, Solver, TruncatedSVD
 from shoestring.data.text import token_windows
 from shoestring.models.sentence_encoder import embed, load_sentence_encoder, padded_batches
 from shoestring.systems.greenformers_claims import AWARE, SHARES
@@ -85,10 +85,9 @@ def encoder_rows(task: EncoderTask, settings: EncoderSettings, seed: int) -> lis
     dense = embeddings(task.model, task.held_out)
     calibration = capture(task.model, [window[None] for window in task.windows])
     rows, tuned = [], None
+    solvers = Remembered(TruncatedSVD()), Remembered(ActivationAware(calibration))
     for share in SHARES:
-        plain, aware = (
-            _factored(task, share, solver) for solver in (TruncatedSVD(), ActivationAware(calibration))
-        )
+        plain, aware = (_factored(task, share, solver) for solver in solvers)
         rows += _share_rows(dense, embeddings(plain, task.held_out), embeddings(aware, task.held_out), share)
         tuned = aware if share == TUNED_SHARE else tuned
     assert tuned is not None
@@ -183,6 +182,20 @@ def _tuned_rows(dense: Tensor, before: Tensor, after: Tensor, settings: EncoderS
         Row(metric=f"same nearest sentence, {what}", kind="quality", unit="%", better="higher",
             baseline=same[0], method=same[1], against="before tuning"),
     ]  # fmt: skip
+
+
+@dataclass
+class Remembered:
+    """Factors of linear layers by singular values, worked out at the first rank and cut to those below it."""
+
+    solver: Solver
+    _held: dict[str, Factors] = field(default_factory=dict)
+
+    def factors(self, weight: Tensor, rank: int, name: str) -> Factors:
+        if name not in self._held or len(self._held[name][0]) < rank:
+            self._held[name] = self.solver.factors(weight, rank, name)
+        down, up = self._held[name]
+        return down[:rank], up[:, :rank]
 
 
 class _Quiet:

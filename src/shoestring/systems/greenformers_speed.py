@@ -42,7 +42,7 @@ class SpeedSettings:
     rank: int = 192
     projected: int = 256
     tokens: int = 2048
-    rounds: int = 5
+    rounds: int = 7
     scale: int = 1
 
 
