@@ -81,7 +81,7 @@ class Trainer:
         self.optimizer = build_optimizer(model, plan)
         self.step = 0
         """Steps that are done."""
-        self._names = {parameter: name for name, parameter, _ in hinted_parameters(model)}
+        self._names: dict[Tensor, str] = {parameter: name for name, parameter, _ in hinted_parameters(model)}
         self._trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         self._device = self._trained[0].device
         self._rank, self._world = data_parallel.world()
