@@ -7,9 +7,12 @@ from shoestring.compression import Calibration, auto_fact
 from shoestring.compression.calibration import Moments
 from shoestring.compression.factor_solvers import ActivationAware, TruncatedSVD
 from shoestring.compression.low_rank_chooser import DENSE, LINFORMER, LOW_RANK
+from shoestring.data.text import default_halves
+from shoestring.errors import MissingData
 from shoestring.layers import LowRankLinear
 from shoestring.models.low_rank_transformer import TransformerEncoder, TransformerOptions
-from shoestring.systems import greenformers, greenformers_speed
+from shoestring.notices import record_fallbacks
+from shoestring.systems import greenformers, greenformers_speed, language_task
 from shoestring.systems.greenformers import SMOKE_DESIGN, SMOKE_ENCODER, SMOKE_SPEED
 from shoestring.systems.greenformers_claims import (
     AWARE,
@@ -46,7 +49,7 @@ from shoestring.systems.greenformers_training import (
     held_out_losses,
     train,
 )
-from shoestring.systems.language_task import tiny_task
+from shoestring.systems.language_task import corpus_halves, tiny_task
 from shoestring.yardstick import Effort
 
 
@@ -145,14 +148,28 @@ def test_characters_of_the_users_text(monkeypatch, tmp_path):
     path = tmp_path / "play.txt"
     path.write_text("abba\n\ncab\n\nbac")
     monkeypatch.setenv("SHOESTRING_TEXT", str(path))
-    text = character_text()
+    text = character_text(corpus_halves("shakespeare"))
     assert text.vocab_size == 4
     assert text.name == "play.txt"
     assert "".join("\nabc"[i] for i in [*text.train, *text.held_out]) == "abba\n\ncab\n\nbac"
 
 
+def test_a_corpus_that_cannot_be_had_is_said(monkeypatch):
+    def missing(name: str) -> str:
+        raise MissingData(f"{name} is nowhere")
+
+    monkeypatch.delenv("SHOESTRING_TEXT", raising=False)
+    monkeypatch.setattr(language_task, "load_corpus", missing)
+    with record_fallbacks() as said:
+        assert corpus_halves("shakespeare").name == "pydoc_data.topics"
+    assert said == ["shakespeare: the default text stands in for it: shakespeare is nowhere"]
+    monkeypatch.setattr(language_task, "load_corpus", lambda name: "one\n\ntwo")
+    halves = corpus_halves("shakespeare")
+    assert (halves.calibration, halves.held_out, halves.name) == ("one\n\n", "two", "shakespeare")
+
+
 def test_both_models_learn_alike_and_sizes_are_of_blocks():
-    text = character_text()
+    text = character_text(default_halves())
     rows, notes = design_rows(text, SMOKE_DESIGN, 0)
     found = {row.metric: row for row in rows}
     assert found[LOSS.metric].spread[0] <= found[LOSS.metric].difference <= found[LOSS.metric].spread[1]

@@ -6,6 +6,7 @@ design, and any trained model is factored after the fact.
 
 import torch
 
+from shoestring.data.text import default_halves
 from shoestring.notices import record_fallbacks
 from shoestring.systems.card import Card, Effort
 from shoestring.systems.greenformers_claims import CLAIMS
@@ -18,7 +19,7 @@ from shoestring.systems.greenformers_encoder import (
 )
 from shoestring.systems.greenformers_speed import SpeedSettings, gpu_rows, speed_rows
 from shoestring.systems.greenformers_training import DesignSettings, character_text, design_rows
-from shoestring.systems.language_task import language_task, tiny_task
+from shoestring.systems.language_task import corpus_halves, language_task, tiny_task
 from shoestring.yardstick.comparison import Comparison
 
 card = Card(
@@ -65,7 +66,8 @@ def measure(effort: Effort, seed: int) -> Comparison:
             language = []
         else:
             language = language_rows(tiny_task(seed) if smoke else language_task((8, 512), (16, 256)))
-        design, more = design_rows(character_text(), SMOKE_DESIGN if smoke else DesignSettings(), seed)
+        text = character_text(default_halves() if smoke else corpus_halves("shakespeare"))
+        design, more = design_rows(text, SMOKE_DESIGN if smoke else DesignSettings(), seed)
     gpu = gpu_rows(seed) if torch.cuda.is_available() and not smoke else []
     return Comparison(
         system=card.slug,

@@ -15,7 +15,7 @@ from shoestring.compression.factor_solvers import ActivationAware, Factors, Solv
 from shoestring.data.text import token_windows
 from shoestring.models.sentence_encoder import embed, load_sentence_encoder, padded_batches
 from shoestring.systems.greenformers_claims import AWARE, SHARES
-from shoestring.systems.language_task import LanguageTask, text_halves
+from shoestring.systems.language_task import LanguageTask, corpus_halves
 from shoestring.training import Trainer, TrainingPlan
 from shoestring.yardstick.comparison import Row
 from shoestring.yardstick.language_quality import perplexity
@@ -55,12 +55,12 @@ class EncoderTask:
 
 
 def encoder_task(settings: EncoderSettings) -> EncoderTask:
-    """all-MiniLM-L6-v2 on `$SHOESTRING_TEXT` or the default text, one half to calibrate, the other to judge.
+    """all-MiniLM-L6-v2 on `$SHOESTRING_TEXT` or WikiText-2, one half to calibrate, the other to judge.
 
     Raises: MissingData if the model is not installed; ValueError if the text has too few sentences.
     """
     model, tokenizer = load_sentence_encoder()
-    halves = text_halves()
+    halves = corpus_halves("wikitext2-valid")
     windows = token_windows(
         halves.calibration, _Quiet(tokenizer), settings.window, limit=settings.windows, name=halves.name
     )

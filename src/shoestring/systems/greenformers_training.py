@@ -11,10 +11,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from shoestring.data.text import TextHalves
+from shoestring.data.tokens import Characters, TextBatches, token_ids
 from shoestring.models.low_rank_transformer import TransformerLM, TransformerOptions
 from shoestring.systems.greenformers_claims import ENERGY, LOSS, SMALLER, STEP
 from shoestring.systems.greenformers_speed import times
-from shoestring.systems.language_task import text_halves
 from shoestring.training import Trainer, TrainingPlan
 from shoestring.yardstick.comparison import Row
 from shoestring.yardstick.energy import Tariff, footprint, saved_share
@@ -53,11 +54,10 @@ class CharacterText:
     name: str
 
 
-def character_text() -> CharacterText:
-    """`$SHOESTRING_TEXT` (tiny Shakespeare, say) or the default text, one id a character."""
-    halves = text_halves()
-    known = {c: i for i, c in enumerate(sorted({*halves.calibration, *halves.held_out}))}
-    train, held_out = (torch.tensor([known[c] for c in t]) for t in (halves.calibration, halves.held_out))
+def character_text(halves: TextHalves) -> CharacterText:
+    """The halves of a text, one id a character."""
+    known = Characters.of(halves.calibration + halves.held_out)
+    train, held_out = (token_ids(text, known) for text in (halves.calibration, halves.held_out))
     return CharacterText(train, held_out, len(known), halves.name)
 
 
@@ -97,9 +97,10 @@ def train(model: TransformerLM, text: CharacterText, settings: DesignSettings, s
     Trainer(model, next_character_loss, plan).run(_batches(text, settings, seed))
 
 
-def next_character_loss(model: nn.Module, ids: Any) -> Float[Tensor, ""]:
-    """Mean nats a character of windows with one character more than the model sees."""
-    return F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+def next_character_loss(model: nn.Module, batch: Any) -> Float[Tensor, ""]:
+    """Mean nats a character. batch: what the model sees, and what follows each character."""
+    ids, following = batch
+    return F.cross_entropy(model(ids).flatten(0, 1), following.flatten())
 
 
 @torch.no_grad()
@@ -110,7 +111,8 @@ def held_out_losses(
     last = len(text.held_out) - settings.seq - 1
     starts = torch.linspace(0, last, settings.held_out).long()
     windows = text.held_out[starts[:, None] + torch.arange(settings.seq + 1)]
-    return torch.stack([next_character_loss(model, part) for part in windows.split(1)]).double()
+    parts = [(window[:, :-1], window[:, 1:]) for window in windows.split(1)]
+    return torch.stack([next_character_loss(model, part) for part in parts]).double()
 
 
 def _model(text: CharacterText, settings: DesignSettings, rank: int | None, seed: int) -> TransformerLM:
@@ -123,20 +125,15 @@ def _model(text: CharacterText, settings: DesignSettings, rank: int | None, seed
         return TransformerLM(text.vocab_size, settings.seq, options)
 
 
-def _batches(text: CharacterText, settings: DesignSettings, seed: int) -> Callable[[int], Tensor]:
-    def batch(step: int) -> Tensor:
-        generator = torch.Generator().manual_seed(1_000_003 * seed + step)
-        starts = torch.randint(len(text.train) - settings.seq, (settings.batch, 1), generator=generator)
-        return text.train[starts + torch.arange(settings.seq + 1)]
-
-    return batch
+def _batches(text: CharacterText, settings: DesignSettings, seed: int) -> TextBatches:
+    return TextBatches(text.train, settings.seq, settings.batch, seed)
 
 
 def _step_times(
     models: dict[str, TransformerLM], text: CharacterText, settings: DesignSettings
 ) -> InterleavedTimes:
     """Whole training steps in turns, on copies: gradients, clipping and optimizer."""
-    ids = _batches(text, settings, 0)(0)
+    batch = _batches(text, settings, 0)(0)
 
     def step_of(model: TransformerLM) -> Callable[[], None]:
         twin = copy.deepcopy(model)
@@ -144,7 +141,7 @@ def _step_times(
 
         def step() -> None:
             optimizer.zero_grad(set_to_none=True)
-            next_character_loss(twin, ids).backward()
+            next_character_loss(twin, batch).backward()
             nn.utils.clip_grad_norm_(twin.parameters(), 1.0)
             optimizer.step()
 
