@@ -163,9 +163,9 @@ def test_a_corpus_that_cannot_be_had_is_said(monkeypatch):
     with record_fallbacks() as said:
         assert corpus_halves("shakespeare").name == "pydoc_data.topics"
     assert said == ["shakespeare: the default text stands in for it: shakespeare is nowhere"]
-    monkeypatch.setattr(language_task, "load_corpus", lambda name: "one\n\ntwo")
+    monkeypatch.setattr(language_task, "load_corpus", lambda name: "one\n\ntwo three")
     halves = corpus_halves("shakespeare")
-    assert (halves.calibration, halves.held_out, halves.name) == ("one\n\n", "two", "shakespeare")
+    assert (halves.calibration, halves.held_out, halves.name) == ("one\n\n", "two three", "shakespeare")
 
 
 def test_both_models_learn_alike_and_sizes_are_of_blocks():
