@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer
 
 import shoestring
-from shoestring.compression import GPTQ, RoundToNearest, apply, capture, stored_bytes
+from shoestring.compression import GPTQ, ActivationAwareLowRank, RoundToNearest, apply, capture, stored_bytes
 from shoestring.data.text import default_halves
 from shoestring.numbers import ZeroPoint
 
@@ -54,6 +54,22 @@ def test_a_small_random_encoder_keeps_its_embeddings_by_bits(tmp_path):
     assert cosines[2] < cosines[4] < cosines[8] < 1.001
     assert cosines[8] > 0.999
     assert cosines[4] > 0.97
+
+
+def test_a_small_random_encoder_of_low_rank_keeps_its_embeddings_by_the_share(tmp_path):
+    ids, mask = batches()[0], torch.ones(2, 24)
+    calibration = capture(bert(), batches(8))
+    with torch.no_grad():
+        before = pooled(bert()(ids)[0], mask)
+        cosines = []
+        for share in (0.25, 0.5, 0.9):
+            recipe = ActivationAwareLowRank(share)
+            model = apply(bert(), {"encoder.*": recipe, "*": None}, calibration=calibration)
+            cosines.append((before * pooled(model(ids)[0], mask)).sum(-1).mean().item())
+            shoestring.save(model, None, tmp_path / str(share))
+            assert torch.equal(shoestring.load(tmp_path / str(share))(ids)[0], model(ids)[0])
+    assert cosines == sorted(cosines)
+    assert cosines[-1] > 0.99
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from shoestring.compression.activation_ranges import KullbackLeibler, MeanSquare, MinMax, Percentile
 from shoestring.compression.alpha_search import AlphaSpace, Evolution, evolve, layer_by_layer
 from shoestring.compression.apply import Slot, apply, plan, rewrite_slot, slots, stored_bytes
+from shoestring.compression.auto_factorize import auto_fact
 from shoestring.compression.awq import AWQ
 from shoestring.compression.calibration import Calibration, capture, capture_groups
 from shoestring.compression.conv_bn_fusion import fuse_conv_bn
@@ -64,6 +65,7 @@ __all__ = [
     "WeightKind",
     "apply",
     "apply_in_sequence",
+    "auto_fact",
     "block_linears",
     "capture",
     "capture_groups",

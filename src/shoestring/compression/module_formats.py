@@ -27,8 +27,7 @@ def describe_modules(model: nn.Module) -> Document:
     }
     for name, module in model.named_modules():
         if (kind := KINDS.get(type(module).__name__)) and type(module) is kind.module:
-            shape = {"in_features": module.in_features, "out_features": module.out_features}
-            entry = {"kind": type(module).__name__, **shape, **kind.describe(module)}
+            entry = {"kind": type(module).__name__, **kind.sizes(module), **kind.describe(module)}
             document[name] = entry | {"bias": module.bias is not None}
         elif isinstance(module, PackedLinear | PackedEmbedding):
             document[name] = _describe_packed(module)

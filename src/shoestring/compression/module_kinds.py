@@ -14,6 +14,7 @@ from torch import nn
 
 from shoestring.layers.dual_binary_linear import DualBinaryLinear
 from shoestring.layers.float_coded_linear import FloatCodedLinear
+from shoestring.layers.low_rank_conv import LowRankConv
 from shoestring.layers.low_rank_linear import LowRankLinear
 from shoestring.layers.reordered_linear import ReorderedLinear
 from shoestring.layers.row_sparse_linear import RowSparseLinear
@@ -34,6 +35,10 @@ class ModuleKind(ABC):
     """
 
     module: type[nn.Module]
+
+    def sizes(self, module: Any) -> dict[str, int]:
+        """How many inputs and outputs it has."""
+        return {"in_features": module.in_features, "out_features": module.out_features}
 
     @abstractmethod
     def describe(self, module: Any) -> dict[str, Any]:
@@ -61,6 +66,32 @@ class LowRankKind(ModuleKind):
 
     def make(self, entry: Entry, **made: Any) -> nn.Module:
         return LowRankLinear(*_sizes(entry), entry["rank"], **made)
+
+
+class LowRankConvKind(ModuleKind):
+    """Its two convolutions are plain, of the model's type."""
+
+    module = LowRankConv
+    SETTINGS = ("stride", "padding", "dilation", "padding_mode")
+
+    def sizes(self, module: LowRankConv) -> dict[str, int]:
+        return {"in_channels": module.in_channels, "out_channels": module.out_channels}
+
+    def describe(self, module: LowRankConv) -> dict[str, Any]:
+        own = {"dims": module.dims, "rank": module.rank, "groups": module.groups}
+        settings = {name: getattr(module.down, name) for name in ("kernel_size", *self.SETTINGS)}
+        return own | {name: list(v) if isinstance(v, tuple) else v for name, v in settings.items()}
+
+    def tensors(self, entry: Entry) -> Shapes:
+        return {}
+
+    def make(self, entry: Entry, **made: Any) -> nn.Module:
+        fields: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in entry.items()}
+        settings = {name: fields[name] for name in self.SETTINGS}
+        return LowRankConv(
+            entry["dims"], entry["in_channels"], entry["out_channels"], fields["kernel_size"], entry["rank"],
+            groups=entry["groups"], **settings, **made,
+        )  # fmt: skip
 
 
 class DualBinaryKind(ModuleKind):
@@ -162,7 +193,10 @@ class FloatCodedKind(ModuleKind):
         return BlockFloat(**{f.name: entry[f.name] for f in fields(BlockFloat)})
 
 
-_ALL = (LowRankKind(), DualBinaryKind(), SparseKind(), RowSparseKind(), ReorderedKind(), FloatCodedKind())
+_ALL = (
+    LowRankKind(), LowRankConvKind(), DualBinaryKind(), SparseKind(), RowSparseKind(), ReorderedKind(),
+    FloatCodedKind(),
+)  # fmt: skip
 KINDS: dict[str, ModuleKind] = {kind.module.__name__: kind for kind in _ALL}
 """By the name of the class."""
 

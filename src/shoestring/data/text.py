@@ -49,12 +49,16 @@ def file_halves(path: str | os.PathLike[str]) -> TextHalves:
 
     Raises: as `read_text`; ValueError if there is no second part.
     """
-    text = read_text(path)
+    return cut_in_halves(read_text(path), Path(path).name)
+
+
+def cut_in_halves(text: str, name: str) -> TextHalves:
+    """A text cut at the paragraph nearest to its middle. Raises: ValueError if there is no second part."""
     cut = _cut_near(text, len(text) // 2)
     calibration, held_out = text[:cut], text[cut:]
     if not calibration.strip() or not held_out.strip():
-        raise ValueError(f"'{path}' cannot be cut in two parts; give a text of several paragraphs.")
-    return TextHalves(calibration, held_out, Path(path).name)
+        raise ValueError(f"'{name}' cannot be cut in two parts; give a text of several paragraphs.")
+    return TextHalves(calibration, held_out, name)
 
 
 def read_text(path: str | os.PathLike[str]) -> str:

@@ -15,9 +15,13 @@ from shoestring.layers.gated_attention_unit import GatedAttentionUnit
 from shoestring.layers.h3 import H3LongConv
 from shoestring.layers.kmeans import KMeansOptions, OnlineKMeans, update_after_step
 from shoestring.layers.learned_butterfly import ButterflyOptions, LearnedButterfly
+from shoestring.layers.linformer import LinformerAttention, SequenceProjection, Sharing
 from shoestring.layers.local_attention import LocalPattern, local_attention
 from shoestring.layers.long_convolution import FeatureLongConv, LongConv, LongFilter
-from shoestring.layers.low_rank_linear import LowRankLinear
+from shoestring.layers.low_rank_attention import LowRankSelfAttention
+from shoestring.layers.low_rank_conv import LowRankConv, conv_break_even_rank
+from shoestring.layers.low_rank_embedding import LowRankEmbedding
+from shoestring.layers.low_rank_linear import LowRankLinear, break_even_rank, linear_of_rank
 from shoestring.layers.mamba import MambaMixer
 from shoestring.layers.mamba2 import Mamba2Mixer
 from shoestring.layers.norm import RMSNorm
@@ -29,6 +33,7 @@ from shoestring.layers.reordered_linear import ReorderedLinear
 from shoestring.layers.rotary import LinearScaling, Llama3Scaling, Rope, YarnScaling
 from shoestring.layers.row_sparse_linear import RowSparseLinear, sparse_tail
 from shoestring.layers.scaled_embedding import ScaledEmbedding
+from shoestring.layers.self_attention import SelfAttention
 from shoestring.layers.seqboat import SeqBoat
 from shoestring.layers.sparse_linear import SparseLinear
 from shoestring.layers.sparse_modular_activation import RouterOptions, SparseModularActivation
@@ -71,11 +76,15 @@ __all__ = [
     "LatentDualBinaryLinear",
     "LearnedButterfly",
     "LinearScaling",
+    "LinformerAttention",
     "Llama3Scaling",
     "LocalPattern",
     "LongConv",
     "LongFilter",
+    "LowRankConv",
+    "LowRankEmbedding",
     "LowRankLinear",
+    "LowRankSelfAttention",
     "Mamba2Mixer",
     "MambaMixer",
     "Mask",
@@ -93,8 +102,11 @@ __all__ = [
     "RouterOptions",
     "RowSparseLinear",
     "ScaledEmbedding",
+    "SelfAttention",
     "SeqBoat",
+    "SequenceProjection",
     "SharedBidirectionalMamba",
+    "Sharing",
     "SmoothFrequency",
     "SmoothTime",
     "SparseLinear",
@@ -104,9 +116,12 @@ __all__ = [
     "Window",
     "YarnScaling",
     "attend",
+    "break_even_rank",
     "clone_state",
+    "conv_break_even_rank",
     "geometric_kernel",
     "hinted_parameters",
+    "linear_of_rank",
     "local_attention",
     "merge",
     "random_kernel",

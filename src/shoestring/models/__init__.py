@@ -9,6 +9,12 @@ from shoestring.models.gguf_decoder import GGUFDecoder
 from shoestring.models.gguf_file import GGUFFile
 from shoestring.models.hooks import AttendCall, AttnPlan, Context, Drop, Keep, Phase, Route
 from shoestring.models.load import load_decoder, load_tokenizer
+from shoestring.models.low_rank_transformer import (
+    TransformerBlock,
+    TransformerEncoder,
+    TransformerLM,
+    TransformerOptions,
+)
 from shoestring.models.protocols import CacheCannot, HookConflict, KVCache, KVView, Traffic
 from shoestring.models.safetensors_file import SafetensorsFile, ShardedSafetensors
 from shoestring.models.seqboat import SeqBoatClassifier, SeqBoatLM
@@ -46,6 +52,10 @@ __all__ = [
     "ShardedSafetensors",
     "TokenTransformer",
     "Traffic",
+    "TransformerBlock",
+    "TransformerEncoder",
+    "TransformerLM",
+    "TransformerOptions",
     "VisionMamba",
     "VisionMambaConfig",
     "VisionTransformer",

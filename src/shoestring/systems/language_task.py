@@ -11,11 +11,14 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from shoestring.data.text import TextHalves, default_halves, file_halves, token_windows
+from shoestring.data.corpora import load_corpus
+from shoestring.data.text import TextHalves, cut_in_halves, default_halves, file_halves, token_windows
+from shoestring.errors import MissingData
 from shoestring.models.built_in import built_in_file
 from shoestring.models.decoder import Decoder
 from shoestring.models.decoder_config import DecoderConfig
 from shoestring.models.load import load_decoder, load_tokenizer
+from shoestring.notices import notice_fallback
 
 MODEL = "smollm2-135m"
 
@@ -70,6 +73,21 @@ def tiny_task(
         model = Decoder(DecoderConfig.from_dict(fields)).requires_grad_(False).eval()
     parts = [torch.randint(0, 96, shape, generator=generator) for shape in (calibration, held_out)]
     return LanguageTask(model, parts[0], parts[1], "a random model of two layers on random tokens")
+
+
+def corpus_halves(corpus: str) -> TextHalves:
+    """The halves of `$SHOESTRING_TEXT`, else of a corpus of `load_corpus`.
+
+    Where the corpus is not on this machine and cannot be fetched, the default text stands in, which is said.
+    Raises: as `load_corpus` and `file_halves` do.
+    """
+    if os.environ.get("SHOESTRING_TEXT"):
+        return text_halves()
+    try:
+        return cut_in_halves(load_corpus(corpus), corpus)
+    except MissingData as error:
+        notice_fallback(corpus, f"the default text stands in for it: {error}")
+        return default_halves()
 
 
 def text_halves() -> TextHalves:
