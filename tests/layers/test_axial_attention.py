@@ -199,15 +199,13 @@ def test_scores_cost_what_the_lines_have(height, width):
     assert lines * height * width == full * (height + width)
 
 
-def test_under_autocast_and_compiled_it_gives_the_same():
+def test_under_autocast_it_gives_the_same():
     torch.manual_seed(0)
     blocks = loud(AxialBlocks(16, 2, (1, 0), n_axes=2, masked=(0,)), scale=0.2).float()
     x = noise(2, 4, 6, 16, dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         low = blocks(x)
     torch.testing.assert_close(low.float(), blocks(x), rtol=0.05, atol=0.1)
-    compiled = torch.compile(blocks, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(x), blocks(x))
 
 
 BAD = [
