@@ -31,3 +31,7 @@ class LayoutError(ShoestringError, ValueError):
 
 class ProgramError(ShoestringError, ValueError):
     """A tile program is not legal; the message names the instruction and what would be right."""
+
+
+class TrainingDiverged(ShoestringError, ArithmeticError):
+    """A loss or a gradient is no longer a finite number; the message names the step."""

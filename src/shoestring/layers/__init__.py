@@ -4,6 +4,8 @@ from shoestring.layers.attention import AttendOut, attend, merge
 from shoestring.layers.attention_masks import Causal, Explicit, Full, KVView, Mask, Tree
 from shoestring.layers.dual_binary_linear import DualBinaryLinear, LatentDualBinaryLinear
 from shoestring.layers.float_coded_linear import FloatCodedLinear
+from shoestring.layers.kmeans import KMeansOptions, OnlineKMeans, update_after_step
+from shoestring.layers.local_attention import LocalPattern, local_attention
 from shoestring.layers.low_rank_linear import LowRankLinear
 from shoestring.layers.norm import RMSNorm
 from shoestring.layers.packed_linear import PackedEmbedding, PackedLinear, PackedWeight
@@ -22,12 +24,15 @@ __all__ = [
     "Explicit",
     "FloatCodedLinear",
     "Full",
+    "KMeansOptions",
     "KVView",
     "LatentDualBinaryLinear",
     "LinearScaling",
     "Llama3Scaling",
+    "LocalPattern",
     "LowRankLinear",
     "Mask",
+    "OnlineKMeans",
     "PackedEmbedding",
     "PackedLinear",
     "PackedWeight",
@@ -45,8 +50,10 @@ __all__ = [
     "attend",
     "clone_state",
     "hinted_parameters",
+    "local_attention",
     "merge",
     "reorder_state",
     "sparse_tail",
     "state_bytes",
+    "update_after_step",
 ]

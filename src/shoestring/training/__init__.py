@@ -7,6 +7,9 @@ from shoestring.training.emulated_optimizers import (
     EmulatedRMSprop,
     EmulatedSGD,
 )
+from shoestring.training.plan import TrainingPlan
+from shoestring.training.record import Evaluation, TrainingRecord
+from shoestring.training.trainer import Trainer
 
 __all__ = [
     "EmulatedAdagrad",
@@ -14,4 +17,8 @@ __all__ = [
     "EmulatedAdamW",
     "EmulatedRMSprop",
     "EmulatedSGD",
+    "Evaluation",
+    "Trainer",
+    "TrainingPlan",
+    "TrainingRecord",
 ]
