@@ -123,7 +123,7 @@ def test_any_sequence_layer_runs_along_an_axis():
 )
 def test_steps_equal_the_whole_sequence(lines, length, heads, room):
     n_heads, dim = heads
-    block = loud(AttentionBlock(dim, n_heads, causal=True, hdim_factor=2))
+    block = loud(AttentionBlock(SelfAttention(dim, n_heads, causal=True), dim, hdim_factor=2))
     x = noise(lines, length, dim)
     cache = block.attention.cache(lines, length + room)
     with torch.no_grad():
@@ -165,7 +165,7 @@ def test_three_axes_see_everything_of_a_video():
 
 def test_a_fresh_block_is_the_identity_that_can_learn():
     torch.manual_seed(0)
-    block = AttentionBlock(32, 4)
+    block = AttentionBlock(SelfAttention(32, 4), 32)
     x = noise(2, 5, 32, dtype=torch.float32)
     torch.testing.assert_close(block(x), x, rtol=0, atol=1e-4)
     (block(x) * noise(2, 5, 32, seed=1, dtype=torch.float32)).sum().backward()
@@ -177,7 +177,7 @@ def test_a_fresh_block_is_the_identity_that_can_learn():
 
 def test_dropout_is_off_in_eval_and_on_in_training():
     torch.manual_seed(0)
-    block = loud(AttentionBlock(8, 2, dropout=0.5))
+    block = loud(AttentionBlock(SelfAttention(8, 2), 8, dropout=0.5))
     x = noise(2, 3, 8)
     assert not torch.equal(block(x), block(x))
     block.eval()
@@ -221,8 +221,8 @@ BAD = [
     (lambda: AxialBlocks(8, 2, (1,), n_axes=2, masked=(0,)), "holds 0, but the blocks"),
     (lambda: AxialBlocks(8, 2, (), n_axes=2), "axes is empty"),
     (lambda: AxialBlocks(8, 2, (1, 0), n_axes=2, repeats=-1), "repeats=-1"),
-    (lambda: AttentionBlock(8, 2, hdim_factor=0), "hdim_factor=0"),
-    (lambda: AttentionBlock(8, 2, dropout=1.0), "dropout=1.0"),
+    (lambda: AttentionBlock(SelfAttention(8, 2), 8, hdim_factor=0), "hdim_factor=0"),
+    (lambda: AttentionBlock(SelfAttention(8, 2), 8, dropout=1.0), "dropout=1.0"),
 ]
 
 

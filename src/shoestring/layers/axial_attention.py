@@ -88,7 +88,12 @@ class AxialBlocks(nn.Module):
         self.dim, self.n_axes = dim, n_axes
         self.blocks = nn.ModuleList(
             AlongAxis(
-                AttentionBlock(dim, n_heads, causal=axis in masked, hdim_factor=hdim_factor, dropout=dropout),
+                AttentionBlock(
+                    SelfAttention(dim, n_heads, causal=axis in masked),
+                    dim,
+                    hdim_factor=hdim_factor,
+                    dropout=dropout,
+                ),
                 axis,
                 n_axes,
             )

@@ -93,17 +93,16 @@ class SelfAttention(nn.Module):
 class AttentionBlock(nn.Module):
     """x + attention(norm(x)), then that + mlp(norm(that)); the mlp is D -> hdim_factor D -> D.
 
-    Shapes: x (batch, seq, dim) -> (batch, seq, dim). A fresh block is the identity up to 1e-4. The activation
-    is x sigmoid(1.702 x).
-    Raises: ValueError for a dim that n_heads does not divide, or a bad factor or dropout.
+    Shapes: x (batch, seq, dim) -> (batch, seq, dim). `attention` maps that shape to itself; with a
+    `SelfAttention` a fresh block is the identity up to 1e-4. The activation is x sigmoid(1.702 x).
+    Raises: ValueError for a bad factor or dropout.
     """
 
     def __init__(
         self,
+        attention: nn.Module,
         dim: int,
-        n_heads: int,
         *,
-        causal: bool = False,
         hdim_factor: float | int = 1,
         dropout: float | int = 0.0,
     ) -> None:
@@ -114,7 +113,7 @@ class AttentionBlock(nn.Module):
             raise ValueError(f"dropout={dropout} must be 0 or more and below 1")
         hidden = int(hdim_factor * dim)
         self.norm_1 = nn.LayerNorm(dim, eps=1e-5)
-        self.attention = SelfAttention(dim, n_heads, causal=causal)
+        self.attention = attention
         self.norm_2 = nn.LayerNorm(dim, eps=1e-5)
         self.up = nn.Linear(dim, hidden)
         self.down = nn.Linear(hidden, dim)
@@ -126,7 +125,7 @@ class AttentionBlock(nn.Module):
         return self._mlp(x + self.dropout(self.attention(self.norm_1(x))))
 
     def step(self, x: Float[Tensor, "batch dim"], cache: LineCache) -> Float[Tensor, "batch dim"]:
-        """The output of one more element of each line."""
+        """The output of one more element of each line; for attention that has a `step` too."""
         return self._mlp(x + self.dropout(self.attention.step(self.norm_1(x), cache)))
 
     def _mlp(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:

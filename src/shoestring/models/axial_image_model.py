@@ -10,7 +10,7 @@ Source: Ho et al. 2019, "Axial Attention in Multidimensional Transformers", sect
 """
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,8 +24,8 @@ from shoestring.yardstick.bits_per_dimension import bits_per_dimension
 HEIGHT, WIDTH = 0, 1
 """Axes of a picture: a row block runs along its width, a column block along its height."""
 
-Images = Int[Tensor, "batch channels height width"]
-Values = Int[Tensor, "batch rows width"]
+Images = Integer[Tensor, "batch channels height width"]
+Values = Integer[Tensor, "batch rows width"]
 Features = Float[Tensor, "batch rows width dim"]
 
 
@@ -97,8 +97,8 @@ class AxialImageModel(nn.Module):
         self.to_logits = nn.Linear(cfg.dim, cfg.n_values)
         scaled_normal_(self.to_logits, ZERO_SCALE)
 
-    def forward(self, images: Images) -> Float[Tensor, "batch channels height width n_values"]:
-        self.check_images(images)
+    def forward(self, images: Tensor) -> Float[Tensor, "batch channels height width n_values"]:
+        images = self.checked(images)
         return torch.stack([self.channel_logits(images, s) for s in range(self.cfg.channels)], 1)
 
     def channel_logits(
@@ -111,12 +111,12 @@ class AxialImageModel(nn.Module):
         embedded = self.embedding(values)
         return self.decode(embedded, self.upper_features(embedded, condition), condition)
 
-    def loss(self, images: Images, generator: torch.Generator | None = None) -> Float[Tensor, ""]:
+    def loss(self, images: Tensor, generator: torch.Generator | None = None) -> Float[Tensor, ""]:
         """Mean cross-entropy in nats of one channel of each picture, drawn at random: unbiased for them all.
 
         With one channel nothing is drawn; otherwise `generator` draws. Raises: ValueError if it is missing.
         """
-        self.check_images(images)
+        images = self.checked(images)
         channel = torch.zeros(len(images), dtype=torch.long)
         if self.cfg.channels > 1:
             if generator is None:
@@ -125,9 +125,9 @@ class AxialImageModel(nn.Module):
         channel = channel.to(images.device)
         logits = self.channel_logits(images, channel)
         values = images[torch.arange(len(images), device=images.device), channel]
-        return F.cross_entropy(logits.flatten(0, -2).float(), values.flatten().long())
+        return F.cross_entropy(logits.flatten(0, -2).float(), values.flatten())
 
-    def bits_per_dimension(self, images: Images) -> Float[Tensor, " batch"]:
+    def bits_per_dimension(self, images: Tensor) -> Float[Tensor, " batch"]:
         """-log2 p(x) / (channels height width) of each picture, all channels counted."""
         return bits_per_dimension(self(images), images)
 
@@ -179,8 +179,8 @@ class AxialImageModel(nn.Module):
             return channel
         return torch.full((len(images),), channel, device=images.device)
 
-    def check_images(self, images: Images) -> None:
-        """Raises: TypeError for values that are no integers; ValueError for a wrong shape or value."""
+    def checked(self, images: Tensor) -> Images:
+        """The images as int64. Raises: TypeError if they are no integers; ValueError for shape or values."""
         if images.is_floating_point() or images.dtype == torch.bool:
             raise TypeError(
                 f"images are {images.dtype}; they must be integers in 0 … {self.cfg.n_values - 1}, "
@@ -192,8 +192,11 @@ class AxialImageModel(nn.Module):
                 f"images have shape {tuple(images.shape)}; this model wants (batch, "
                 f"{', '.join(map(str, wanted))}): channels, height, width"
             )
-        if images.numel() and (images.min() < 0 or images.max() >= self.cfg.n_values):
+        if images.numel() == 0:
+            raise ValueError(f"images have shape {tuple(images.shape)}: there is no picture")
+        least, largest = int(images.min()), int(images.max())
+        if least < 0 or largest >= self.cfg.n_values:
             raise ValueError(
-                f"images hold values from {int(images.min())} to {int(images.max())}; "
-                f"they must lie in 0 … {self.cfg.n_values - 1}"
+                f"images hold values from {least} to {largest}; they must lie in 0 … {self.cfg.n_values - 1}"
             )
+        return images.long()

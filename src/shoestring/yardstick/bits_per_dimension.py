@@ -24,9 +24,10 @@ def bits_per_dimension(
     """
     if values[:1].numel() == 0 or len(values) == 0:
         raise ValueError(f"values have shape {tuple(values.shape)}: there is nothing to count bits of")
-    if values.min() < 0 or values.max() >= logits.shape[-1]:
+    least, largest = int(values.min()), int(values.max())
+    if least < 0 or largest >= logits.shape[-1]:
         raise ValueError(
-            f"values run from {int(values.min())} to {int(values.max())}; "
+            f"values run from {least} to {largest}; "
             f"logits of {logits.shape[-1]} values allow 0 … {logits.shape[-1] - 1}"
         )
     exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
