@@ -41,7 +41,9 @@ def test_hints_decide_rate_and_decay_and_the_schedule_scales_them_all():
     assert settings_of(optimizer, model) == expected
     for _ in range(2):  # of the highest rate, not of the last one
         set_rates(optimizer, 0.5)
-        assert settings_of(optimizer, model) == {k: (rate / 2, decay) for k, (rate, decay) in expected.items()}
+        assert settings_of(optimizer, model) == {
+            k: (rate / 2, decay) for k, (rate, decay) in expected.items()
+        }
 
 
 @pytest.mark.parametrize("name", ["adafactor", "adam", "adamw", "radam", "sgd"])

@@ -29,7 +29,9 @@ def test_it_learns_and_says_what_it_did(small, task):
     model = small()
     seen = []
     plan = TrainingPlan(80, 2e-2)
-    record = Trainer(model, loss, plan, on_step=lambda _, step, value: seen.append((step, value))).run(batches)
+    record = Trainer(model, loss, plan, on_step=lambda _, step, value: seen.append((step, value))).run(
+        batches
+    )
     assert record.losses[-1] < record.losses[0] / 4
     assert seen == list(enumerate(record.losses))
     assert (record.steps, record.stopped, record.resumed_from) == (80, "finished", 0)

@@ -50,7 +50,7 @@ class MetricsLog:
                 self._board.add_scalar(name, value, step)
 
 
-def read_metrics(folder: Path) -> list[dict[str, float]]:
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's `metrics.jsonl`; a last line that a kill cut short is left out."""
     path = folder / METRICS
     if not path.exists():
