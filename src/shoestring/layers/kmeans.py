@@ -214,7 +214,7 @@ class OnlineKMeans(nn.Module):
             tokens = x.transpose(0, 1).flatten(1, 2).to(self.sums.dtype)
             if tokens.shape[1] < self.n_clusters:
                 raise ValueError(
-                    f"x has {tokens.shape[1]} tokens a head, fewer than n_clusters={self.n_clusters}; give more"
+                    f"x has {tokens.shape[1]} tokens a head, fewer than n_clusters={self.n_clusters}."
                 )
             self.centroids.copy_(self._normalised(self._draw(tokens, None)))
             for _ in range(iterations):
