@@ -83,8 +83,8 @@ def test_grey_values_are_means_over_squares():
 def test_training_lowers_bits_and_a_worse_model_shows(monkeypatch):
     """A few steps on digits; where the axial model learns nothing, the bars fall short."""
     task = density.digit_images(0)
-    settings = density.DensitySettings(seconds=0.3, batch=16, judged=50, rounds=3, dim=16)
-    monkeypatch.setattr(density, "_equal_steps", lambda models, batch, settings: dict.fromkeys(models, 25))
+    settings = density.DensitySettings(seconds=0.3, batch=8, judged=40, rounds=3, dim=12)
+    monkeypatch.setattr(density, "_equal_steps", lambda models, batch, settings: dict.fromkeys(models, 15))
     rows, notes = density.density_rows(task, settings, 0)
     assert all(row.method < 3.9 and row.baseline < 3.95 for row in rows)
     assert len(notes) == 3

@@ -8,6 +8,7 @@ Source: Ho et al. 2019, "Axial Attention in Multidimensional Transformers", sect
 """
 
 from collections.abc import Collection, Sequence
+from typing import cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -107,6 +108,11 @@ class AxialBlocks(nn.Module):
         for block in self.blocks:
             x = block(x)
         return x
+
+    @property
+    def line_blocks(self) -> list[AttentionBlock]:
+        """The blocks in order, as they run on lines of (batch, seq, dim)."""
+        return [cast(AttentionBlock, block.layer) for block in self.blocks]
 
 
 def check_features(x: Tensor, dim: int) -> None:

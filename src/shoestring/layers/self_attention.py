@@ -6,6 +6,7 @@ Source: Ho et al. 2019, "Axial Attention in Multidimensional Transformers", sect
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -98,6 +99,9 @@ class AttentionBlock(nn.Module):
     Raises: ValueError for a bad factor or dropout.
     """
 
+    attention: Any
+    """Typed by what it does, not by its class: `step` asks for one that has a `step` too."""
+
     def __init__(
         self,
         attention: nn.Module,
@@ -125,7 +129,7 @@ class AttentionBlock(nn.Module):
         return self._mlp(x + self.dropout(self.attention(self.norm_1(x))))
 
     def step(self, x: Float[Tensor, "batch dim"], cache: LineCache) -> Float[Tensor, "batch dim"]:
-        """The output of one more element of each line; for attention that has a `step` too."""
+        """The output of one more element of each line."""
         return self._mlp(x + self.dropout(self.attention.step(self.norm_1(x), cache)))
 
     def _mlp(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:

@@ -42,10 +42,7 @@ class ChannelEncoder(nn.Module):
         self.cfg = cfg
         self.convolution = nn.Conv2d(2 * cfg.channels, cfg.dim, 3, padding=1)
         self.position = GridPosition(cfg.height, cfg.width, cfg.dim, cfg.embedding_std)
-        self.blocks = AxialBlocks(
-            cfg.dim, cfg.n_heads, (WIDTH, HEIGHT), n_axes=2, repeats=cfg.encoder_layers // 2,
-            hdim_factor=cfg.hdim_factor, dropout=cfg.dropout,
-        )  # fmt: skip
+        self.blocks = _blocks(cfg, (WIDTH, HEIGHT), masked=None, repeats=cfg.encoder_layers // 2)
         scaled_normal_(self.convolution)
 
     def planes(
@@ -82,17 +79,12 @@ class AxialImageModel(nn.Module):
     def __init__(self, cfg: AxialImageConfig) -> None:
         super().__init__()
         self.cfg = cfg
-        shared = {"n_axes": 2, "hdim_factor": cfg.hdim_factor, "dropout": cfg.dropout}
         self.embedding = nn.Embedding(cfg.n_values, cfg.dim)
         nn.init.normal_(self.embedding.weight, std=cfg.embedding_std)
         self.position = GridPosition(cfg.height, cfg.width, cfg.dim, cfg.embedding_std)
         self.encoder = ChannelEncoder(cfg) if cfg.channels > 1 else None
-        self.outer = AxialBlocks(
-            cfg.dim, cfg.n_heads, (WIDTH, HEIGHT), masked=(HEIGHT,), repeats=cfg.outer_layers // 2, **shared
-        )
-        self.inner = AxialBlocks(
-            cfg.dim, cfg.n_heads, (WIDTH,), masked=(WIDTH,), repeats=cfg.inner_layers, **shared
-        )
+        self.outer = _blocks(cfg, (WIDTH, HEIGHT), masked=HEIGHT, repeats=cfg.outer_layers // 2)
+        self.inner = _blocks(cfg, (WIDTH,), masked=WIDTH, repeats=cfg.inner_layers)
         self.norm = nn.LayerNorm(cfg.dim, eps=1e-5)
         self.to_logits = nn.Linear(cfg.dim, cfg.n_values)
         scaled_normal_(self.to_logits, ZERO_SCALE)
@@ -200,3 +192,10 @@ class AxialImageModel(nn.Module):
                 f"images hold values from {least} to {largest}; they must lie in 0 … {self.cfg.n_values - 1}"
             )
         return images.long()
+
+
+def _blocks(cfg: AxialImageConfig, axes: tuple[int, ...], masked: int | None, repeats: int) -> AxialBlocks:
+    return AxialBlocks(
+        cfg.dim, cfg.n_heads, axes, n_axes=2, masked=() if masked is None else (masked,), repeats=repeats,
+        hdim_factor=cfg.hdim_factor, dropout=cfg.dropout,
+    )  # fmt: skip

@@ -32,13 +32,13 @@ class AxialImageSteps:
         cfg = model.cfg
         self._model = model
         self._condition = condition
+        self._outer_blocks = model.outer.line_blocks
+        self._inner_blocks = model.inner.line_blocks
         self._outer: list[LineCache | None] = [
-            block.layer.attention.cache(batch * cfg.width, cfg.height)
-            if block.layer.attention.causal
-            else None
-            for block in model.outer.blocks
+            block.attention.cache(batch * cfg.width, cfg.height) if block.attention.causal else None
+            for block in self._outer_blocks
         ]
-        self._inner = [block.layer.attention.cache(batch, cfg.width) for block in model.inner.blocks]
+        self._inner = [block.attention.cache(batch, cfg.width) for block in self._inner_blocks]
         self._upper = model.embedding.weight.new_zeros(batch, cfg.width, cfg.dim)
         self._row = 0
         self._values: list[Int[Tensor, " batch"]] = []
@@ -60,8 +60,8 @@ class AxialImageSteps:
             x = x + self._condition[:, self._row, column]
         if column:
             x = x + self._model.embedding(self._values[-1])
-        for block, cache in zip(self._model.inner.blocks, self._inner, strict=True):
-            x = block.layer.step(x, cache)
+        for block, cache in zip(self._inner_blocks, self._inner, strict=True):
+            x = block.step(x, cache)
         return self._model.head(x)
 
     def take(self, values: Int[Tensor, " batch"]) -> None:
@@ -85,6 +85,6 @@ class AxialImageSteps:
         x = self._model.embedding(torch.stack(self._values, 1)) + position.rows[self._row] + position.columns
         if self._condition is not None:
             x = x + self._condition[:, self._row]
-        for block, cache in zip(self._model.outer.blocks, self._outer, strict=True):
-            x = block.layer(x) if cache is None else block.layer.step(x.flatten(0, 1), cache).view(x.shape)
+        for block, cache in zip(self._outer_blocks, self._outer, strict=True):
+            x = block(x) if cache is None else block.step(x.flatten(0, 1), cache).view(x.shape)
         return x

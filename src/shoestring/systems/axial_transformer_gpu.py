@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
 from shoestring.generation.semi_parallel import gumbel_noise, stepped_pixels
+from shoestring.layers.self_attention import AttentionBlock
 from shoestring.models.axial_image_config import AxialImageConfig
 from shoestring.models.axial_image_model import AxialImageModel
 from shoestring.systems.axial_transformer_claims import GPU_SAMPLING, GPU_TRAINING
@@ -72,7 +73,8 @@ def _full_drawing(model: RowMajorModel, batch: int, drawn: int) -> Callable[[], 
     """Values in the middle of a picture, where the cache has the length that it has on average."""
     channels, height, width = model.cfg.image_shape
     room = channels * height * width
-    caches = [block.attention.cache(batch, room) for block in model.blocks]
+    blocks = [cast(AttentionBlock, block) for block in model.blocks]
+    caches = [block.attention.cache(batch, room) for block in blocks]
     for cache in caches:
         cache.keys.zero_()
         cache.values.zero_()

@@ -17,18 +17,19 @@ from shoestring.models.axial_image_config import AxialImageConfig
 from shoestring.models.grid_position import GridPosition
 
 
-class LocalSelfAttention(SelfAttention):
+class LocalSelfAttention(nn.Module):
     """Causal attention that sees an element and the `width - 1` before it, at linear cost."""
 
     def __init__(self, dim: int, n_heads: int, width: int) -> None:
-        super().__init__(dim, n_heads, causal=True)
+        super().__init__()
+        self.whole = SelfAttention(dim, n_heads, causal=True)
         # Two smaller blocks behind a block: 1.5 times the window is computed instead of twice.
-        half = -(-width // 2)
-        self.pattern = LocalPattern(half, before=2, reach=width - 1)
+        self.pattern = LocalPattern(-(-width // 2), before=2, reach=width - 1)
 
     def forward(self, x: Float[Tensor, "batch seq dim"]) -> Float[Tensor, "batch seq dim"]:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.out(local_attention(q, k, v, self.pattern).transpose(1, 2).flatten(2))
+        qkv = self.whole.qkv(x).unflatten(-1, (3, self.whole.n_heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        return self.whole.out(local_attention(q, k, v, self.pattern).transpose(1, 2).flatten(2))
 
 
 class RowMajorModel(nn.Module):
@@ -79,7 +80,7 @@ class RowMajorModel(nn.Module):
         return F.cross_entropy(logits.flatten(0, -2).float(), images.flatten().long())
 
     def step(self, x: Float[Tensor, "batch dim"], caches: list[LineCache]) -> Float[Tensor, "batch n_values"]:
-        """Logits of one value from the embedded one before it, which enters the caches."""
+        """Logits of one value from its place plus the embedded one before it; without a window only."""
         for block, cache in zip(self.blocks, caches, strict=True):
-            x = block.step(x, cache)
+            x = block.step(x, cache)  # type: ignore[operator]
         return self.to_logits(self.norm(x))
