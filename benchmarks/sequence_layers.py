@@ -138,7 +138,7 @@ def peer_linformer(length: int) -> nn.Module:
 def peer_routing(length: int) -> nn.Module:
     from routing_transformer.routing_transformer import SelfAttention
 
-    return SelfAttention(
+    return LineAttention(
         DIM, 1, length, HEADS, HEADS // 2, window_size=length // clusters(length), causal=True,
         local_attn_window_size=256,
     )  # fmt: skip
@@ -151,9 +151,9 @@ def peer_attention(length: int) -> nn.Module:
 
 
 def torch_attention(length: int) -> nn.Module:
-    from shoestring.layers.self_attention import SelfAttention
+    from shoestring.layers.line_attention import LineAttention
 
-    return SelfAttention(DIM, HEADS, causal=True)
+    return LineAttention(DIM, HEADS, causal=True)
 
 
 CONTESTANTS = (

@@ -10,7 +10,7 @@ from torch import nn
 
 from shoestring.layers.along_axis import AlongAxis, from_lines, to_lines
 from shoestring.layers.axial_attention import AxialAttention, AxialBlocks, naive_axial_attention
-from shoestring.layers.self_attention import AttentionBlock, SelfAttention
+from shoestring.layers.line_attention import AttentionBlock, LineAttention
 from shoestring.yardstick.causality import influence
 from shoestring.yardstick.flops import CostCounter
 
@@ -123,7 +123,7 @@ def test_any_sequence_layer_runs_along_an_axis():
 )
 def test_steps_equal_the_whole_sequence(lines, length, heads, room):
     n_heads, dim = heads
-    block = loud(AttentionBlock(SelfAttention(dim, n_heads, causal=True), dim, hdim_factor=2))
+    block = loud(AttentionBlock(LineAttention(dim, n_heads, causal=True), dim, hdim_factor=2))
     x = noise(lines, length, dim)
     cache = block.attention.cache(lines, length + room)
     with torch.no_grad():
@@ -132,14 +132,14 @@ def test_steps_equal_the_whole_sequence(lines, length, heads, room):
 
 
 def test_a_full_cache_says_so():
-    layer = SelfAttention(4, 1, causal=True)
+    layer = LineAttention(4, 1, causal=True)
     cache = layer.cache(2, 1)
     with torch.no_grad():
         layer.step(torch.ones(2, 4), cache)
         with pytest.raises(ValueError, match="room for 1 elements"):
             layer.step(torch.ones(2, 4), cache)
     with pytest.raises(ValueError, match="only causal attention"):
-        SelfAttention(4, 1).cache(1, 1)
+        LineAttention(4, 1).cache(1, 1)
 
 
 def test_row_and_column_together_see_everything():
@@ -165,7 +165,7 @@ def test_three_axes_see_everything_of_a_video():
 
 def test_a_fresh_block_is_the_identity_that_can_learn():
     torch.manual_seed(0)
-    block = AttentionBlock(SelfAttention(32, 4), 32)
+    block = AttentionBlock(LineAttention(32, 4), 32)
     x = noise(2, 5, 32, dtype=torch.float32)
     torch.testing.assert_close(block(x), x, rtol=0, atol=1e-4)
     (block(x) * noise(2, 5, 32, seed=1, dtype=torch.float32)).sum().backward()
@@ -177,7 +177,7 @@ def test_a_fresh_block_is_the_identity_that_can_learn():
 
 def test_dropout_is_off_in_eval_and_on_in_training():
     torch.manual_seed(0)
-    block = loud(AttentionBlock(SelfAttention(8, 2), 8, dropout=0.5))
+    block = loud(AttentionBlock(LineAttention(8, 2), 8, dropout=0.5))
     x = noise(2, 3, 8)
     assert not torch.equal(block(x), block(x))
     block.eval()
@@ -195,7 +195,7 @@ def test_scores_cost_what_the_lines_have(height, width):
 
     x = noise(2, height, width, 8, dtype=torch.float32)
     lines = sum(scores(AxialAttention(8, 2, axis=axis, n_axes=2), x) for axis in (0, 1))
-    full = scores(SelfAttention(8, 2), x.flatten(1, 2))
+    full = scores(LineAttention(8, 2), x.flatten(1, 2))
     assert lines * height * width == full * (height + width)
 
 
@@ -221,8 +221,8 @@ BAD = [
     (lambda: AxialBlocks(8, 2, (1,), n_axes=2, masked=(0,)), "holds 0, but the blocks"),
     (lambda: AxialBlocks(8, 2, (), n_axes=2), "axes is empty"),
     (lambda: AxialBlocks(8, 2, (1, 0), n_axes=2, repeats=-1), "repeats=-1"),
-    (lambda: AttentionBlock(SelfAttention(8, 2), 8, hdim_factor=0), "hdim_factor=0"),
-    (lambda: AttentionBlock(SelfAttention(8, 2), 8, dropout=1.0), "dropout=1.0"),
+    (lambda: AttentionBlock(LineAttention(8, 2), 8, hdim_factor=0), "hdim_factor=0"),
+    (lambda: AttentionBlock(LineAttention(8, 2), 8, dropout=1.0), "dropout=1.0"),
 ]
 
 

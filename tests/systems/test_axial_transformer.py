@@ -9,7 +9,7 @@ from shoestring.models.axial_image_config import AxialImageConfig
 from shoestring.systems import axial_transformer_density as density
 from shoestring.systems.axial_transformer_cost import along_lines, explicit_attention, over_everything
 from shoestring.systems.axial_transformer_gpu import gpu_rows
-from shoestring.systems.axial_transformer_rivals import LocalSelfAttention, RowMajorModel
+from shoestring.systems.axial_transformer_rivals import LocalLineAttention, RowMajorModel
 from shoestring.yardstick.causality import influence
 
 
@@ -24,7 +24,7 @@ def loud(module, scale=0.7):
 
 @pytest.mark.parametrize("width", [1, 3, 4, 7])
 def test_local_attention_sees_exactly_the_nearest(width):
-    attention = loud(LocalSelfAttention(2, 1, width))
+    attention = loud(LocalLineAttention(2, 1, width))
     x = torch.randn(9, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     found = influence(lambda x: attention(x[None])[0], x) != 0
     apart = torch.arange(9)[:, None] - torch.arange(9)

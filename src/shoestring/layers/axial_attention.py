@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from shoestring.layers.along_axis import AlongAxis, check_axis, check_rank
-from shoestring.layers.self_attention import AttentionBlock, SelfAttention
+from shoestring.layers.line_attention import AttentionBlock, LineAttention
 
 
 class AxialAttention(AlongAxis):
@@ -26,7 +26,7 @@ class AxialAttention(AlongAxis):
     input of another rank or feature size.
     """
 
-    layer: SelfAttention
+    layer: LineAttention
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class AxialAttention(AlongAxis):
         causal: bool = False,
         qkv_bias: bool = True,
     ) -> None:
-        super().__init__(SelfAttention(dim, n_heads, causal=causal, qkv_bias=qkv_bias), axis, n_axes)
+        super().__init__(LineAttention(dim, n_heads, causal=causal, qkv_bias=qkv_bias), axis, n_axes)
 
     def forward(self, x: Float[Tensor, "batch *sizes dim"]) -> Float[Tensor, "batch *sizes dim"]:
         check_rank(x, self.n_axes)
@@ -90,7 +90,7 @@ class AxialBlocks(nn.Module):
         self.blocks = nn.ModuleList(
             AlongAxis(
                 AttentionBlock(
-                    SelfAttention(dim, n_heads, causal=axis in masked),
+                    LineAttention(dim, n_heads, causal=axis in masked),
                     dim,
                     hdim_factor=hdim_factor,
                     dropout=dropout,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shoestring.layers.axial_attention import AxialBlocks
-from shoestring.layers.self_attention import ZERO_SCALE, scaled_normal_
+from shoestring.layers.line_attention import ZERO_SCALE, scaled_normal_
 from shoestring.models.axial_image_config import AxialImageConfig
 from shoestring.models.axial_image_steps import AxialImageSteps
 from shoestring.models.grid_position import GridPosition

@@ -32,7 +32,7 @@ card = Card(
         "shoestring.layers.along_axis.AlongAxis",
         "shoestring.layers.axial_attention.AxialAttention",
         "shoestring.layers.axial_attention.AxialBlocks",
-        "shoestring.layers.self_attention.AttentionBlock",
+        "shoestring.layers.line_attention.AttentionBlock",
         "shoestring.models.axial_image_model.AxialImageModel",
         "shoestring.generation.semi_parallel.sample_images",
         "shoestring.training.weight_average.WeightAverage",

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from shoestring.layers.along_axis import from_lines, to_lines
 from shoestring.layers.axial_attention import AxialBlocks
-from shoestring.layers.self_attention import AttentionBlock, SelfAttention, self_attend
+from shoestring.layers.line_attention import AttentionBlock, LineAttention, self_attend
 from shoestring.systems.axial_transformer_claims import BLOCK, MEMORY, SCORES, TIME
 from shoestring.yardstick.comparison import Row
 from shoestring.yardstick.flops import CostCounter
@@ -78,7 +78,7 @@ def times(timed: InterleavedTimes, method: str, baseline: str) -> dict[str, Any]
 
 def _blocks(x: Float[Tensor, "batch height width dim"], rounds: int) -> Row:
     axial = AxialBlocks(DIM, HEADS, (1, 0), n_axes=2)
-    full = AttentionBlock(SelfAttention(DIM, HEADS), DIM)
+    full = AttentionBlock(LineAttention(DIM, HEADS), DIM)
     elements = x.flatten(1, 2)
     timed = time_interleaved({"axial": lambda: axial(x), "full": lambda: full(elements)}, rounds=rounds)
     return BLOCK.row(**times(timed, "axial", "full"))

@@ -6,23 +6,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shoestring.layers.local_attention import LocalPattern, local_attention
-from shoestring.layers.self_attention import (
+from shoestring.layers.line_attention import (
     ZERO_SCALE,
     AttentionBlock,
     LineCache,
-    SelfAttention,
+    LineAttention,
     scaled_normal_,
 )
 from shoestring.models.axial_image_config import AxialImageConfig
 from shoestring.models.grid_position import GridPosition
 
 
-class LocalSelfAttention(nn.Module):
+class LocalLineAttention(nn.Module):
     """Causal attention that sees an element and the `width - 1` before it, at linear cost."""
 
     def __init__(self, dim: int, n_heads: int, width: int) -> None:
         super().__init__()
-        self.whole = SelfAttention(dim, n_heads, causal=True)
+        self.whole = LineAttention(dim, n_heads, causal=True)
         # Two smaller blocks behind a block: 1.5 times the window is computed instead of twice.
         self.pattern = LocalPattern(-(-width // 2), before=2, reach=width - 1)
 
@@ -49,9 +49,9 @@ class RowMajorModel(nn.Module):
         self.channel = nn.Parameter(cfg.embedding_std * torch.randn(cfg.channels, cfg.dim))
         self.blocks = nn.ModuleList(
             AttentionBlock(
-                SelfAttention(cfg.dim, cfg.n_heads, causal=True)
+                LineAttention(cfg.dim, cfg.n_heads, causal=True)
                 if window is None
-                else LocalSelfAttention(cfg.dim, cfg.n_heads, window),
+                else LocalLineAttention(cfg.dim, cfg.n_heads, window),
                 cfg.dim,
                 hdim_factor=cfg.hdim_factor,
                 dropout=cfg.dropout,

@@ -47,7 +47,7 @@ def self_attend(
     return F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2).flatten(2)
 
 
-class SelfAttention(nn.Module):
+class LineAttention(nn.Module):
     """Every element of a sequence looks at all of it, or (`causal`) at itself and those before it.
 
     Shapes: x (batch, seq, dim) -> (batch, seq, dim). One linear layer gives queries, keys and values, with a
@@ -95,7 +95,7 @@ class AttentionBlock(nn.Module):
     """x + attention(norm(x)), then that + mlp(norm(that)); the mlp is D -> hdim_factor D -> D.
 
     Shapes: x (batch, seq, dim) -> (batch, seq, dim). `attention` maps that shape to itself; with a
-    `SelfAttention` a fresh block is the identity up to 1e-4. The activation is x sigmoid(1.702 x).
+    `LineAttention` a fresh block is the identity up to 1e-4. The activation is x sigmoid(1.702 x).
     Raises: ValueError for a bad factor or dropout.
     """
 
