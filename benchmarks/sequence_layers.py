@@ -1,6 +1,6 @@
 """Time and peak memory of one training step of sequence layers, ours and other people's, as sequences grow.
 
-    python benchmarks/sequence_layers.py [--longest 65536] [--seconds 4] [--gib 4] [--out build/sequence_layers]
+    python benchmarks/sequence_layers.py [--longest 65536] [--seconds 4] [--gib 4] [--out FOLDER]
 
 One layer each on a batch of one, 128 features, forward and backward, in turns. A layer is left out of longer
 sequences once a step takes more than --seconds or --gib. Every length is saved when it is done, and a second
@@ -138,7 +138,7 @@ def peer_linformer(length: int) -> nn.Module:
 def peer_routing(length: int) -> nn.Module:
     from routing_transformer.routing_transformer import SelfAttention
 
-    return LineAttention(
+    return SelfAttention(
         DIM, 1, length, HEADS, HEADS // 2, window_size=length // clusters(length), causal=True,
         local_attn_window_size=256,
     )  # fmt: skip
@@ -198,6 +198,18 @@ def training_step(layer: nn.Module, length: int) -> Callable[[], None]:
     return step
 
 
+def first_steps(contestant: Contestant, length: int) -> tuple[Callable[[], None], int, float]:
+    """A training step, the peak bytes of its first call and the seconds of its second."""
+    torch.manual_seed(0)
+    layer = contestant.build(length)
+    step = training_step(layer, length)
+    with LiveMemory(layer) as memory:
+        step()
+    start = time.perf_counter()
+    step()
+    return step, memory.peak_dynamic_bytes, time.perf_counter() - start
+
+
 def measure_length(length: int, names: list[str], seconds: float, limit_bytes: int) -> dict[str, Any]:
     """Points of the layers that could run, and why the others are out from here on."""
     works: dict[str, Callable[[], None]] = {}
@@ -206,21 +218,19 @@ def measure_length(length: int, names: list[str], seconds: float, limit_bytes: i
     for contestant in CONTESTANTS:
         if contestant.name not in names:
             continue
-        torch.manual_seed(0)
         try:
-            layer = contestant.build(length)
+            step, peak, took = first_steps(contestant, length)
         except ImportError as error:
             out[contestant.name] = f"not installed: {error}"
             continue
-        step = training_step(layer, length)
-        with LiveMemory(layer) as memory:
-            step()
-        start = time.perf_counter()
-        step()
-        took = time.perf_counter() - start
-        peaks[contestant.name] = memory.peak_dynamic_bytes
-        if memory.peak_dynamic_bytes > limit_bytes:
-            out[contestant.name] = f"{memory.peak_dynamic_bytes / 2**30:.1f} GiB at {length}"
+        except Exception as error:
+            if contestant.is_ours:
+                raise
+            out[contestant.name] = f"does not run with these versions: {error}"
+            continue
+        peaks[contestant.name] = peak
+        if peak > limit_bytes:
+            out[contestant.name] = f"{peak / 2**30:.1f} GiB at {length}"
         elif took > seconds:
             out[contestant.name] = f"{took:.1f} s a step at {length}"
         works[contestant.name] = step
@@ -260,9 +270,8 @@ def judge(results: dict[str, Any]) -> list[tuple[str, str, bool]]:
                 worst.append(max(rivals))
         if worst:
             ratio, length, peer = max(worst)
-            verdicts.append(
-                (ours.name, f"at worst {ratio:.2f} of the time of {peer}, at {length}", ratio <= 1)
-            )
+            found = f"at worst {ratio:.2f} of the time of {peer}, at {length}"
+            verdicts.append((ours.name, found, ratio <= 1))
         for ratio, length, peer in worst:
             if length == JUDGED_LENGTH:
                 verdicts.append((ours.name, f"{ratio:.2f} of the time of {peer} at {length}", ratio <= 0.5))
@@ -316,9 +325,8 @@ def main() -> int:
             for name, reason in found["out"].items():
                 print(f"{name} is left out of longer sequences: {reason}", file=sys.stderr)
         for name, point in results[str(length)]["points"].items():
-            print(
-                f"{length:6} {name:34} {point['seconds'] * 1e3:10.1f} ms  {point['peak_bytes'] / 2**20:8.1f} MiB"
-            )
+            cost = f"{point['seconds'] * 1e3:10.1f} ms  {point['peak_bytes'] / 2**20:8.1f} MiB"
+            print(f"{length:6} {name:34} {cost}")
         length *= 2
     picture(results, options.out / "sequence_layers.html")
     verdicts = judge(results)

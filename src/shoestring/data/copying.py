@@ -22,7 +22,7 @@ Tokens = Int[Tensor, "batch length"]
 
 @dataclass(frozen=True)
 class Copying:
-    """`symbols` tokens, `delay` blanks, then as many marks, at which the tokens are to be said in their order.
+    """`symbols` tokens, `delay` blanks, then as many marks, at which to say the tokens in their order.
 
     The tokens come first; `SelectiveCopying` scatters them among the blanks. Token ids: 0
     blank, 1 the mark, 2 .. alphabet + 1 the tokens. The target is the token less 2 at a mark, IGNORED
@@ -116,9 +116,7 @@ class DelayedSignal:
         return signal, naive_delay(signal, self.delay)
 
 
-def naive_delay(
-    signal: Float[Tensor, "batch length 1"], delay: int
-) -> Float[Tensor, "batch length 1"]:
+def naive_delay(signal: Float[Tensor, "batch length 1"], delay: int) -> Float[Tensor, "batch length 1"]:
     """y_t = u_(t - delay), and 0 before the signal began."""
     target = torch.zeros_like(signal)
     target[:, delay:] = signal[:, : signal.shape[1] - delay]

@@ -79,7 +79,8 @@ def _fetch(corpus: Corpus) -> str:
     except OSError as error:
         raise MissingData(
             f"{corpus.file} ({corpus.about}) is not on this machine and could not be fetched ({error}): save "
-            f"{corpus.address} as {corpus.file} in a folder 'text' and set SHOESTRING_DATA to the folder above it"
+            f"{corpus.address} as {corpus.file} in a folder 'text' and set SHOESTRING_DATA to the folder "
+            "above it"
         ) from error
     text = _checked(content, corpus, corpus.address)
     with replacing_file(cache_folder("data", "text") / corpus.file) as temporary:

@@ -14,29 +14,38 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from scipy import ndimage
 from torch import Tensor
 
 from shoestring.data.seeded import check_seed, numpy_generator
 
-Points = Float[np.ndarray, "points 2"]
+Array = np.ndarray
+"""Array are (n, 2), row before column, in pixels; a path is (dashes, 2, 2), start and end of each."""
 _SIDES = (32, 64, 128, 256)
-_DASHES = {32: 5, 64: 10, 128: 20, 256: 40}
+_DASHES = {32: 4, 64: 10, 128: 20, 256: 40}
 _DISTRACTORS = {32: 2, 64: 4, 128: 8, 256: 16}
 _LENGTH = 2.5
 """Pixels of a dash between the centres of its round ends."""
-_GAP = 2.5
+_GAP = 2.25
 """Pixels between the centres of the ends of two dashes."""
 _WIDTH = 1.0
-_RADIUS = 2.0
+_RADIUS = 1.75
 """Pixels of a disc."""
-_MARGIN = 4.5
-"""Least pixels between the centre lines of two paths, or of one and itself further along."""
+_INK = 0.25
+"""Cover of a pixel that counts as drawn. A pixel's centre lies within √½ of any point of a dash, and is then
+covered by more than this: what is drawn has no holes."""
+_REACH = _GAP + 2 * math.sqrt(0.5) + 0.02
+"""Pixels of the longest step, from drawn pixel to drawn pixel, across a gap within a path."""
+_MARGIN = _REACH + 2 * (_WIDTH / 2 + 0.5 - _INK) + 0.05
+"""Least pixels between the centre lines of two paths, or of one and itself further along: no step of _REACH
+leads from one to the other. The last term is for distances taken between points half a pixel apart."""
 _TURN = math.pi / 8
 """Largest turn from dash to dash."""
 _DIRECTIONS = 12
-_PATH_TRIES = 60
+_STARTS = 96
+_BORDER = _RADIUS + 1
+_PATH_TRIES = 8
 
 
 @dataclass(frozen=True)
@@ -66,7 +75,9 @@ class Pathfinder:
             paths = self._paths(draw)
             if paths is not None:
                 break
-        ends = (paths[0][0, 0], paths[0][-1, 1] if joined else paths[1][0, 0])
+        ends = (paths[0][0, 0], paths[0][-1, 1])
+        if not joined:
+            ends = _like(ends, paths[1])
         return _render(self.side, paths, ends), joined
 
     def __call__(self, step: int) -> tuple[Float[Tensor, "batch length 1"], Int[Tensor, " batch"]]:
@@ -76,8 +87,8 @@ class Pathfinder:
         pictures = torch.from_numpy(np.stack([picture for picture, _ in samples])).float() / 127.5 - 1
         return pictures.flatten(1).unsqueeze(-1), torch.tensor([label for _, label in samples])
 
-    def _paths(self, draw: np.random.Generator) -> "list[Float[np.ndarray, 'dashes 2 2']] | None":
-        """The two long paths, then the distractors, as start and end of each dash; None where one found no room."""
+    def _paths(self, draw: np.random.Generator) -> list[Array] | None:
+        """The two long paths, then the distractors; None where one found no room."""
         dashes, paths = _DASHES[self.side], []
         taken = np.empty((0, 2))
         counts = [dashes, dashes] + [max(2, dashes // 3)] * _DISTRACTORS[self.side]
@@ -94,72 +105,61 @@ class Pathfinder:
         return paths
 
 
-def _grow(
-    draw: np.random.Generator, side: int, count: int, taken: Points, clear: float
-) -> "Float[np.ndarray, 'dashes 2 2'] | None":
+def _like(ends: tuple[Array, Array], other: Array) -> tuple[Array, Array]:
+    """One of the two ends and one of the other path's, about as far apart: distance tells little."""
+    apart = math.dist(*ends)
+    pairs = [(mine, its) for mine in ends for its in (other[0, 0], other[-1, 1])]
+    return min(pairs, key=lambda pair: abs(math.dist(*pair) - apart))
+
+
+def _grow(draw: np.random.Generator, side: int, count: int, taken: Array, clear: float) -> Array | None:
     """A path of `count` dashes, `clear` of what is taken; None if many tries found no room."""
-    border = _RADIUS + 1
-    for _ in range(_PATH_TRIES):
-        start = draw.uniform(border, side - 1 - border, 2)
+    starts = draw.uniform(_BORDER, side - 1 - _BORDER, (_STARTS, 2))
+    if len(taken):
+        starts = starts[(np.square(starts[:, None] - taken).sum(-1) >= clear**2).all(1)]
+    for start in starts[:_PATH_TRIES]:
         angle = draw.uniform(0, 2 * math.pi)
-        path: list[Points] = []
+        path = np.empty((0, 2, 2))
         while len(path) < count:
-            turns = draw.uniform(-_TURN, _TURN, _DIRECTIONS)
-            found = next(
-                (
-                    (dash, angle + turn)
-                    for turn in turns
-                    if _fits(dash := _dash(start, angle + turn), path, side, border, taken, clear)
-                ),
-                None,
-            )
-            if found is None:
+            angles = angle + draw.uniform(-_TURN, _TURN, _DIRECTIONS)
+            towards = np.stack([np.sin(angles), np.cos(angles)], 1)
+            dashes = np.stack([np.broadcast_to(start, towards.shape), start + _LENGTH * towards], 1)
+            free = np.flatnonzero(_fits(dashes, path, side, taken, clear))
+            if not len(free):
                 break
-            dash, angle = found
-            path.append(dash)
-            start = dash[1] + _GAP * _towards(angle)
+            chosen = free[0]
+            angle = angles[chosen]
+            path = np.concatenate([path, dashes[chosen : chosen + 1]])
+            start = path[-1, 1] + _GAP * towards[chosen]
         if len(path) == count:
-            return np.stack(path)
+            return path
     return None
 
 
-def _fits(
-    dash: Points, path: Sequence[Points], side: int, border: float, taken: Points, clear: float
-) -> bool:
-    points = _along(dash[None])
-    if points.min() < border or points.max() > side - 1 - border:
-        return False
-    others, near = [(taken, clear)], path[:-1]
-    if near:  # its own past, but for the dash it goes on from
-        others.append((_along(np.stack(near)), _MARGIN))
-    return all(
-        not len(other) or np.hypot(*(points[:, None] - other[None]).transpose(2, 0, 1)).min() >= least
-        for other, least in others
-    )
+def _fits(dashes: Array, path: Array, side: int, taken: Array, clear: float) -> Bool[np.ndarray, " _"]:
+    """Which of the dashes that may come next on a path keep their distances."""
+    points = _along(dashes).reshape(len(dashes), -1, 2)
+    fits = ((points >= _BORDER) & (points <= side - 1 - _BORDER)).all((1, 2))
+    # A path keeps clear of its own past too, but for the dash that it goes on from.
+    for other, least in ((taken, clear), (_along(path[:-1]), _MARGIN)):
+        if len(other) and fits.any():
+            apart = points[fits, :, None] - other
+            fits[fits] = (np.square(apart).sum(-1) >= least**2).all((1, 2))
+    return fits
 
 
-def _towards(angle: float) -> Float[np.ndarray, " 2"]:
-    return np.array([math.sin(angle), math.cos(angle)])
-
-
-def _dash(start: Float[np.ndarray, " 2"], angle: float) -> Points:
-    return np.stack([start, start + _LENGTH * _towards(angle)])
-
-
-def _along(path: "Float[np.ndarray, 'dashes 2 2']") -> Points:
-    """Points on the dashes of a path, half a pixel apart or less."""
+def _along(path: Array) -> Array:
+    """Array on the dashes of a path, half a pixel apart or less."""
     steps = np.linspace(0, 1, math.ceil(_LENGTH / 0.5) + 1)[None, :, None]
     return (path[:, None, 0] * (1 - steps) + path[:, None, 1] * steps).reshape(-1, 2)
 
 
-def _ring(centre: Float[np.ndarray, " 2"]) -> Points:
+def _ring(centre: Array) -> Array:
     angles = np.linspace(0, 2 * math.pi, 16, endpoint=False)
     return centre + _RADIUS * np.stack([np.sin(angles), np.cos(angles)], 1)
 
 
-def _render(
-    side: int, paths: Sequence[Float[np.ndarray, "dashes 2 2"]], ends: Sequence[Float[np.ndarray, " 2"]]
-) -> UInt8[np.ndarray, "side side"]:
+def _render(side: int, paths: Sequence[Array], ends: Sequence[Array]) -> UInt8[np.ndarray, "side side"]:
     """Dashes and discs, each pixel covered by as much as its centre lies within."""
     cover = np.zeros((side, side))
     for start, end in np.concatenate(paths):
@@ -171,8 +171,8 @@ def _render(
 
 def _draw(
     cover: Float[np.ndarray, "side side"],
-    start: Float[np.ndarray, " 2"],
-    end: Float[np.ndarray, " 2"],
+    start: Array,
+    end: Array,
     radius: float,
 ) -> None:
     """Draw what lies within `radius` of a stretch, in place, with a soft edge of a pixel."""
@@ -188,18 +188,21 @@ def _draw(
 
 
 def naive_joined(picture: UInt8[np.ndarray, "side side"]) -> int:
-    """Follow the dashes: 1 if the two discs are one piece once the gaps within paths are filled.
+    """Walk over drawn pixels, across the gaps of a path: 1 if one disc is reached from the other.
 
     Raises: ValueError where there are not two discs.
     """
-    ink = picture > 96
-    reach = np.hypot(*np.mgrid[-2:3, -2:3]) <= 2
-    core = ndimage.binary_erosion(picture > 127, np.ones((3, 3)))
-    discs, count = ndimage.label(core, np.ones((3, 3)))
+    cover = picture / 255
+    discs, count = ndimage.label(ndimage.uniform_filter(cover, 3, mode="constant") > 0.6, np.ones((3, 3)))
     if count != 2:
         raise ValueError(f"the picture has {count} discs, not two")
-    centres = np.round(ndimage.center_of_mass(core, discs, [1, 2])).astype(int)
-    grown = ndimage.binary_dilation(ink, ndimage.generate_binary_structure(2, 1))
-    pieces, _ = ndimage.label(grown | (reach.any() & grown), np.ones((3, 3)))
-    first, second = (pieces[tuple(centre)] for centre in centres)
-    return int(first == second)
+    centres = ndimage.center_of_mass(cover, discs, [1, 2])
+    ink = np.argwhere(cover > _INK)
+    first, second = (int(np.hypot(*(ink - centre).T).argmin()) for centre in centres)
+    seen, front = {first}, [first]
+    while front:
+        near = np.hypot(*(ink - ink[front.pop()]).T) <= _REACH
+        new = set(np.flatnonzero(near).tolist()) - seen
+        seen |= new
+        front.extend(new)
+    return int(second in seen)

@@ -1,32 +1,54 @@
-"""Crops of colour photographs that come with scikit-image: real pictures without a download.
-
-Source: the photographs of `skimage.data` (public domain or CC0): a portrait, a cat, coffee, a rocket.
-"""
+"""Colour photographs that come with scikit-image: real pictures for measurements at any resolution."""
 
 import numpy as np
-from jaxtyping import UInt8
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from torch.nn import functional as F
 
 from shoestring.errors import MissingExtra
 
 PHOTOS = ("astronaut", "chelsea", "coffee", "rocket")
+"""Names in scikit-image; the smallest is 300 x 451. They are part of its package: nothing is fetched."""
 
 
-def photo_crops(count: int, size: int, *, seed: int = 0) -> UInt8[np.ndarray, "count 3 size size"]:
-    """`count` squares of `size` x `size` pixels from random places of the photographs, by `seed`.
-
-    Raises: MissingExtra without scikit-image; ValueError for a count below 1, or a size outside 1 … 300.
-    """
-    if count < 1:
-        raise ValueError(f"count={count} must be 1 or more")
-    if not 1 <= size <= 300:
-        raise ValueError(f"size={size} must be 1 to 300: the smallest photograph has 300 rows")
+def load_photos() -> list[UInt8[np.ndarray, "height width 3"]]:
+    """The photographs named in PHOTOS. Raises: MissingExtra without scikit-image."""
     try:
         from skimage import data
     except ImportError as error:
         raise MissingExtra(
             "the photographs come with scikit-image, which is not installed: pip install 'shoestring[vision]'"
         ) from error
-    photos = [getattr(data, name)() for name in PHOTOS]
+    return [getattr(data, name)() for name in PHOTOS]
+
+
+def square_photo(photo: UInt8[np.ndarray, "height width 3"], side: int) -> Float[Tensor, "3 side side"]:
+    """The middle square of a photograph, resized bicubically; each channel of mean 0 and variance 1.
+
+    Raises: ValueError for a side below 1.
+    """
+    if side < 1:
+        raise ValueError(f"side={side} must be at least 1")
+    height, width = photo.shape[:2]
+    edge = min(height, width)
+    top, left = (height - edge) // 2, (width - edge) // 2
+    square = torch.from_numpy(photo[top : top + edge, left : left + edge].copy()).permute(2, 0, 1).float()
+    resized = F.interpolate(square[None], (side, side), mode="bicubic", antialias=True)[0]
+    centred = resized - resized.mean((1, 2), keepdim=True)
+    return centred / centred.square().mean((1, 2), keepdim=True).sqrt().clamp(min=1e-6)
+
+
+def photo_crops(count: int, size: int, *, seed: int = 0) -> UInt8[np.ndarray, "count 3 size size"]:
+    """`count` squares of `size` x `size` pixels from random places of the photographs, by `seed`.
+
+    Raises: ValueError for a count below 1, or a size outside 1 … 300; MissingExtra as `load_photos`.
+    """
+    if count < 1:
+        raise ValueError(f"count={count} must be 1 or more")
+    if not 1 <= size <= 300:
+        raise ValueError(f"size={size} must be 1 to 300: the smallest photograph has 300 rows")
+    photos = load_photos()
     draw = np.random.default_rng(seed)
     crops = []
     for _ in range(count):

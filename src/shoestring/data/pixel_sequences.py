@@ -58,9 +58,7 @@ def fashion_pixels(
     return pixel_task(load_fashion_mnist(), 28 // side, train_size=train_size, test_size=test_size, seed=seed)
 
 
-def digit_pixels(
-    *, train_size: int | None = None, test_size: int | None = None, seed: int = 0
-) -> PixelTask:
+def digit_pixels(*, train_size: int | None = None, test_size: int | None = None, seed: int = 0) -> PixelTask:
     """The 8 x 8 digits of scikit-learn, 64 steps. Raises: as `load_digits` and `pixel_task`."""
     return pixel_task(load_digits(seed), 1, train_size=train_size, test_size=test_size, seed=seed)
 

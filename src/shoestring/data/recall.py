@@ -74,7 +74,7 @@ class PairRecall:
 
     `pairs` different keys stand at random places of the first half, each with a random value; in the last
     `pairs` positions each of them is asked once, in random order. Ids: key 1 .. keys and value 1 .. values,
-    0 where there is none. The target is the value, 0 .. values - 1, at the places that ask, IGNORED elsewhere.
+    0 where there is none. The target is the value, 0 .. values - 1, where a key is asked, else IGNORED.
 
     Raises: ValueError if there are fewer keys than pairs or they do not fit a half, or a count is below 1.
     """
@@ -137,8 +137,7 @@ class AssociativeRecall:
         _check_counts(self, "pairs", "queries", "keys", "values")
         if not self.queries <= self.pairs <= self.keys:
             raise ValueError(
-                f"queries={self.queries}, pairs={self.pairs}, keys={self.keys}: each must be no more than the "
-                "next"
+                f"queries={self.queries}, pairs={self.pairs}, keys={self.keys}: each must be at most the next"
             )
         if self.length < 2 * self.pairs + self.queries:
             raise ValueError(

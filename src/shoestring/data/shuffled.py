@@ -20,7 +20,9 @@ class ShuffledBatches:
         check_seed(seed, batch_size)
         lengths = {len(tensor) for tensor in tensors}
         if len(lengths) != 1 or 0 in lengths:
-            raise ValueError(f"tensors must have one length, 1 or more; they have {sorted(lengths) or 'none'}")
+            raise ValueError(
+                f"tensors must have one length, 1 or more; they have {sorted(lengths) or 'none'}"
+            )
         self.tensors, self.batch_size, self.seed = tensors, batch_size, seed
 
     def __call__(self, step: int) -> tuple[Tensor, ...]:

@@ -64,7 +64,7 @@ def token_ids(text: str, encoder: Encoder) -> Ids:
     return torch.tensor(encoder.encode(text), dtype=torch.int64)
 
 
-def split_ids(ids: Ids, held_out: float = 0.1) -> tuple[Ids, Ids]:
+def split_ids(ids: Ids, held_out: float = 0.1) -> tuple[Int[Tensor, " first"], Int[Tensor, " last"]]:
     """The first part to train on and the last `held_out` of it to judge by.
 
     Raises: ValueError for a share outside 0 .. 1, or parts without a token.
@@ -125,6 +125,6 @@ def _check_length(ids: Tensor, length: int) -> None:
         raise ValueError(f"length={length} must be 1 or more")
     if len(ids) <= length:
         raise ValueError(
-            f"the text has {len(ids)} tokens, too few for windows of length={length} and the token after; give "
-            "more text"
+            f"the text has {len(ids)} tokens, too few for windows of length={length} and the token after; "
+            "give more text"
         )
