@@ -5,14 +5,14 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shoestring.layers.local_attention import LocalPattern, local_attention
 from shoestring.layers.line_attention import (
     ZERO_SCALE,
     AttentionBlock,
-    LineCache,
     LineAttention,
+    LineCache,
     scaled_normal_,
 )
+from shoestring.layers.local_attention import LocalPattern, local_attention
 from shoestring.models.axial_image_config import AxialImageConfig
 from shoestring.models.grid_position import GridPosition
 
