@@ -10,7 +10,6 @@ Roy et al. 2021, "Efficient Content-Based Sparse Attention with Routing Transfor
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,23 +19,23 @@ from torch.utils.hooks import RemovableHandle
 
 Score = Callable[
     [Float[Tensor, "*batch heads n dim"], Float[Tensor, "heads clusters dim"]],
-    Float[Tensor, "*batch heads clusters n"],
+    Float[Tensor, "*batch heads n clusters"],
 ]
 """How near each token is to each centroid: the highest is its own."""
 
 
 def dot_scores(
     x: Float[Tensor, "*batch heads n dim"], centroids: Float[Tensor, "heads clusters dim"]
-) -> Float[Tensor, "*batch heads clusters n"]:
+) -> Float[Tensor, "*batch heads n clusters"]:
     """mu·x: nearest by angle, where centroids have equal norms."""
-    return centroids @ x.transpose(-1, -2)
+    return x @ centroids.transpose(-1, -2)
 
 
 def distance_scores(
     x: Float[Tensor, "*batch heads n dim"], centroids: Float[Tensor, "heads clusters dim"]
-) -> Float[Tensor, "*batch heads clusters n"]:
+) -> Float[Tensor, "*batch heads n clusters"]:
     """−|x − mu|² + |x|²: nearest by distance, as codebooks need it."""
-    return 2 * dot_scores(x, centroids) - centroids.square().sum(-1, keepdim=True)
+    return 2 * dot_scores(x, centroids) - centroids.square().sum(-1)[..., None, :]
 
 
 @dataclass(frozen=True)
@@ -126,17 +125,15 @@ class OnlineKMeans(nn.Module):
                 "train with update_after_step(optimizer, model)."
             )
 
-    def scores(self, x: Float[Tensor, "*batch heads n dim"]) -> Float[Tensor, "*batch heads clusters n"]:
-        """How near each token is to each centroid, without gradient, at least in float32 (in bfloat16 ties
-        are common)."""
+    def assign(self, x: Float[Tensor, "*batch heads n dim"]) -> Int[Tensor, "*batch heads n"]:
+        """The centroid of each token; scores are taken at least in float32, as ties are common below.
+
+        Raises: ValueError for x that is not finite.
+        """
+        check_finite(x)
         exact = torch.promote_types(x.dtype, torch.float32)
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            return self.score(x.to(exact), self.centroids.to(exact))
-
-    def assign(self, x: Float[Tensor, "*batch heads n dim"]) -> Int[Tensor, "*batch heads n"]:
-        """The centroid of each token. Raises: ValueError for x that is not finite."""
-        check_finite(x)
-        return self.scores(x).argmax(-2)
+            return self.score(x.to(exact), self.centroids.to(exact)).argmax(-1)
 
     def commitment(
         self,
@@ -225,7 +222,7 @@ class OnlineKMeans(nn.Module):
 
     def _iterate(self, tokens: Float[Tensor, "heads n dim"]) -> None:
         """One iteration of Lloyd: every centroid to the mean of its tokens, if it has any."""
-        index = self.score(tokens, self.centroids).argmax(-2)
+        index = self.score(tokens, self.centroids).argmax(-1)
         counts, sums = self._totals(tokens, index, torch.ones_like(tokens[..., 0]))
         means = self._normalised(sums / counts.clamp(min=1)[..., None])
         self.centroids.copy_(torch.where(counts[..., None] > 0, means, self.centroids))
@@ -287,7 +284,7 @@ def update_after_step(optimizer: torch.optim.Optimizer, model: nn.Module) -> Rem
         for module in found:
             module.update()
 
-    return cast(RemovableHandle, optimizer.register_step_post_hook(update))
+    return optimizer.register_step_post_hook(update)
 
 
 def smoothed_counts(counts: Float[Tensor, "heads clusters"], eps: float) -> Float[Tensor, "heads clusters"]:
@@ -298,7 +295,12 @@ def smoothed_counts(counts: Float[Tensor, "heads clusters"], eps: float) -> Floa
 
 def check_finite(x: Tensor) -> None:
     """Raises: ValueError for x with an infinity or what is no number."""
-    if not torch.compiler.is_compiling() and not bool(torch.isfinite(x.detach()).all()):
+    if torch.compiler.is_compiling():
+        return
+    x = x.detach()
+    # One pass; a sum of finite numbers may overflow, so only then is each looked at.
+    total = x.sum(dtype=torch.promote_types(x.dtype, torch.float32))
+    if not bool(total.isfinite()) and not bool(x.isfinite().all()):
         raise ValueError("the vectors to be clustered are not all finite; look for a rate that is too high.")
 
 

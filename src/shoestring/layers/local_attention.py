@@ -72,15 +72,18 @@ class LocalPattern:
 class Blocks:
     """A sequence of n positions, cut: for hooks that must see queries and keys as they meet.
 
-    Attributes: count: blocks; the last may be padded. distance (block, span): position of a key minus that of
-    a query.
+    Attributes: count: blocks; the last may be padded. before, after: those that meet each, no more than
+    there are. distance (block, span): position of a key minus that of a query.
     """
 
     def __init__(self, pattern: LocalPattern, n: int, device: torch.device | str = "cpu") -> None:
         self.pattern, self.n = pattern, n
         self.count = -(-n // pattern.block)
+        # A short sequence has no more neighbours than blocks.
+        self.before, self.after = (min(side, self.count - 1) for side in (pattern.before, pattern.after))
         self._row = torch.arange(pattern.block, device=device)
-        self._column = torch.arange(pattern.span, device=device) - pattern.before * pattern.block
+        start, stop = -self.before * pattern.block, (self.after + 1) * pattern.block
+        self._column = torch.arange(start, stop, device=device)
         self.distance: Int[Tensor, "block span"] = self._column - self._row[:, None]
 
     def queries(self, x: Float[Tensor, "*batch n dim"] | Int[Tensor, "*batch n dim"]) -> Tensor:
@@ -90,10 +93,10 @@ class Blocks:
 
     def keys(self, x: Float[Tensor, "*batch n dim"] | Int[Tensor, "*batch n dim"]) -> Tensor:
         """(*batch, count, span, dim): zeros outside of the sequence."""
-        pattern = self.pattern
-        behind = (self.count + pattern.after) * pattern.block - self.n
-        padded = F.pad(x, (0, 0, pattern.before * pattern.block, behind)).unflatten(-2, (-1, pattern.block))
-        neighbours = range(pattern.before + 1 + pattern.after)
+        block = self.pattern.block
+        behind = (self.count + self.after) * block - self.n
+        padded = F.pad(x, (0, 0, self.before * block, behind)).unflatten(-2, (-1, block))
+        neighbours = range(self.before + 1 + self.after)
         return torch.cat([padded.narrow(-3, shift, self.count) for shift in neighbours], -2)
 
     def merge(self, blocks: Float[Tensor, "*batch count block dim"]) -> Float[Tensor, "*batch n dim"]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from shoestring.layers.local_attention import LocalPattern, local_attention
 from shoestring.layers.relative_tables import RelativeTables
-from shoestring.layers.rotary import Rope, rotate
+from shoestring.layers.rotary import Rope, rotate_heads
 from shoestring.layers.state import State
 
 
@@ -108,7 +108,4 @@ class LocalHeads(nn.Module):
     def _turned(
         self, x: Float[Tensor, "batch heads n dim"], position: Int[Tensor, " n"]
     ) -> Float[Tensor, "batch heads n dim"]:
-        if self.rope is None:
-            return x
-        cos, sin = self.rope.tables(position[None], self.head_dim, torch.float32)
-        return rotate(x.transpose(1, 2), cos.to(x.dtype), sin.to(x.dtype)).transpose(1, 2)
+        return x if self.rope is None else rotate_heads(x, position, self.rope)

@@ -131,6 +131,14 @@ def rotate(
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
+def rotate_heads(
+    x: Float[Tensor, "batch heads n head_dim"], position: Int[Tensor, " n"], rope: Rope
+) -> Float[Tensor, "batch heads n head_dim"]:
+    """`rotate` for heads before positions, all samples at the same positions."""
+    cos, sin = rope.tables(position.expand(x.shape[0], -1), x.shape[-1], torch.float32)
+    return rotate(x.transpose(1, 2), cos.to(x.dtype), sin.to(x.dtype)).transpose(1, 2)
+
+
 def naive_rotate(
     x: Float[Tensor, "batch n heads head_dim"],
     pos: Int[Tensor, "batch n"],

@@ -5,7 +5,6 @@ Source: Roy et al. 2021, "Efficient Content-Based Sparse Attention with Routing 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -37,7 +36,7 @@ class HeadSplit:
     n_routing_heads: int
     block: int = 256
     routing: RoutingOptions | None = None
-    positions: Literal["rotary", "tables", "none"] = "rotary"
+    positions: str = "rotary"
     max_relative_position: int = 257
 
     def __post_init__(self) -> None:
@@ -48,8 +47,8 @@ class HeadSplit:
             )
         if self.n_local_heads + self.n_routing_heads != self.n_heads:
             raise ValueError(
-                f"n_local_heads={self.n_local_heads} and n_routing_heads={self.n_routing_heads} do not add up "
-                f"to n_heads={self.n_heads}."
+                f"n_local_heads={self.n_local_heads} and n_routing_heads={self.n_routing_heads} do not add "
+                f"up to n_heads={self.n_heads}."
             )
         if (self.routing is None) != (self.n_routing_heads == 0):
             raise ValueError(
@@ -136,7 +135,7 @@ class RoutingAttention(nn.Module):
     def prefill(
         self, x: Float[Tensor, "batch seq dim"], state: State
     ) -> tuple[Float[Tensor, "batch seq dim"], State]:
-        """At once from an empty state in strict mode; token by token else: a top-w forward would look ahead."""
+        """At once from an empty state in strict mode, else token by token: a top-w forward looks ahead."""
         strict = self.routing is None or self.routing.options.mode == "strict"
         if not strict or int(state["position"][0]) or x.shape[1] == 0:
             outs = []
@@ -160,7 +159,7 @@ class RoutingAttention(nn.Module):
         outs = []
         if self.routing is not None:
             self.routing.kmeans.check_ready()
-            part = _part("routing", state)
+            part: State = _part("routing", state)
             if self.routing.options.mode == "strict":
                 out, part = strict_step(self.routing, rq, rk, rv, part, position)
             else:
@@ -168,9 +167,9 @@ class RoutingAttention(nn.Module):
             outs.append(out)
             new |= _named("routing", part)
         if self.local is not None:
-            out, part = self.local.step(lq, lk, lv, _part("local", state), position)
+            out, ring = self.local.step(lq, lk, lv, _part("local", state), position)
             outs.append(out)
-            new |= _named("local", part)
+            new |= _named("local", ring)
         return self._joined(outs)[:, 0], new
 
     def _projected(
@@ -196,7 +195,7 @@ class RoutingAttention(nn.Module):
 
 
 class RoutingCrossAttention(nn.Module):
-    """x (batch, n, dim) reads memory (batch, m, dim): queries and memory keys are routed by the same centroids.
+    """x (batch, n, dim) reads memory (batch, m, dim): queries and keys are routed by the same centroids.
 
     Raises: as `RoutingHeads`; its options need mode="top-w" and share_qk=False.
     """

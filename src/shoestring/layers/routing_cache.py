@@ -1,17 +1,18 @@
 """Decoding with routing heads: what is kept of the tokens so far, and the output of one more.
 
-Strict mode keeps the last 2w tokens of each cluster in a ring, so that a step costs O(w) and the state does not
-grow. Top-w mode, the paper's, must keep all tokens: which of them a cluster takes changes with each new one.
+Strict mode keeps the last 2w tokens of each cluster in a ring, so that a step costs O(w) and the state does
+not grow. Top-w mode, the paper's, must keep all tokens: whom a cluster takes changes with each new one.
 """
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from shoestring.layers.content_routing import cluster_ranks, top_w
+from shoestring.layers.cluster_attention import cluster_ranks
 from shoestring.layers.relative_tables import RelativeTables
 from shoestring.layers.routing_heads import RoutingHeads
 from shoestring.layers.state import State
+from shoestring.layers.top_w_attention import cluster_scores, top_w
 
 
 def init_strict(
@@ -76,7 +77,7 @@ def fill_strict(
     vectors = heads.vectors(q, k)
     keys = heads.turned(vectors.keys, torch.arange(q.shape[2], device=q.device)).to(v.dtype)
     cluster = heads.kmeans.assign(vectors.route)
-    rank = cluster_ranks(cluster, cluster.argsort(-1, stable=True))
+    rank = cluster_ranks(cluster, cluster.argsort(dim=-1, stable=True))
     counts = state["counts"].scatter_add(-1, cluster, torch.ones_like(cluster))
     # What a ring no longer holds goes to one slot more, which is cut off.
     last = rank >= counts.gather(-1, cluster) - 2 * w
@@ -110,20 +111,21 @@ def top_w_step(
     vectors = heads.vectors(q, None)
     turn = torch.tensor([position], device=q.device)
     query, key = (heads.turned(t, turn).to(v.dtype) for t in (vectors.queries, vectors.keys))
-    scores = torch.cat([state["scores"], heads.kmeans.scores(vectors.route).to(state["scores"].dtype)], -1)
+    scores = torch.cat(
+        [state["scores"], cluster_scores(vectors.route, heads.kmeans.centroids).to(state["scores"].dtype)], -1
+    )
     keys, values = torch.cat([state["keys"], key], 2), torch.cat([state["values"], v], 2)
     n = keys.shape[2]
     index = top_w(scores, min(heads.options.window, n))
     taken = index[..., -1] == n - 1
     flat = index.flatten(2)[..., None].expand(-1, -1, -1, q.shape[-1])
-    near = [t.gather(2, flat).unflatten(2, index.shape[2:]) for t in (keys, values)]
+    near_keys, near_values = (t.gather(2, flat).unflatten(2, index.shape[2:]) for t in (keys, values))
     seen = torch.ones_like(index, dtype=torch.bool)
     if heads.options.convention.mask_self and index.shape[-1] > 1:
         seen = index != n - 1
-    rank = torch.arange(1 - index.shape[-1], 1, device=q.device)
-    out = _weigh(
-        query[:, :, None], *near, seen, rank.expand_as(index), heads.scale, heads.relative, len(rank)
-    )
+    every = query[:, :, None].expand(-1, -1, index.shape[2], -1, -1)
+    distance = torch.arange(1 - index.shape[-1], 1, device=q.device).expand_as(index)
+    out = _weigh(every, near_keys, near_values, seen, distance, heads.scale, heads.relative, index.shape[-1])
     hits = taken.sum(-1).to(out.dtype)[..., None]
     total = (out[..., 0, :] * taken[..., None]).sum(2)
     mean = total / (hits + heads.options.convention.hits_eps)

@@ -9,18 +9,22 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from shoestring.layers.content_routing import strict_attention, top_w, top_w_attention
+from shoestring.layers.cluster_attention import cluster_attention
 from shoestring.layers.kmeans import OnlineKMeans, check_finite
 from shoestring.layers.local_attention import check_valid
 from shoestring.layers.relative_tables import RelativeTables
-from shoestring.layers.rotary import Rope, rotate
+from shoestring.layers.rotary import Rope, rotate_heads
 from shoestring.layers.routing_options import RoutingOptions, unit_length
+from shoestring.layers.top_w_attention import cluster_scores, top_w, top_w_attention
 from shoestring.notices import notice_fallback
 
 
 class Routed(NamedTuple):
-    """out; commitment: mean |x − mu_c|², to be added to the loss times beta (1e-4 in the paper);
-    unrouted_fraction: tokens that no cluster took (about 1/e at the start, in top-w mode; none in strict)."""
+    """What routing gives.
+
+    commitment: mean |x − mu_c|², to be added to the loss times beta (1e-4 in the paper); 0 in eval mode.
+    unrouted_fraction: tokens that no cluster took: about 1/e at the start in top-w mode, none in strict mode.
+    """
 
     out: Tensor
     commitment: Float[Tensor, ""]
@@ -43,8 +47,8 @@ class RoutingHeads(nn.Module):
     centroids. relative: tables over ranks inside a cluster. rope: rotary on true positions instead.
 
     Raises: ValueError for combinations that are wrong: causal top-w with keys of their own (masks by rank
-    would be wrong), shared q and k with a memory, a causal memory, strict mode with a memory, or both kinds
-    of positions.
+    would be wrong), shared q and k with a memory, a causal memory, strict mode that is not causal, or both
+    kinds of positions.
     """
 
     def __init__(
@@ -99,17 +103,22 @@ class RoutingHeads(nn.Module):
         self.kmeans.check_ready()
         check_finite(q)
         vectors = self.vectors(q, k)
-        scores = self.kmeans.scores(vectors.route)
-        key_scores = None if vectors.route_keys is None else self.kmeans.scores(vectors.route_keys)
-        commitment = self._learn(vectors, scores, key_scores, valid, memory_valid if self.memory else valid)
-        queries, keys = vectors.queries, vectors.keys
-        if self.rope is not None:
-            position = torch.arange(q.shape[2], device=q.device)
-            queries, keys = self.turned(queries, position), self.turned(keys, position)
-        queries, keys = queries.to(v.dtype), keys.to(v.dtype)
-        if self.options.mode == "strict":
-            return self._strict(queries, keys, v, scores, valid, commitment)
-        return self._top_w(queries, keys, v, scores, key_scores, valid, memory_valid, commitment)
+        key_valid = memory_valid if self.memory else valid
+        cluster, commitment = self._learn(vectors, valid, key_valid)
+        position = torch.arange(q.shape[2], device=q.device)
+        key_position = torch.arange(vectors.keys.shape[2], device=q.device)
+        queries = self.turned(vectors.queries, position).to(v.dtype)
+        keys = self.turned(vectors.keys, key_position).to(v.dtype)
+        if cluster is not None and self.options.mode == "strict":
+            out = cluster_attention(
+                queries, keys, v, cluster, self.options.n_clusters, self.options.window, scale=self.scale,
+                mask_self=self.options.convention.mask_self, valid=valid, relative=self.relative,
+            )  # fmt: skip
+            return Routed(out, commitment, commitment.new_zeros(()))
+        out, hits = self._top_w(vectors, queries, keys, v, valid, key_valid)
+        missed = hits == 0
+        unrouted = missed if valid is None else missed.masked_select(valid[:, None])
+        return Routed(out, commitment, unrouted.to(commitment.dtype).mean())
 
     def init_centroids(
         self, q: Float[Tensor, "batch heads n dim"] | None = None, iterations: int = 10
@@ -132,72 +141,45 @@ class RoutingHeads(nn.Module):
         self, x: Float[Tensor, "batch heads n dim"], position: Int[Tensor, " n"]
     ) -> Float[Tensor, "batch heads n dim"]:
         """x turned by the rotary angles of its positions; x itself without rope."""
-        if self.rope is None:
-            return x
-        cos, sin = self.rope.tables(position[None], self.head_dim, torch.float32)
-        return rotate(x.transpose(1, 2), cos.to(x.dtype), sin.to(x.dtype)).transpose(1, 2)
+        return x if self.rope is None else rotate_heads(x, position, self.rope)
 
     def _learn(
-        self,
-        vectors: Vectors,
-        scores: Tensor,
-        key_scores: Tensor | None,
-        valid: Tensor | None,
-        key_valid: Tensor | None,
-    ) -> Tensor:
-        """Collect the batch for k-means in training; the commitment loss."""
-        pairs = [(vectors.route, scores, valid)]
-        if vectors.route_keys is not None and key_scores is not None:
-            pairs.append((vectors.route_keys, key_scores, key_valid))
-        losses = []
-        for x, found, mask in pairs:
-            assignment = found.argmax(-2)
-            if self.training:
-                self.kmeans.observe(x.detach(), assignment, mask)
-            losses.append(self.kmeans.commitment(x, assignment, mask))
-        return torch.stack(losses).mean()
+        self, vectors: Vectors, valid: Tensor | None, key_valid: Tensor | None
+    ) -> tuple[Tensor | None, Tensor]:
+        """The clusters of the tokens, where needed, and the commitment loss; in training, k-means learns."""
+        if not self.training:
+            cluster = self.kmeans.assign(vectors.route) if self.options.mode == "strict" else None
+            return cluster, vectors.route.new_zeros(())
+        cluster, loss = self._observe(vectors.route, valid)
+        if vectors.route_keys is None:
+            return cluster, loss
+        return cluster, (loss + self._observe(vectors.route_keys, key_valid)[1]) / 2
 
-    def _strict(
-        self,
-        queries: Tensor,
-        keys: Tensor,
-        v: Tensor,
-        scores: Tensor,
-        valid: Tensor | None,
-        commitment: Tensor,
-    ) -> Routed:
-        options = self.options
-        out = strict_attention(
-            queries, keys, v, scores.argmax(-2), options.n_clusters, options.window, scale=self.scale,
-            causal=self.causal, mask_self=options.convention.mask_self, valid=valid, relative=self.relative,
-        )  # fmt: skip
-        return Routed(out, commitment, commitment.new_zeros(()))
+    def _observe(self, x: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+        cluster = self.kmeans.assign(x)
+        self.kmeans.observe(x, cluster, valid)
+        return cluster, self.kmeans.commitment(x, cluster, valid)
 
     def _top_w(
         self,
+        vectors: Vectors,
         queries: Tensor,
         keys: Tensor,
         v: Tensor,
-        scores: Tensor,
-        key_scores: Tensor | None,
         valid: Tensor | None,
-        memory_valid: Tensor | None,
-        commitment: Tensor,
-    ) -> Routed:
-        options = self.options
-        key_valid = memory_valid if self.memory else valid
-        rows = top_w(scores, self._window(queries.shape[2]), valid)
+        key_valid: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        convention, centroids = self.options.convention, self.kmeans.centroids
+        rows = top_w(cluster_scores(vectors.route, centroids), self._window(queries.shape[2]), valid)
         columns = None
-        if key_scores is not None:
+        if vectors.route_keys is not None:
+            key_scores = cluster_scores(vectors.route_keys, centroids)
             columns = top_w(key_scores, self._window(keys.shape[2]), key_valid)
-        out, hits = top_w_attention(
+        return top_w_attention(
             queries, keys, v, rows, columns, scale=self.scale, causal=self.causal,
-            mask_self=options.convention.mask_self and not self.memory and options.share_qk,
-            valid=valid, memory_valid=key_valid, relative=self.relative, hits_eps=options.convention.hits_eps,
+            mask_self=convention.mask_self and self.options.share_qk, valid=valid, memory_valid=key_valid,
+            relative=self.relative, hits_eps=convention.hits_eps,
         )  # fmt: skip
-        missed = hits == 0
-        unrouted = missed if valid is None else missed.masked_select(valid[:, None])
-        return Routed(out, commitment, unrouted.to(commitment.dtype).mean())
 
     def _window(self, n: int) -> int:
         window = self.options.window
@@ -214,8 +196,8 @@ def check_combination(options: RoutingOptions, causal: bool, memory: bool) -> No
         raise ValueError("a memory has no order relative to the queries; use causal=False.")
     if memory and options.share_qk:
         raise ValueError("share_qk=True with a memory: its keys are not the queries; use share_qk=False.")
-    if memory and options.mode == "strict":
-        raise ValueError("mode='strict' orders the tokens of one sequence; use mode='top-w' with a memory.")
+    if not causal and options.mode == "strict":
+        raise ValueError("mode='strict' is causal; use mode='top-w' where tokens may look ahead.")
     if causal and options.mode == "top-w" and not options.share_qk:
         raise ValueError(
             "causal top-w with keys of their own: queries and keys of a cluster are other tokens; use "

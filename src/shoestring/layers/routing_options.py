@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -22,10 +21,12 @@ def unit_length(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class VectorConvention:
-    """How queries and keys are prepared. normalise: what routes, and what shared keys are. raw_queries: queries
-    stay as projected when scores are taken, and so do keys that are not shared. unit_centroids: centroids are
-    brought to length 1. mask_self: a token sees itself only where it sees nothing else. hits_eps: outputs are
-    divided by the number of clusters that took the token + hits_eps.
+    """How queries and keys are prepared.
+
+    normalise: what routes, and what shared keys are. raw_queries: queries stay as projected when scores are
+    taken, and so do keys that are not shared. unit_centroids: centroids are brought to length 1. mask_self: a
+    token sees itself only where it sees nothing else. hits_eps: outputs are divided by the number of clusters
+    that took the token + hits_eps.
     """
 
     normalise: Callable[[Tensor], Tensor]
@@ -46,9 +47,9 @@ class RoutingOptions:
     """One kind of routing head.
 
     n_clusters: k. window: w, tokens of a cluster that attend to each other; `sizes_for` gives the paper's
-    defaults for both. mode: "strict" is causal if the layer is; "top-w" is the paper's, which reads the
-    future (see `leaks_future`). share_qk: keys are the queries. routing_scale: "rsqrt" multiplies scores by
-    dim^-0.5; "none", of the authors' code with `LAYER_NORM`, leaves them within ± dim, where a token that
+    defaults for both. mode: "strict" reads the past only; "top-w", the paper's, leaks the future even where
+    it is causal, and suits encoders. share_qk: keys are the queries. routing_scale: "rsqrt" multiplies scores
+    by dim^-0.5; "none", of the authors' code with `LAYER_NORM`, leaves them within ± dim, where a token that
     shares q and k sees little but itself.
 
     Raises: ValueError for counts below 1 or an unknown mode or scale.
@@ -56,9 +57,9 @@ class RoutingOptions:
 
     n_clusters: int
     window: int
-    mode: Literal["strict", "top-w"] = "strict"
+    mode: str = "strict"
     share_qk: bool = True
-    routing_scale: Literal["rsqrt", "none"] = "rsqrt"
+    routing_scale: str = "rsqrt"
     convention: VectorConvention = LAYER_NORM
     kmeans: KMeansOptions = field(default_factory=KMeansOptions)
 

@@ -3,14 +3,14 @@
 Published runs were trained with Adafactor (second moment 1 − t^-0.8, clip 1, steps relative to the size of a
 parameter) at 0.01 · rsqrt decay after 10k steps of warm-up. `torch.optim.Adafactor` at lr=0.01 is that: its
 rate is min(lr, t^-½). As a plan: TrainingPlan(steps, learning_rate=0.01, optimizer="adafactor",
-schedule="constant", warmup_steps=10_000). It has no cap of the second moment's rate at 0.999, which differs
-from t^-0.8 from step 5,600 on.
+schedule="constant", warmup_steps=10_000). The published setting also names a second-moment decay of 0.999;
+torch has the power law only, whose decay passes 0.999 at step 5,600.
 
 Source: Roy et al. 2021, "Efficient Content-Based Sparse Attention with Routing Transformers", section 5.
 """
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -83,25 +83,26 @@ class RoutingBlock(nn.Module):
     ) -> tuple[Float[Tensor, "batch seq dim"], Tensor, Tensor]:
         """Output, commitment loss, unrouted fraction."""
         routed = self.attention(self.attention_norm(x), valid)
-        return self._rest(x, routed.out), routed.commitment, routed.unrouted_fraction
+        return self.merge(x, routed.out), routed.commitment, routed.unrouted_fraction
 
     def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Tokens after those of the state."""
         out, state = self.attention.prefill(self.attention_norm(x), state)
-        return self._rest(x, out), state
+        return self.merge(x, out), state
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """One more token."""
         out, state = self.attention.step(self.attention_norm(x), state)
-        return self._rest(x, out), state
+        return self.merge(x, out), state
 
-    def _rest(self, x: Tensor, out: Tensor) -> Tensor:
+    def merge(self, x: Tensor, out: Tensor) -> Tensor:
+        """The block's output from its input and that of its attention."""
         x = x + self.dropout(out)
         return x + self.dropout(self.feed(self.feed_norm(x)))
 
 
-class RoutingTransformer(nn.Module):
-    """Token ids (batch, seq) -> `LanguageOutput`; the embedding is tied to the output.
+class RoutingStack(nn.Module):
+    """The layers of a Routing Transformer and a last norm: vectors (batch, seq, dim) to vectors.
 
     While training, call `update_after_step(optimizer, model)` once, so that centroids move with each step.
     """
@@ -109,64 +110,108 @@ class RoutingTransformer(nn.Module):
     def __init__(self, config: RoutingTransformerConfig) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.dim)
-        nn.init.normal_(self.embedding.weight, std=config.dim**-0.5)
         self.blocks = nn.ModuleList(RoutingBlock(config, layer) for layer in range(config.n_layers))
         self.norm = nn.LayerNorm(config.dim)
 
     @property
     def leaks_future(self) -> bool:
-        """Whether logits depend on later tokens: then a perplexity read off one forward pass flatters it."""
-        return any(block.attention.leaks_future for block in self.blocks)
+        """Whether outputs depend on later positions."""
+        return any(block.attention.leaks_future for block in self._each())
 
     def forward(
-        self, tokens: Int[Tensor, "batch seq"], valid: Bool[Tensor, "batch seq"] | None = None
-    ) -> LanguageOutput:
-        """valid: tokens that are no padding. Raises: as `RoutingHeads`."""
-        x = self._embedded(tokens)
+        self, x: Float[Tensor, "batch seq dim"], valid: Bool[Tensor, "batch seq"] | None = None
+    ) -> tuple[Float[Tensor, "batch seq dim"], Float[Tensor, ""], Float[Tensor, " layers"]]:
+        """Outputs, commitment losses summed over layers, unrouted fraction of each layer."""
         commitments, unrouted = [], []
-        for block in self.blocks:
+        for block in self._each():
             x, commitment, missed = block(x, valid)
             commitments.append(commitment)
             unrouted.append(missed)
-        return LanguageOutput(self._logits(x), torch.stack(commitments).sum(), torch.stack(unrouted))
+        return self.norm(x), torch.stack(commitments).sum(), torch.stack(unrouted)
 
-    def init_centroids(self, tokens: Int[Tensor, "batch seq"], iterations: int = 10) -> None:
-        """Start every layer's centroids from its own vectors of these tokens, first layer first."""
-        with torch.no_grad():
-            x = self._embedded(tokens)
-            for block in self.blocks:
-                block.attention.init_centroids(block.attention_norm(x), iterations)
-                x = block._rest(x, block.attention(block.attention_norm(x)).out)
+    @torch.no_grad()
+    def init_centroids(self, x: Float[Tensor, "batch seq dim"], iterations: int = 10) -> None:
+        """Start every layer's centroids from its own vectors of x, first layer first."""
+        for block in self._each():
+            normed = block.attention_norm(x)
+            block.attention.init_centroids(normed, iterations)
+            x = block.merge(x, block.attention(normed).out)
 
     def init_state(
         self, batch: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> State:
-        """The state before the first token."""
+        """The state before the first position."""
         found: dict[str, Tensor] = {}
-        for number, block in enumerate(self.blocks):
+        for number, block in enumerate(self._each()):
             state = block.attention.init_state(batch, device=device, dtype=dtype)
             found |= {f"{number}.{name}": tensor for name, tensor in state.items()}
         return found
 
     def prefill(
+        self, x: Float[Tensor, "batch seq dim"], state: State
+    ) -> tuple[Float[Tensor, "batch seq dim"], State]:
+        """Outputs of positions that follow those of the state."""
+        found: dict[str, Tensor] = {}
+        for number, block in enumerate(self._each()):
+            x, part = block.prefill(x, _part(number, state))
+            found |= {f"{number}.{name}": tensor for name, tensor in part.items()}
+        return self.norm(x), found
+
+    def step(self, x: Float[Tensor, "batch dim"], state: State) -> tuple[Float[Tensor, "batch dim"], State]:
+        """The output of one more position."""
+        found: dict[str, Tensor] = {}
+        for number, block in enumerate(self._each()):
+            x, part = block.step(x, _part(number, state))
+            found |= {f"{number}.{name}": tensor for name, tensor in part.items()}
+        return self.norm(x), found
+
+    def _each(self) -> list[RoutingBlock]:
+        return cast(list[RoutingBlock], list(self.blocks))
+
+
+class RoutingTransformer(nn.Module):
+    """Token ids (batch, seq) -> `LanguageOutput`; the embedding is tied to the output."""
+
+    def __init__(self, config: RoutingTransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.dim)
+        nn.init.normal_(self.embedding.weight, std=config.dim**-0.5)
+        self.stack = RoutingStack(config)
+
+    @property
+    def leaks_future(self) -> bool:
+        """Whether logits depend on later tokens: then a perplexity read off one forward pass flatters it."""
+        return self.stack.leaks_future
+
+    def forward(
+        self, tokens: Int[Tensor, "batch seq"], valid: Bool[Tensor, "batch seq"] | None = None
+    ) -> LanguageOutput:
+        """valid: tokens that are no padding. Raises: as `RoutingHeads`."""
+        x, commitment, unrouted = self.stack(self._embedded(tokens), valid)
+        return LanguageOutput(self._logits(x), commitment, unrouted)
+
+    def init_centroids(self, tokens: Int[Tensor, "batch seq"], iterations: int = 10) -> None:
+        """Start every layer's centroids from its own vectors of these tokens."""
+        self.stack.init_centroids(self._embedded(tokens).detach(), iterations)
+
+    def init_state(
+        self, batch: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> State:
+        """The state before the first token."""
+        return self.stack.init_state(batch, device=device, dtype=dtype)
+
+    def prefill(
         self, tokens: Int[Tensor, "batch seq"], state: State
     ) -> tuple[Float[Tensor, "batch seq vocab"], State]:
         """Logits of tokens that follow those of the state."""
-        return self._advance(self._embedded(tokens), state, "prefill")
+        x, state = self.stack.prefill(self._embedded(tokens), state)
+        return self._logits(x), state
 
     def step(self, tokens: Int[Tensor, " batch"], state: State) -> tuple[Float[Tensor, "batch vocab"], State]:
         """Logits after one more token."""
-        return self._advance(self._embedded(tokens), state, "step")
-
-    def _advance(self, x: Tensor, state: State, how: str) -> tuple[Tensor, State]:
-        found: dict[str, Tensor] = {}
-        for number, block in enumerate(self.blocks):
-            start = f"{number}."
-            part = {name.removeprefix(start): t for name, t in state.items() if name.startswith(start)}
-            x, part = getattr(block, how)(x, part)
-            found |= {start + name: tensor for name, tensor in part.items()}
-        return self._logits(x), found
+        x, state = self.stack.step(self._embedded(tokens), state)
+        return self._logits(x), state
 
     def _embedded(self, tokens: Tensor) -> Tensor:
         x = self.embedding(tokens) * self.config.dim**0.5
@@ -176,11 +221,18 @@ class RoutingTransformer(nn.Module):
         return x * kept[..., None]
 
     def _logits(self, x: Tensor) -> Tensor:
-        return F.linear(self.norm(x), self.embedding.weight)
+        return F.linear(x, self.embedding.weight)
 
 
-def language_loss(model: RoutingTransformer, tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, ""]:
-    """Mean cross-entropy of each token after the first, plus beta · commitment."""
-    found = model(tokens[:, :-1])
-    loss = F.cross_entropy(found.logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
+def language_loss(
+    model: RoutingTransformer, tokens: Int[Tensor, "batch seq"], targets: Int[Tensor, "batch seq"]
+) -> Float[Tensor, ""]:
+    """Mean cross-entropy of the target of each token, plus beta · commitment."""
+    found = model(tokens)
+    loss = F.cross_entropy(found.logits.flatten(0, 1).float(), targets.flatten())
     return loss + model.config.commitment * found.commitment
+
+
+def _part(number: int, state: State) -> dict[str, Tensor]:
+    start = f"{number}."
+    return {name.removeprefix(start): t for name, t in state.items() if name.startswith(start)}

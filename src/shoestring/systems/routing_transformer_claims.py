@@ -1,0 +1,106 @@
+"""What the paper says of the Routing Transformer, and the bars that are set here."""
+
+from shoestring.systems.card import Claim
+
+LONG, LONGER = 4096, 8192
+"""Lengths at which speed is judged."""
+SHORTEST, LONGEST = 2048, 16384
+"""Between these the growth of time is judged."""
+
+
+def _speed(mode: str, n: int, times_faster: float) -> Claim:
+    return Claim(
+        text="attention inside clusters costs O(n^1.5 d)",
+        figure="O(n^1.5 d) against O(n² d)",
+        setting=f"4 heads of 64, batch 1, n={n}, k=round(√n), w=n/k, forward, against fused causal attention",
+        metric=f"time, {mode}, n={n}",
+        kind="time",
+        unit="s",
+        better="lower",
+        bar=1 / times_faster,
+    )
+
+
+SPEED = {
+    (mode, n): _speed(mode, n, faster)
+    for (mode, n), faster in {
+        ("top-w", LONG): 2.0,
+        ("top-w", LONGER): 4.0,
+        ("strict", LONG): 1.4,
+        ("strict", LONGER): 2.2,
+    }.items()
+}
+EXPONENT = {
+    mode: Claim(
+        text="time grows with the length to the power 1.5",
+        figure="1.5",
+        setting=f"slope from n={SHORTEST} to {LONGEST}",
+        metric=f"exponent of time, {mode}",
+        kind="other",
+        unit="",
+        better="lower",
+        bar=1.7,
+        bar_on="value",
+    )
+    for mode in ("top-w", "strict")
+}
+PEAK_MEMORY = {
+    mode: Claim(
+        text="scores exist inside clusters only",
+        figure="O(n^1.5) scores",
+        setting=f"n={LONGER}, as above, against scores that stand in memory",
+        metric=f"peak extra memory, {mode}",
+        kind="memory",
+        unit="B",
+        better="lower",
+        bar=0.15,
+    )
+    for mode in ("top-w", "strict")
+}
+TEXT = Claim(
+    text="routing heads beside local heads predict text better than local heads alone",
+    figure="15.8 against 18.3 perplexity (Transformer-XL)",
+    setting="WikiText-103, 10 layers; here bytes of a small text, n=1,024, 3 layers of 128, equal steps",
+    metric="text loss, local + strict routing",
+    kind="quality",
+    unit="nat",
+    better="lower",
+    bar=0.0,
+    bar_on="difference",
+)
+RECALL = Claim(
+    text="each token reaches the relevant ones however far they are",
+    figure="(qualitative)",
+    setting="share of the gap from local heads to full attention that local + strict routing closes, where "
+    "32 pairs are asked for after 128 to 255 positions",
+    metric="recall gap closed",
+    kind="quality",
+    unit="",
+    better="higher",
+    bar=0.3,
+    bar_on="value",
+)
+IMAGE = Claim(
+    text="as good as the Sparse Transformer on images with fewer layers",
+    figure="3.43 against 3.44 bits/dim",
+    setting="ImageNet-64, 24 layers; not measured here",
+    metric="bits per dim, ImageNet-64",
+    kind="quality",
+    unit="bit",
+    better="lower",
+    paper_ratio=3.43 / 3.44,
+    needs_gpu=True,
+)
+BOOKS = Claim(
+    text="better than the Compressive Transformer on long books",
+    figure="33.2 against 33.6 perplexity",
+    setting="PG-19, 22 layers, length 8,192; not measured here",
+    metric="perplexity, PG-19",
+    kind="quality",
+    unit="",
+    better="lower",
+    paper_ratio=33.2 / 33.6,
+    needs_gpu=True,
+)
+
+CLAIMS = (*SPEED.values(), *EXPONENT.values(), *PEAK_MEMORY.values(), TEXT, RECALL, IMAGE, BOOKS)
