@@ -6,7 +6,7 @@ from scipy import ndimage
 from shoestring.data.pathfinder import Pathfinder, naive_joined
 
 
-@pytest.mark.parametrize(("side", "count"), [(32, 6), (64, 6), (128, 2), (256, 2)])
+@pytest.mark.parametrize(("side", "count"), [(32, 6), (64, 6), (128, 2), (256, 1)])
 def test_the_label_is_what_following_the_dashes_finds(side, count):
     task = Pathfinder(side, seed=7)
     for index in range(count):

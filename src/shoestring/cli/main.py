@@ -23,6 +23,7 @@ VERBS = (
     "report",
     "serve",
     "systems",
+    "train",
 )
 
 HELP = """Deep learning on a small budget: make a model fit, and prove what it cost.
@@ -36,6 +37,7 @@ published system has a card as well: what its paper claims, and one experiment t
     shoestring systems                     what there is, and how it last measured
     shoestring measure tensorbleu          method against baseline, on this machine
     shoestring report --out board.html     the scoreboard of all saved results
+    shoestring train                       small models that can be trained here
 
 `shoestring VERB --help` shows examples of each. Exit codes: 0 done, 1 a bar or budget not met, 2 bad input.
 """

@@ -3,8 +3,8 @@
 A model must follow brackets over hundreds of tokens. MED is the median rounded down, SM the sum modulo 10.
 
 Source: Nangia and Bowman 2018, "ListOps: A Diagnostic Dataset for Latent Tree Learning", section 2; Tay et
-al. 2021, "Long Range Arena", section 2.2.1 and its generator (each node an operator with probability 1/4, up to
-depth 10, with 2 to 10 arguments; expressions of 500 to 2,000 tokens are kept).
+al. 2021, "Long Range Arena", section 2.2.1 and its generator (each node an operator with probability 1/4, up
+to depth 10, with 2 to 10 arguments; expressions of 500 to 2,000 tokens are kept).
 """
 
 import random

@@ -14,17 +14,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from scipy import ndimage
 from torch import Tensor
 
 from shoestring.data.seeded import check_seed, numpy_generator
 
 Array = np.ndarray
-"""Array are (n, 2), row before column, in pixels; a path is (dashes, 2, 2), start and end of each."""
+"""Points are (n, 2), row before column, in pixels; a path is (dashes, 2, 2), start and end of each."""
 _SIDES = (32, 64, 128, 256)
 _DASHES = {32: 4, 64: 10, 128: 20, 256: 40}
-_DISTRACTORS = {32: 2, 64: 4, 128: 8, 256: 16}
+_DISTRACTORS = {32: 2, 64: 4, 128: 8, 256: 12}
 _LENGTH = 2.5
 """Pixels of a dash between the centres of its round ends."""
 _GAP = 2.25
@@ -45,7 +45,7 @@ _TURN = math.pi / 8
 _DIRECTIONS = 12
 _STARTS = 96
 _BORDER = _RADIUS + 1
-_PATH_TRIES = 8
+_PATH_TRIES = 24
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,8 @@ class Pathfinder:
     """Pictures of `side` x `side` and whether the discs are joined; sample i of a seed is always the same.
 
     Called with a step: pictures as rows of grey values in -1 .. 1, (batch, side², 1), and labels. Odd and
-    even samples alternate in label, so that both are as frequent.
+    even samples alternate in label, so that both are as frequent. Discs of two paths are chosen about as far
+    apart as those of one; at 32, where there is little room, the distance alone still is right 7 times of 10.
 
     Raises: ValueError for another side than 32, 64, 128 or 256.
     """
@@ -136,10 +137,10 @@ def _grow(draw: np.random.Generator, side: int, count: int, taken: Array, clear:
     return None
 
 
-def _fits(dashes: Array, path: Array, side: int, taken: Array, clear: float) -> Bool[np.ndarray, " _"]:
+def _fits(dashes: Array, path: Array, side: int, taken: Array, clear: float) -> Array:
     """Which of the dashes that may come next on a path keep their distances."""
     points = _along(dashes).reshape(len(dashes), -1, 2)
-    fits = ((points >= _BORDER) & (points <= side - 1 - _BORDER)).all((1, 2))
+    fits: Array = np.all((points >= _BORDER) & (points <= side - 1 - _BORDER), axis=(1, 2))
     # A path keeps clear of its own past too, but for the dash that it goes on from.
     for other, least in ((taken, clear), (_along(path[:-1]), _MARGIN)):
         if len(other) and fits.any():
@@ -178,7 +179,7 @@ def _draw(
     """Draw what lies within `radius` of a stretch, in place, with a soft edge of a pixel."""
     low = np.maximum(np.floor(np.minimum(start, end) - radius - 1).astype(int), 0)
     high = np.minimum(np.ceil(np.maximum(start, end) + radius + 1).astype(int) + 1, len(cover))
-    grid = np.stack(np.mgrid[low[0] : high[0], low[1] : high[1]], -1)
+    grid = np.stack(list(np.mgrid[low[0] : high[0], low[1] : high[1]]), -1)
     stretch = end - start
     length = float(stretch @ stretch)
     part = np.clip((grid - start) @ stretch / length, 0, 1) if length else np.zeros(grid.shape[:2])

@@ -74,6 +74,12 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
     return None
 
 
+def steps_done(folder: Path) -> int:
+    """The step of the newest checkpoint in `folder`, 0 where there is none."""
+    places = _steps(folder)
+    return int(places[0].name.removeprefix("step-")) if places else 0
+
+
 def model_tensors(model: nn.Module) -> Tensors:
     """Copies of the parameters and buffers of a model's state dict.
 
