@@ -2,10 +2,11 @@
 
     python benchmarks/sequence_layers.py [--longest 65536] [--seconds 2] [--gib 4] [--out FOLDER]
 
-One layer each on a batch of one, 128 features, forward and backward, in turns. A layer whose step
-takes more than --seconds is left out from there on, one that takes more than --gib after it. Every length is saved when it is done, and a second
-call goes on from there. Layers and peers that are not installed are named and left out. Written: a JSON
-document and a page of curves. Exit 1 where a bar falls short.
+One layer each on a batch of one, 128 features, forward and backward, in turns. A layer whose step takes more
+than --seconds is left out from there on, one that takes more than --gib after it. Every length is saved when
+it is done, and a second call goes on from there; delete the folder to begin anew. Layers and peers that are
+not installed are named and left out. Written: a JSON document and a page of curves. Exit 1 where a bar falls
+short.
 """
 
 import argparse
@@ -199,7 +200,7 @@ def training_step(layer: nn.Module, length: int) -> Callable[[], None]:
 
 
 def first_steps(contestant: Contestant, length: int, seconds: float) -> tuple[Callable[[], None], float, int]:
-    """A training step, the seconds of its second call, and its peak bytes unless it took longer than `seconds`.
+    """A training step, the seconds of its second call, and its peak bytes; 0 if it took more than `seconds`.
 
     Following the memory of a layer that loops over tokens takes many times as long as a step.
     """

@@ -1,10 +1,13 @@
 """`nn.Module`s with a cheaper forward."""
 
+from shoestring.layers.along_axis import AlongAxis
 from shoestring.layers.attention import AttendOut, attend, merge
 from shoestring.layers.attention_masks import Causal, Explicit, Full, KVView, Mask, Tree
+from shoestring.layers.axial_attention import AxialAttention, AxialBlocks
 from shoestring.layers.dual_binary_linear import DualBinaryLinear, LatentDualBinaryLinear
 from shoestring.layers.float_coded_linear import FloatCodedLinear
 from shoestring.layers.kmeans import KMeansOptions, OnlineKMeans, update_after_step
+from shoestring.layers.line_attention import AttentionBlock, LineAttention
 from shoestring.layers.local_attention import LocalPattern, local_attention
 from shoestring.layers.low_rank_linear import LowRankLinear
 from shoestring.layers.norm import RMSNorm
@@ -18,7 +21,11 @@ from shoestring.layers.sparse_linear import SparseLinear
 from shoestring.layers.state import Recurrent, State, clone_state, reorder_state, state_bytes
 
 __all__ = [
+    "AlongAxis",
     "AttendOut",
+    "AttentionBlock",
+    "AxialAttention",
+    "AxialBlocks",
     "Causal",
     "DualBinaryLinear",
     "Explicit",
@@ -27,6 +34,7 @@ __all__ = [
     "KMeansOptions",
     "KVView",
     "LatentDualBinaryLinear",
+    "LineAttention",
     "LinearScaling",
     "Llama3Scaling",
     "LocalPattern",
