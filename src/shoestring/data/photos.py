@@ -37,3 +37,22 @@ def square_photo(photo: UInt8[np.ndarray, "height width 3"], side: int) -> Float
     resized = F.interpolate(square[None], (side, side), mode="bicubic", antialias=True)[0]
     centred = resized - resized.mean((1, 2), keepdim=True)
     return centred / centred.square().mean((1, 2), keepdim=True).sqrt().clamp(min=1e-6)
+
+
+def photo_crops(count: int, size: int, *, seed: int = 0) -> UInt8[np.ndarray, "count 3 size size"]:
+    """`count` squares of `size` x `size` pixels from random places of the photographs, by `seed`.
+
+    Raises: ValueError for a count below 1, or a size outside 1 … 300; MissingExtra as `load_photos`.
+    """
+    if count < 1:
+        raise ValueError(f"count={count} must be 1 or more")
+    if not 1 <= size <= 300:
+        raise ValueError(f"size={size} must be 1 to 300: the smallest photograph has 300 rows")
+    photos = load_photos()
+    draw = np.random.default_rng(seed)
+    crops = []
+    for _ in range(count):
+        photo = photos[draw.integers(len(photos))]
+        top, left = (draw.integers(side - size + 1) for side in photo.shape[:2])
+        crops.append(photo[top : top + size, left : left + size].transpose(2, 0, 1))
+    return np.stack(crops)

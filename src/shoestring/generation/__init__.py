@@ -10,6 +10,7 @@ from shoestring.generation.dense_cache import DenseCache
 from shoestring.generation.paged_cache import PagedCache
 from shoestring.generation.quantised_cache import QuantCache
 from shoestring.generation.sampling import Sampling
+from shoestring.generation.semi_parallel import gumbel_noise, sample_images
 from shoestring.generation.shared_rows import SharedRows
 from shoestring.generation.slot_cache import SlotCache
 from shoestring.generation.token_cache import TokenCache
@@ -37,6 +38,8 @@ __all__ = [
     "batch_memory",
     "bytes_for",
     "generate",
+    "gumbel_noise",
+    "sample_images",
     "stream",
 ]
 

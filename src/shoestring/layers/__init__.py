@@ -1,8 +1,10 @@
 """`nn.Module`s with a cheaper forward."""
 
+from shoestring.layers.along_axis import AlongAxis
 from shoestring.layers.attention import AttendOut, attend, merge
 from shoestring.layers.attention_masks import Causal, Explicit, Full, KVView, Mask, Tree
 from shoestring.layers.attention_reach import Chunks, Everywhere, Window
+from shoestring.layers.axial_attention import AxialAttention, AxialBlocks
 from shoestring.layers.bidirectional_mamba import BidirectionalMamba, SharedBidirectionalMamba
 from shoestring.layers.bidirectional_mamba2 import BidirectionalMamba2
 from shoestring.layers.compression_index import CompressedPlaces
@@ -15,6 +17,7 @@ from shoestring.layers.gated_attention_unit import GatedAttentionUnit
 from shoestring.layers.h3 import H3LongConv
 from shoestring.layers.kmeans import KMeansOptions, OnlineKMeans, update_after_step
 from shoestring.layers.learned_butterfly import ButterflyOptions, LearnedButterfly
+from shoestring.layers.line_attention import AttentionBlock, LineAttention
 from shoestring.layers.linformer import LinformerAttention, SequenceProjection, Sharing
 from shoestring.layers.local_attention import LocalPattern, local_attention
 from shoestring.layers.long_convolution import FeatureLongConv, LongConv, LongFilter
@@ -51,7 +54,11 @@ from shoestring.layers.state_space import S4, S4D
 __all__ = [
     "S4",
     "S4D",
+    "AlongAxis",
     "AttendOut",
+    "AttentionBlock",
+    "AxialAttention",
+    "AxialBlocks",
     "BidirectionalMamba",
     "BidirectionalMamba2",
     "ButterflyOptions",
@@ -75,6 +82,7 @@ __all__ = [
     "KernelRegulariser",
     "LatentDualBinaryLinear",
     "LearnedButterfly",
+    "LineAttention",
     "LinearScaling",
     "LinformerAttention",
     "Llama3Scaling",

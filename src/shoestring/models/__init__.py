@@ -1,5 +1,7 @@
 """Whole networks assembled from layers, and the protocols by which others take part in them."""
 
+from shoestring.models.axial_image_config import AxialImageConfig
+from shoestring.models.axial_image_model import AxialImageModel
 from shoestring.models.checkpoint import Checkpoint, open_checkpoint
 from shoestring.models.conv_nets import PlainConvNet, ResidualNet
 from shoestring.models.decoder import Decoder
@@ -28,6 +30,8 @@ from shoestring.models.vision_transformer import VisionTransformer, VisionTransf
 __all__ = [
     "AttendCall",
     "AttnPlan",
+    "AxialImageConfig",
+    "AxialImageModel",
     "CacheCannot",
     "Checkpoint",
     "Context",

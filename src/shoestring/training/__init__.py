@@ -10,6 +10,7 @@ from shoestring.training.emulated_optimizers import (
 from shoestring.training.plan import TrainingPlan
 from shoestring.training.record import Evaluation, TrainingRecord
 from shoestring.training.trainer import Trainer
+from shoestring.training.weight_average import WeightAverage
 
 __all__ = [
     "EmulatedAdagrad",
@@ -21,4 +22,5 @@ __all__ = [
     "Trainer",
     "TrainingPlan",
     "TrainingRecord",
+    "WeightAverage",
 ]

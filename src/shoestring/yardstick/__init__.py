@@ -1,5 +1,6 @@
 """What is measured and how: memory, FLOPs, paired time, quality, and the one form of every result."""
 
+from shoestring.yardstick.bits_per_dimension import bits_per_dimension, mean_bits
 from shoestring.yardstick.comparison import Comparison, Effort, Row
 from shoestring.yardstick.environment import Environment
 from shoestring.yardstick.flops import CostCounter
@@ -17,6 +18,8 @@ __all__ = [
     "PairedTime",
     "ResidentMemory",
     "Row",
+    "bits_per_dimension",
+    "mean_bits",
     "resident_memory",
     "tensor_bytes",
     "time_interleaved",
