@@ -284,9 +284,12 @@ def judge(results: dict[str, Any]) -> list[tuple[str, str, bool]]:
         for ratio, length, peer in worst:
             if length == JUDGED_LENGTH:
                 verdicts.append((ours.name, f"{ratio:.2f} of the time of {peer} at {length}", ratio <= 0.5))
-        slope = exponent(list(curve), [point["seconds"] for point in curve.values()])
-        if slope is not None and ours.exponent is not None:
-            verdicts.append((ours.name, f"time grows with exponent {slope:.2f}", slope <= ours.exponent))
+        for what, key in (("time", "seconds"), ("memory", "peak_bytes")):
+            slope = exponent(list(curve), [point[key] for point in curve.values()])
+            if slope is not None and ours.exponent is not None:
+                verdicts.append(
+                    (ours.name, f"{what} grows with exponent {slope:.2f}", slope <= ours.exponent)
+                )
     return verdicts
 
 
