@@ -126,7 +126,9 @@ def peer_transformers_mamba2(length: int) -> nn.Module:
     from transformers.models.mamba2.configuration_mamba2 import Mamba2Config
     from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 
-    config = Mamba2Config(hidden_size=DIM, num_heads=HEADS, head_dim=2 * DIM // HEADS, num_hidden_layers=1)
+    config = Mamba2Config(
+        hidden_size=DIM, num_heads=HEADS, head_dim=2 * DIM // HEADS, n_groups=1, num_hidden_layers=1
+    )
     return Mamba2Mixer(config, layer_idx=0)
 
 
