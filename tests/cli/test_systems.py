@@ -13,7 +13,7 @@ def test_groups_by_saving_and_tells_the_state(lean, capsys):
     capsys.readouterr()
     assert run(["systems"]) == 0
     text = capsys.readouterr().out
-    energy, memory = text.index("saves energy"), text.index("saves memory")
+    energy, memory = text.index("\nsaves energy"), text.index("\nsaves memory")
     assert energy < text.index("zz-fat") < memory < text.index("zz-lean")
     assert "falls short" in text
     assert "not measured" in text
