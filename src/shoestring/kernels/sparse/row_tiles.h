@@ -42,8 +42,9 @@ static void lay_out_tiles(const linear_kernel *self, const float *x, int64_t tok
     }
 }
 
-/* Some blocks of up to 16 rows, expanded side by side: (blocks, MATRIX_ROWS, BLOCK). The streams move on. */
-INLINE void expand_step(stream *from, int rows, int64_t blocks, int dense, char *to) {
+/* Some blocks of up to 16 rows, expanded side by side: (blocks, MATRIX_ROWS, BLOCK). The streams move on. What lies
+   `ahead` bytes behind the values that are read, and as far behind their masks as a panel of rows, is asked for. */
+INLINE void expand_step(stream *from, int rows, int64_t blocks, int dense, int64_t ahead, int64_t masks_ahead, char *to) {
     for (int r = 0; r < rows; r++) {
         const char *next = from[r].values;
         for (int64_t b = 0; b < blocks; b++) {
@@ -52,6 +53,8 @@ INLINE void expand_step(stream *from, int rows, int64_t blocks, int dense, char 
             _mm512_store_si512(to + b * TILE_BLOCK_BYTES + r * MATRIX_ROW_BYTES, w);
             next += 2 * (dense ? BLOCK : __builtin_popcount(mask));
         }
+        for (const char *line = from[r].values; line < next; line += 64) __builtin_prefetch(line + ahead, 0, 2);
+        if (!dense) __builtin_prefetch(from[r].masks + masks_ahead, 0, 2);
         from[r] = (stream){next, dense ? NULL : from[r].masks + blocks};
     }
 }
@@ -98,9 +101,8 @@ static void multiply_tiles(const linear_kernel *self, const char *laid_out, floa
             _tile_zero(3);
             for (int64_t done = 0; done < blocks; done += STEP, x += STEP * TILE_BLOCK_BYTES) {
                 int64_t some = blocks - done < STEP ? blocks - done : STEP;
-                for (int r = 0; r < rows; r++) __builtin_prefetch(from[r].values + ahead);
-                if (dense) expand_step(from, rows, some, 1, weights);
-                else expand_step(from, rows, some, 0, weights);
+                if (dense) expand_step(from, rows, some, 1, ahead, 0, weights);
+                else expand_step(from, rows, some, 0, ahead, MATRIX_ROWS * blocks_of(self), weights);
                 multiply_step(weights, x, some, stride, (int)tile_groups(here));
             }
             _tile_stored(0, sums[0], MATRIX_ROW_BYTES);
