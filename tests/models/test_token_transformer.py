@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from shoestring.layers.long_convolution import FeatureLongConv
+from shoestring.layers.long_convolution.long_convolution import FeatureLongConv
 from shoestring.models.token_transformer import MLP, CausalSelfAttention, TokenTransformer
 
 

@@ -9,7 +9,7 @@ from shoestring.data.pixel_sequences import digit_pixels
 from shoestring.data.text import default_halves
 from shoestring.errors import MissingData
 from shoestring.kernels.fft_convolution import fft_convolve
-from shoestring.layers.long_convolution import FeatureLongConv
+from shoestring.layers.long_convolution.long_convolution import FeatureLongConv
 from shoestring.models.token_transformer import MLP
 from shoestring.systems import flash_butterfly, flash_butterfly_pixels
 from shoestring.systems.flash_butterfly_pixels import GEOMETRIC, NONE, SQUASH, STATE_SPACE, pixel_rows

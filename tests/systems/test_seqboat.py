@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from shoestring.data.seeded import IGNORED
-from shoestring.layers.attention_reach import Chunks, Window
-from shoestring.layers.seqboat import SeqBoat
+from shoestring.layers.seqboat.attention_reach import Chunks, Window
+from shoestring.layers.seqboat.seqboat import SeqBoat
 from shoestring.systems import seqboat
 from shoestring.systems.seqboat_claims import CLAIMS, LEAST_ACTIVITY, MEAN_ACTIVITY, QUADRATIC, UNIT_MEMORY
 from shoestring.systems.seqboat_cost import CostSettings, cost_rows, layer_work, peak_bytes, routed_layer

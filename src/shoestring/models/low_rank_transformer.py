@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from shoestring.layers.linformer import LinformerAttention, SequenceProjection, Sharing
-from shoestring.layers.low_rank_attention import LowRankSelfAttention
-from shoestring.layers.low_rank_embedding import LowRankEmbedding
-from shoestring.layers.low_rank_linear import linear_of_rank
+from shoestring.layers.low_rank.linformer import LinformerAttention, SequenceProjection, Sharing
+from shoestring.layers.low_rank.low_rank_attention import LowRankSelfAttention
+from shoestring.layers.low_rank.low_rank_embedding import LowRankEmbedding
+from shoestring.layers.low_rank.low_rank_linear import linear_of_rank
 from shoestring.layers.self_attention import SelfAttention
 
 EMBEDDING_STD = 0.02

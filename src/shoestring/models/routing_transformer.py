@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shoestring.layers.geglu import GEGLU
-from shoestring.layers.routing_attention import HeadSplit, RoutingAttention
+from shoestring.layers.routing.routing_attention import HeadSplit, RoutingAttention
 from shoestring.layers.state import State
 
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
-from shoestring.layers.seqboat import SeqBoat, check_mask
+from shoestring.layers.seqboat.seqboat import SeqBoat, check_mask
 from shoestring.layers.state import State
 
 LayerFactory = Callable[[int], SeqBoat]

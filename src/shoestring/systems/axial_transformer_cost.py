@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from shoestring.layers.along_axis import from_lines, to_lines
-from shoestring.layers.axial_attention import AxialBlocks
-from shoestring.layers.line_attention import AttentionBlock, LineAttention, self_attend
+from shoestring.layers.axial.along_axis import from_lines, to_lines
+from shoestring.layers.axial.axial_attention import AxialBlocks
+from shoestring.layers.axial.line_attention import AttentionBlock, LineAttention, self_attend
 from shoestring.systems.axial_transformer_claims import BLOCK, MEMORY, SCORES, TIME
 from shoestring.yardstick.comparison import Row
 from shoestring.yardstick.flops import CostCounter

@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from shoestring.generation.semi_parallel import gumbel_noise, stepped_pixels
-from shoestring.layers.line_attention import AttentionBlock
+from shoestring.layers.axial.line_attention import AttentionBlock
 from shoestring.models.axial_image_config import AxialImageConfig
 from shoestring.models.axial_image_model import AxialImageModel
 from shoestring.systems.axial_transformer_claims import GPU_SAMPLING, GPU_TRAINING

@@ -10,8 +10,13 @@ from torch.nn import functional as F
 
 from shoestring.data.pixel_sequences import PixelSequences, PixelTask
 from shoestring.data.shuffled import ShuffledBatches
-from shoestring.layers.long_convolution import LongConv, LongFilter
-from shoestring.layers.squash import KernelRegulariser, geometric_kernel, random_kernel, spectral_roughness
+from shoestring.layers.long_convolution.long_convolution import LongConv, LongFilter
+from shoestring.layers.long_convolution.squash import (
+    KernelRegulariser,
+    geometric_kernel,
+    random_kernel,
+    spectral_roughness,
+)
 from shoestring.layers.state_space import S4D, StateSpace
 from shoestring.models.sequence_classifier import SequenceClassifier
 from shoestring.systems.flash_butterfly_claims import AS_S4D, AS_UNSQUASHED

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shoestring.data.tokens import Characters, TextBatches, every_window, split_ids, token_ids
-from shoestring.layers.long_convolution import FeatureLongConv
+from shoestring.layers.long_convolution.long_convolution import FeatureLongConv
 from shoestring.models.token_transformer import MLP, FeedForward, TokenTransformer
 from shoestring.systems.flash_butterfly_claims import LOSS, WEIGHTS
 from shoestring.training import Trainer, TrainingPlan

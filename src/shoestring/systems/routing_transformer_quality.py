@@ -14,8 +14,8 @@ from shoestring.data.seeded import IGNORED
 from shoestring.data.tokens import Bytes, TextBatches, every_window, split_ids, token_ids
 from shoestring.errors import MissingData
 from shoestring.layers.kmeans import KMeansOptions, update_after_step
-from shoestring.layers.routing_attention import HeadSplit
-from shoestring.layers.routing_options import RoutingOptions
+from shoestring.layers.routing.routing_attention import HeadSplit
+from shoestring.layers.routing.routing_options import RoutingOptions
 from shoestring.models.routing_transformer import (
     RoutingStack,
     RoutingTransformer,

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from shoestring.layers.attention_reach import Everywhere, Window
-from shoestring.layers.compression_index import CompressedPlaces
-from shoestring.layers.seqboat import SeqBoat
-from shoestring.layers.sparse_modular_activation import Decision, run_where_active
+from shoestring.layers.seqboat.attention_reach import Everywhere, Window
+from shoestring.layers.seqboat.compression_index import CompressedPlaces
+from shoestring.layers.seqboat.seqboat import SeqBoat
+from shoestring.layers.seqboat.sparse_modular_activation import Decision, run_where_active
 from shoestring.systems.seqboat_claims import LAYER_TIME, QUADRATIC, SERVING, UNIT_MEMORY, UNIT_TIME
 from shoestring.yardstick.comparison import Row
 from shoestring.yardstick.memory import LiveMemory
