@@ -10,7 +10,7 @@ from shoestring.compression.low_rank_chooser import DENSE, LINFORMER, LOW_RANK
 from shoestring.data.text import default_halves
 from shoestring.errors import MissingData
 from shoestring.layers import LowRankLinear
-from shoestring.models.low_rank_transformer import TransformerEncoder, TransformerOptions
+from shoestring.models.transformer import TransformerEncoder, TransformerOptions
 from shoestring.notices import record_fallbacks
 from shoestring.systems import greenformers, greenformers_speed, language_task
 from shoestring.systems.greenformers import SMOKE_DESIGN, SMOKE_ENCODER, SMOKE_SPEED

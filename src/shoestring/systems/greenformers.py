@@ -38,7 +38,7 @@ card = Card(
         "shoestring.layers.low_rank.low_rank_attention.LowRankSelfAttention",
         "shoestring.layers.low_rank.low_rank_conv.LowRankConv",
         "shoestring.layers.low_rank.low_rank_linear.LowRankLinear",
-        "shoestring.models.low_rank_transformer.TransformerLM",
+        "shoestring.models.transformer.TransformerLM",
         "shoestring.yardstick.energy.footprint",
     ),
     claims=CLAIMS,

@@ -55,7 +55,7 @@ def generation_rows(settings: GenerationSettings, seed: int) -> list[Row]:
     )
     return [
         _without_cache(transformer, ours, settings),
-        CACHED_GENERATION.row(**_paired(stepped, "ours", "cached"), against="KV cache, fused attention"),
+        CACHED_GENERATION.row(**stepped.figures("ours", "cached"), against="KV cache, fused attention"),
         STATE.row(baseline=kept, method=state, against=f"KV cache of {settings.context} tokens"),
         FLAT.row(**_flat(lm, settings, seed), against=f"after {settings.early} tokens"),
         Row(
@@ -163,14 +163,7 @@ def _flat(lm: StateSpaceLM, settings: GenerationSettings, seed: int) -> dict[str
         _, state = lm.prefill(ids[:, :length], lm.init_state(settings.batch))
         works[name] = lambda state=state: lm.step(ids[:, 0], state)
     timed = time_interleaved(works, rounds=settings.rounds, min_sample_seconds=0.05)
-    return _paired(timed, "late", "early")
-
-
-def _paired(timed: InterleavedTimes, method: str, baseline: str) -> dict[str, Any]:
-    return {
-        "baseline": timed.median(baseline), "method": timed.median(method),
-        "ratio": timed.ratio(method, baseline), "spread": timed.interval(method, baseline),
-    }  # fmt: skip
+    return timed.figures("late", "early")
 
 
 def _size(model: nn.Module) -> int:

@@ -209,7 +209,7 @@ def test_under_autocast_it_gives_the_same():
 
 
 BAD = [
-    (lambda: AxialAttention(8, 3, axis=0, n_axes=2), "dim=8 must be a multiple of n_heads=3"),
+    (lambda: AxialAttention(8, 3, axis=0, n_axes=2), "n_heads=3 must divide d_model=8"),
     (lambda: AxialAttention(8, 2, axis=2, n_axes=2), "axis=2 is the feature axis"),
     (lambda: AxialAttention(8, 2, axis=-1, n_axes=2), "axis=-1 must be one of 0 … 1"),
     (lambda: AxialAttention(8, 2, axis=0, n_axes=0), "n_axes=0 must be 1 or more"),

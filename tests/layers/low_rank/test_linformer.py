@@ -56,8 +56,8 @@ def test_all_rows_and_no_mixing_is_dense_attention():
     torch.manual_seed(0)
     dense = SelfAttention(24, 4).double()
     layer = LinformerAttention(24, 4, 17, 17, sharing=Sharing.KEY_VALUE).double()
-    q, k, v = dense.query_key_value.weight.chunk(3)
-    q_bias, k_bias, v_bias = dense.query_key_value.bias.chunk(3)
+    q, k, v = dense.qkv.weight.chunk(3)
+    q_bias, k_bias, v_bias = dense.qkv.bias.chunk(3)
     with torch.no_grad():
         for part, weight, bias in (
             (layer.query, q, q_bias), (layer.key, k, k_bias), (layer.value, v, v_bias),

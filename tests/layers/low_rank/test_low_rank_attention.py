@@ -53,7 +53,7 @@ def test_the_dense_layer_is_torchs_own():
     theirs = nn.MultiheadAttention(12, 3, batch_first=True)
     theirs.load_state_dict(
         {
-            "in_proj_weight": ours.query_key_value.weight, "in_proj_bias": ours.query_key_value.bias,
+            "in_proj_weight": ours.qkv.weight, "in_proj_bias": ours.qkv.bias,
             "out_proj.weight": ours.out.weight, "out_proj.bias": ours.out.bias,
         }
     )  # fmt: skip

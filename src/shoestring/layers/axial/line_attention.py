@@ -1,4 +1,4 @@
-"""Multi-head self-attention over (batch, seq, dim), whole or one element at a time, and its residual block.
+"""Self-attention along a line, whole or one element at a time, and its residual block.
 
 Source: Ho et al. 2019, "Axial Attention in Multidimensional Transformers", section 3.2 and the authors' code
 (the shape of the block and how it starts).
@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from shoestring.layers.self_attention import SelfAttention
 
 ZERO_SCALE = 1e-10
 """Variance scale of output layers: a fresh block is the identity, and yet its gradient is not zero."""
@@ -36,38 +38,17 @@ class LineCache:
         self.length += 1
 
 
-def self_attend(
-    qkv: Float[Tensor, "batch seq three_dim"], n_heads: int, *, causal: bool
-) -> Float[Tensor, "batch seq dim"]:
-    """softmax(q k^T / sqrt(head_dim)) v of each head; queries, keys and values lie one after the other.
-
-    causal: element i sees the elements j <= i. By torch's fused kernel, forward and backward.
-    """
-    q, k, v = qkv.unflatten(-1, (3, n_heads, -1)).permute(2, 0, 3, 1, 4)
-    return F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2).flatten(2)
-
-
-class LineAttention(nn.Module):
+class LineAttention(SelfAttention):
     """Every element of a sequence looks at all of it, or (`causal`) at itself and those before it.
 
-    Shapes: x (batch, seq, dim) -> (batch, seq, dim). One linear layer gives queries, keys and values, with a
-    bias unless `qkv_bias` is False; the output layer has one.
-    Raises: ValueError for a dim that n_heads does not divide.
+    Shapes: x (batch, seq, dim) -> (batch, seq, dim). Starts so that its output is almost zero, and goes on
+    element by element with a cache. Raises: ValueError for a dim that n_heads does not divide.
     """
 
     def __init__(self, dim: int, n_heads: int, *, causal: bool = False, qkv_bias: bool = True) -> None:
-        super().__init__()
-        if n_heads < 1 or dim < 1 or dim % n_heads:
-            raise ValueError(f"dim={dim} must be a multiple of n_heads={n_heads}")
-        self.n_heads = n_heads
-        self.causal = causal
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.out = nn.Linear(dim, dim)
+        super().__init__(dim, n_heads, causal=causal, qkv_bias=qkv_bias)
         scaled_normal_(self.qkv)
         scaled_normal_(self.out, ZERO_SCALE)
-
-    def forward(self, x: Float[Tensor, "batch seq dim"]) -> Float[Tensor, "batch seq dim"]:
-        return self.out(self_attend(self.qkv(x), self.n_heads, causal=self.causal))
 
     def cache(self, batch: int, room: int) -> LineCache:
         """An empty cache for so many lines of `room` elements, of the type and on the device of the weights.
@@ -86,9 +67,6 @@ class LineAttention(nn.Module):
         cache.append(k, v)
         keys, values = cache.keys[:, :, : cache.length], cache.values[:, :, : cache.length]
         return self.out(F.scaled_dot_product_attention(q[:, :, None], keys, values).flatten(1))
-
-    def extra_repr(self) -> str:
-        return f"n_heads={self.n_heads}, causal={self.causal}"
 
 
 class AttentionBlock(nn.Module):

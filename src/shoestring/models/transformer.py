@@ -1,9 +1,12 @@
-"""A Transformer that is small by design: every projection of low rank, the sequence too if asked, or neither.
+"""A Transformer whose parts can be exchanged for cheaper ones: maps of low rank, attention to a projected
+sequence, and any layer in place of the feed-forward network.
 
-Source: Winata et al. 2020, "Lightweight and Efficient End-to-End Speech Recognition Using Low-Rank
-Transformer", section 2 (encoder, decoder without cross-attention); Wang et al. 2020, "Linformer".
+Source: Vaswani et al. 2017, "Attention Is All You Need", section 3; Winata et al. 2020, "Lightweight and
+Efficient End-to-End Speech Recognition Using Low-Rank Transformer", section 2 (encoder, decoder without
+cross-attention); Wang et al. 2020, "Linformer".
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,6 +19,8 @@ from shoestring.layers.low_rank.low_rank_embedding import LowRankEmbedding
 from shoestring.layers.low_rank.low_rank_linear import linear_of_rank
 from shoestring.layers.self_attention import SelfAttention
 
+FeedForward = Callable[[int], nn.Module]
+"""Makes, from d_model, the layer that mixes the features of a token: (batch, seq, d_model) -> the same."""
 EMBEDDING_STD = 0.02
 """As BERT and GPT-2 begin."""
 
@@ -36,8 +41,10 @@ class TransformerOptions:
 
     rank: of every linear map, None for full ones; 50 to 100 in the paper (d_model = 512; its 2 encoder and 4
     decoder blocks could not be checked and are no default here), 100 for BERT-base.
-    linformer: None for plain attention. d_ff: 4 d_model if None. norm_first: normalise what enters a branch,
-    instead of the sum after it as the paper does.
+    linformer: None for plain attention. d_ff: 4 d_model if None. feed_forward: makes the layer that stands in
+    place of the two linear maps of that width. norm_first: normalise what enters a branch, instead of the sum
+    after it as the paper does.
+    Raises: ValueError for sizes below 1.
     """
 
     d_model: int
@@ -50,6 +57,13 @@ class TransformerOptions:
     norm_first: bool = False
     dropout: float = 0.0
     activation: type[nn.Module] = nn.GELU
+    feed_forward: FeedForward | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("d_model", "n_heads", "n_layers", "d_ff"):
+            size = getattr(self, name)
+            if size is not None and size < 1:
+                raise ValueError(f"{name}={size} must be at least 1")
 
 
 class TransformerBlock(nn.Module):
@@ -61,14 +75,10 @@ class TransformerBlock(nn.Module):
 
     def __init__(self, options: TransformerOptions, shared: SequenceProjection | None = None) -> None:
         super().__init__()
-        d_model, d_ff = options.d_model, options.d_ff or 4 * options.d_model
+        d_model = options.d_model
         self.norm_first = options.norm_first
         self.attention = _attention(options, shared)
-        self.feed_forward = nn.Sequential(
-            linear_of_rank(d_model, d_ff, options.rank),
-            options.activation(),
-            linear_of_rank(d_ff, d_model, options.rank),
-        )
+        self.feed_forward = _feed_forward(options)
         self.attention_norm, self.feed_forward_norm = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
         self.dropout = nn.Dropout(options.dropout)
 
@@ -110,15 +120,27 @@ class TransformerLM(nn.Module):
     """Predicts the next token: embeddings, learned places, causal blocks, a head.
 
     Shapes: ids (batch, seq) -> logits (batch, seq, vocab_size). embedding_rank: of the table and of the head,
-    None for full ones.
+    None for full ones. tied: the table is the head as well.
 
-    Raises: ValueError for a sequence above `max_length`, or options with Linformer, which is not causal.
+    Raises: ValueError for sizes below 1, a sequence above `max_length`, options with Linformer, which is not
+    causal, or a table that is both tied and of low rank.
     """
 
     def __init__(
-        self, vocab_size: int, max_length: int, options: TransformerOptions, embedding_rank: int | None = None
+        self,
+        vocab_size: int,
+        max_length: int,
+        options: TransformerOptions,
+        embedding_rank: int | None = None,
+        *,
+        tied: bool = False,
     ) -> None:
         super().__init__()
+        for name, size in (("vocab_size", vocab_size), ("max_length", max_length)):
+            if size < 1:
+                raise ValueError(f"{name}={size} must be at least 1")
+        if tied and embedding_rank is not None:
+            raise ValueError(f"embedding_rank={embedding_rank} has a head of its own; use tied=False")
         d_model = options.d_model
         self.max_length = max_length
         if embedding_rank is None:
@@ -131,6 +153,8 @@ class TransformerLM(nn.Module):
         nn.init.normal_(self.places.weight, std=EMBEDDING_STD)
         self.encoder = TransformerEncoder(replace(options, causal=True))
         self.head = linear_of_rank(d_model, vocab_size, embedding_rank, bias=False)
+        if tied and isinstance(self.embedding, nn.Embedding):
+            self.head.weight = self.embedding.weight
 
     def forward(self, ids: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq vocab"]:
         seq = ids.shape[1]
@@ -152,3 +176,14 @@ def _attention(options: TransformerOptions, shared: SequenceProjection | None) -
     if options.rank is not None:
         return LowRankSelfAttention(d_model, n_heads, options.rank, causal=options.causal, dropout=dropout)
     return SelfAttention(d_model, n_heads, causal=options.causal, dropout=dropout)
+
+
+def _feed_forward(options: TransformerOptions) -> nn.Module:
+    if options.feed_forward is not None:
+        return options.feed_forward(options.d_model)
+    d_ff = 4 * options.d_model if options.d_ff is None else options.d_ff
+    return nn.Sequential(
+        linear_of_rank(options.d_model, d_ff, options.rank),
+        options.activation(),
+        linear_of_rank(d_ff, options.d_model, options.rank),
+    )

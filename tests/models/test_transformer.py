@@ -1,12 +1,13 @@
-"""Transformers that are small by design: sizes, causality, and what becomes of a dense one."""
+"""Transformers with cheaper parts: sizes, causality, and what becomes of a dense one."""
 
 import pytest
 import torch
 from torch import nn
 
 from shoestring.layers import LowRankEmbedding, LowRankLinear, LowRankSelfAttention, Sharing
+from shoestring.layers.long_convolution import FeatureLongConv
 from shoestring.models import TransformerEncoder, TransformerLM, TransformerOptions
-from shoestring.models.low_rank_transformer import LinformerOptions
+from shoestring.models.transformer import LinformerOptions
 from shoestring.yardstick.causality import leaks
 
 SIZES = {"d_model": 24, "n_heads": 3, "n_layers": 2}
@@ -20,7 +21,7 @@ def test_a_dense_block_is_torchs_own():
         )
         ours = TransformerEncoder(TransformerOptions(**SIZES, norm_first=norm_first)).blocks[0]
         names = {
-            "self_attn.in_proj_": "attention.query_key_value.", "self_attn.out_proj.": "attention.out.",
+            "self_attn.in_proj_": "attention.qkv.", "self_attn.out_proj.": "attention.out.",
             "linear1.": "feed_forward.0.", "linear2.": "feed_forward.2.", "norm1.": "attention_norm.",
             "norm2.": "feed_forward_norm.",
         }  # fmt: skip
@@ -83,6 +84,27 @@ def test_embedding_and_head_of_low_rank():
     assert model(torch.randint(500, (2, 16))).shape == (2, 16, 500)
 
 
+@pytest.mark.parametrize("feed_forward", [None, FeatureLongConv])
+def test_any_layer_may_feed_forward_and_the_table_be_the_head(feed_forward):
+    torch.manual_seed(0)
+    options = TransformerOptions(**SIZES, norm_first=True, feed_forward=feed_forward)
+    model = TransformerLM(11, 6, options, tied=True)
+    assert model.head.weight is model.embedding.weight
+    ids = torch.randint(11, (3, 6))
+    logits = model(ids)
+    changed = ids.clone()
+    changed[:, 4] = (ids[:, 4] + 1) % 11
+    torch.testing.assert_close(model(changed)[:, :4], logits[:, :4])
+    assert (model(changed)[:, 4:] - logits[:, 4:]).abs().min() > 0
+    logits.square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+def test_a_narrow_network_is_as_wide_as_it_is_told():
+    block = TransformerEncoder(TransformerOptions(**SIZES, d_ff=5)).blocks[0]
+    assert block.feed_forward[0].weight.shape == (5, 24)
+
+
 def test_what_cannot_be():
     with pytest.raises(ValueError, match="a sequence of 17 tokens is longer than max_length=16"):
         TransformerLM(30, 16, TransformerOptions(**SIZES))(torch.zeros(1, 17, dtype=torch.int64))
@@ -91,3 +113,10 @@ def test_what_cannot_be():
         TransformerLM(30, 16, TransformerOptions(**SIZES, linformer=line))
     with pytest.raises(ValueError, match="rank=0 must be at least 1"):
         TransformerEncoder(TransformerOptions(**SIZES, rank=0))
+    for name in ("d_model", "n_layers", "d_ff"):
+        with pytest.raises(ValueError, match=f"{name}=0 must be at least 1"):
+            TransformerOptions(**SIZES | {name: 0})
+    with pytest.raises(ValueError, match="max_length=0 must be at least 1"):
+        TransformerLM(30, 0, TransformerOptions(**SIZES))
+    with pytest.raises(ValueError, match="embedding_rank=6 has a head of its own; use tied=False"):
+        TransformerLM(30, 16, TransformerOptions(**SIZES), embedding_rank=6, tied=True)
