@@ -126,7 +126,9 @@ def peer_transformers_mamba2(length: int) -> nn.Module:
     from transformers.models.mamba2.configuration_mamba2 import Mamba2Config
     from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 
-    config = Mamba2Config(hidden_size=DIM, num_heads=HEADS, head_dim=2 * DIM // HEADS, num_hidden_layers=1)
+    config = Mamba2Config(
+        hidden_size=DIM, num_heads=HEADS, head_dim=2 * DIM // HEADS, n_groups=1, num_hidden_layers=1
+    )
     return Mamba2Mixer(config, layer_idx=0)
 
 
@@ -284,9 +286,12 @@ def judge(results: dict[str, Any]) -> list[tuple[str, str, bool]]:
         for ratio, length, peer in worst:
             if length == JUDGED_LENGTH:
                 verdicts.append((ours.name, f"{ratio:.2f} of the time of {peer} at {length}", ratio <= 0.5))
-        slope = exponent(list(curve), [point["seconds"] for point in curve.values()])
-        if slope is not None and ours.exponent is not None:
-            verdicts.append((ours.name, f"time grows with exponent {slope:.2f}", slope <= ours.exponent))
+        for what, key in (("time", "seconds"), ("memory", "peak_bytes")):
+            slope = exponent(list(curve), [point[key] for point in curve.values()])
+            if slope is not None and ours.exponent is not None:
+                verdicts.append(
+                    (ours.name, f"{what} grows with exponent {slope:.2f}", slope <= ours.exponent)
+                )
     return verdicts
 
 

@@ -36,10 +36,10 @@ N_HEADS = 4
 class QualitySettings:
     """How long each arm is trained, and on how much. Lengths are in tokens."""
 
-    recall_steps: int = 400
+    recall_steps: int = 300
     recall_length: int = 256
     recall_pairs: int = 32
-    text_steps: int = 100
+    text_steps: int = 200
     text_length: int = 1024
     text_batch: int = 2
     text_windows: int = 24

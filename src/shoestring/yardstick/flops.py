@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from shoestring.kernels import costs
 from shoestring.yardstick import formulas
+from shoestring.yardstick.composite import in_parts
 
 
 class CostCounter(TorchDispatchMode):
@@ -74,6 +75,8 @@ class CostCounter(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if (parts := in_parts(self, func, args, kwargs)) is not NotImplemented:
+            return parts
         heard = self.stated_flops, self.bytes_by_operation.total()
         results = func(*args, **kwargs)
         if costs.cost_is_stated() or heard != (self.stated_flops, self.bytes_by_operation.total()):
@@ -147,6 +150,8 @@ _LOOKUPS = frozenset({"embedding", "gather", "index", "index_select", "take"})
 _OVERWRITES = frozenset(
     {"bernoulli", "copy", "exponential", "fill", "geometric", "normal", "random", "uniform", "zero"}
 )
+_UNDECLARED_VIEWS = frozenset({"_unsafe_view", "_reshape_alias"})
+"""Views whose schema does not say so."""
 _ALLOCATIONS = frozenset({"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "resize"})
 
 
@@ -163,7 +168,7 @@ def traffic(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
         for tensor in _tensors(value)
     }
     fresh = {id(tensor) for tensor in _tensors(results)} - {id(t) for t in _tensors((args, kwargs))}
-    if not written_inputs and _is_view(schema):
+    if not written_inputs and (_is_view(schema) or name in _UNDECLARED_VIEWS):
         return 0
     inputs = {id(tensor): tensor for tensor in _tensors((args, kwargs))}
     outputs = {id(tensor): tensor for tensor in _tensors(results) if id(tensor) in fresh}

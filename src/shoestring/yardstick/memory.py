@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 
+from shoestring.yardstick.composite import in_parts
+
 # torch.tensor(...) makes its storage without an operation and shows it first as the argument of this one.
 _BIRTHS = frozenset({torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default})
 
@@ -91,6 +93,8 @@ class LiveMemory(TorchDispatchMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        if (parts := in_parts(self, func, args, kwargs)) is not NotImplemented:
+            return parts
         inputs = list(_flat_tensors((args, kwargs)))
         for tensor in inputs:
             self._see(tensor, is_static=func not in _BIRTHS)

@@ -70,7 +70,7 @@ def naive_taps(discrete: DenseSystem, length: int) -> Float[Tensor, "channels fe
     state, taps = discrete.b, []
     for _ in range(length):
         taps.append((discrete.c * state).sum(-1))
-        state = (discrete.a @ state.unsqueeze(-1)).squeeze(-1)
+        state = (state.unsqueeze(-2) @ discrete.a.mT).squeeze(-2)
     return torch.stack(taps, dim=-1)
 
 
