@@ -93,4 +93,9 @@ def _full_drawing(model: RowMajorModel, batch: int, drawn: int) -> Callable[[], 
 
 def _row(claim: Claim, timed: InterleavedTimes, count: int) -> Row:
     found = timed.figures("axial", "full")
-    return claim.row(**found | {name: found[name] / count for name in ("baseline", "method")})
+    return claim.row(
+        baseline=found["baseline"] / count,
+        method=found["method"] / count,
+        ratio=found["ratio"],
+        spread=found["spread"],
+    )
