@@ -7,8 +7,6 @@ import torch
 from torch import nn
 
 from shoestring.data.pixel_sequences import digit_pixels
-from shoestring.data.text import default_halves
-from shoestring.errors import MissingData
 from shoestring.kernels.fft_convolution import fft_convolve
 from shoestring.layers.long_convolution.long_convolution import FeatureLongConv
 from shoestring.systems import flash_butterfly, flash_butterfly_pixels
@@ -81,13 +79,3 @@ def test_a_trained_transformer_predicts_better_than_chance():
     assert loss.spread[0] <= loss.difference <= loss.spread[1]
     assert equal.method == loss.method
     assert weights.method > 0
-
-
-def test_without_shakespeare_the_help_topics_answer_and_say_so(monkeypatch):
-    def missing(name: str) -> str:
-        raise MissingData("nowhere")
-
-    monkeypatch.setattr(flash_butterfly, "load_corpus", missing)
-    text, origin = flash_butterfly._text(smoke=False)
-    assert text.startswith(default_halves().calibration[:50])
-    assert origin.endswith("because Tiny Shakespeare is missing: nowhere")

@@ -153,7 +153,7 @@ class TransformerLM(nn.Module):
         nn.init.normal_(self.places.weight, std=EMBEDDING_STD)
         self.encoder = TransformerEncoder(replace(options, causal=True))
         self.head = linear_of_rank(d_model, vocab_size, embedding_rank, bias=False)
-        if tied and isinstance(self.embedding, nn.Embedding):
+        if tied and isinstance(self.embedding, nn.Embedding) and isinstance(self.head, nn.Linear):
             self.head.weight = self.embedding.weight
 
     def forward(self, ids: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq vocab"]:

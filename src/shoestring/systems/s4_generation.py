@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from shoestring.models.decoder_step import Want
 from shoestring.models.state_space_lm import StateSpaceLM
 from shoestring.systems.s4_claims import CACHED_GENERATION, FLAT, GENERATION, STATE
 from shoestring.yardstick.comparison import Row
-from shoestring.yardstick.timing import InterleavedTimes, time_interleaved
+from shoestring.yardstick.timing import TimeFigures, time_interleaved
 
 VOCABULARY, HEAD_DIM = 256, 32
 
@@ -154,7 +153,7 @@ def _summed(timed: InterleavedTimes, names: Iterable[str], turn: int) -> float:
     return sum(timed.seconds[name][turn] for name in names)
 
 
-def _flat(lm: StateSpaceLM, settings: GenerationSettings, seed: int) -> dict[str, Any]:
+def _flat(lm: StateSpaceLM, settings: GenerationSettings, seed: int) -> TimeFigures:
     """One step from the state after `early` tokens and one from that after `late`, in turns."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(VOCABULARY, (settings.batch, settings.late), generator=generator)
