@@ -15,7 +15,7 @@ from shoestring.models.decoder_step import Want
 from shoestring.models.state_space_lm import StateSpaceLM
 from shoestring.systems.s4_claims import CACHED_GENERATION, FLAT, GENERATION, STATE
 from shoestring.yardstick.comparison import Row
-from shoestring.yardstick.timing import TimeFigures, time_interleaved
+from shoestring.yardstick.timing import InterleavedTimes, TimeFigures, time_interleaved
 
 VOCABULARY, HEAD_DIM = 256, 32
 
