@@ -23,8 +23,8 @@ demo: $(VENV)/.base  ## fit SmolLM2-135M into 64 MiB, then let it write
 	$(BIN)/shoestring generate build/demo "A budget is" --max-new-tokens 48
 
 lint: $(VENV)/.dev
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks examples
+	$(BIN)/ruff format --check src tests benchmarks examples
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

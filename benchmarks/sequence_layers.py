@@ -55,13 +55,13 @@ def s4(length: int) -> nn.Module:
 
 
 def long_convolution(length: int) -> nn.Module:
-    from shoestring.layers.long_convolution import LongConv
+    from shoestring.layers.long_convolution.long_convolution import LongConv
 
     return LongConv(DIM, length, causal=True)
 
 
 def mamba(length: int) -> nn.Module:
-    from shoestring.layers.mamba import MambaMixer
+    from shoestring.layers.mamba.mamba import MambaMixer
 
     return MambaMixer(DIM)
 
@@ -72,8 +72,8 @@ def clusters(length: int) -> int:
 
 
 def routing(length: int) -> nn.Module:
-    from shoestring.layers.routing_attention import HeadSplit, RoutingAttention
-    from shoestring.layers.routing_options import RoutingOptions
+    from shoestring.layers.routing.routing_attention import HeadSplit, RoutingAttention
+    from shoestring.layers.routing.routing_options import RoutingOptions
 
     k = clusters(length)
     options = RoutingOptions(n_clusters=k, window=length // k)
@@ -82,7 +82,7 @@ def routing(length: int) -> nn.Module:
 
 def axial(length: int) -> nn.Module:
     """A row and a column layer on a grid that is as square as the length allows."""
-    from shoestring.layers.axial_attention import AxialAttention
+    from shoestring.layers.axial.axial_attention import AxialAttention
 
     height = clusters(length)
 
@@ -98,13 +98,13 @@ def axial(length: int) -> nn.Module:
 
 
 def linformer(length: int) -> nn.Module:
-    from shoestring.layers.linformer import LinformerAttention
+    from shoestring.layers.low_rank.linformer import LinformerAttention
 
     return LinformerAttention(DIM, HEADS, length, 256)
 
 
 def seqboat(length: int) -> nn.Module:
-    from shoestring.layers.seqboat import SeqBoat
+    from shoestring.layers.seqboat.seqboat import SeqBoat
 
     return SeqBoat(DIM)
 
@@ -154,7 +154,7 @@ def peer_attention(length: int) -> nn.Module:
 
 
 def torch_attention(length: int) -> nn.Module:
-    from shoestring.layers.line_attention import LineAttention
+    from shoestring.layers.axial.line_attention import LineAttention
 
     return LineAttention(DIM, HEADS, causal=True)
 

@@ -14,7 +14,7 @@ from shoestring.compression import RoundToNearest, apply, auto_fact, capture
 from shoestring.compression.auto_factorize import factor_conv, factor_linear
 from shoestring.compression.factor_solvers import ActivationAware, EnergyRank, TruncatedSVD
 from shoestring.layers import LowRankConv, LowRankLinear, break_even_rank, conv_break_even_rank
-from shoestring.layers.low_rank_conv import kernel_blind_break_even_rank
+from shoestring.layers.low_rank.low_rank_conv import kernel_blind_break_even_rank
 from shoestring.notices import record_fallbacks
 
 

@@ -22,7 +22,7 @@ from shoestring.compression.low_rank_chooser import (
     linformer_block,
     low_rank_block,
 )
-from shoestring.models.low_rank_transformer import LinformerOptions, TransformerBlock, TransformerOptions
+from shoestring.models.transformer import LinformerOptions, TransformerBlock, TransformerOptions
 from shoestring.yardstick.flops import CostCounter
 
 LONGEST, RANK, PROJECTED = 96, 12, 24

@@ -16,7 +16,7 @@ from shoestring.generation.decoder_runner import DecoderRunner, decoder_cache
 from shoestring.generation.dense_cache import DenseCache
 from shoestring.generation.runner import make_runner
 from shoestring.kernels.grouped_linear import Activations
-from shoestring.layers.low_rank_linear import LowRankLinear
+from shoestring.layers.low_rank.low_rank_linear import LowRankLinear
 from shoestring.models.built_in import built_in_file
 from shoestring.models.decoder import Decoder
 from shoestring.models.load import load_decoder

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from shoestring.layers.state import clone_state, reorder_state, state_bytes
+from shoestring.layers.state import clone_state, join_states, reorder_state, state_bytes, state_of
 
 
 def _state():
@@ -27,3 +27,15 @@ def test_reorder_copies_samples():
         assert torch.equal(taken[name], tensor[[1, 1, 0]])
     with pytest.raises(IndexError):
         reorder_state(state, torch.tensor([2]))
+
+
+def test_joined_states_come_apart_again():
+    states = [{"x": torch.ones(1)} for _ in range(12)]
+    states[3] = {}
+    states[11] = _state()
+    joined = join_states(states)
+    assert set(joined) == {f"{i}.x" for i in range(11) if i != 3} | {"11.conv", "11.ssm"}
+    for layer, state in enumerate(states):
+        found = state_of(joined, layer)
+        assert found.keys() == state.keys()
+        assert all(found[name] is tensor for name, tensor in state.items())

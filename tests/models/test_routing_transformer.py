@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from shoestring.layers.kmeans import update_after_step
-from shoestring.layers.routing_attention import HeadSplit
-from shoestring.layers.routing_options import RoutingOptions
+from shoestring.layers.routing.routing_attention import HeadSplit
+from shoestring.layers.routing.routing_options import RoutingOptions
 from shoestring.models.routing_transformer import RoutingTransformer, RoutingTransformerConfig, language_loss
 
 

@@ -5,8 +5,8 @@ from functools import partial
 import pytest
 import torch
 
-from shoestring.layers.attention_reach import Everywhere, Window
-from shoestring.layers.seqboat import SeqBoat
+from shoestring.layers.seqboat.attention_reach import Everywhere, Window
+from shoestring.layers.seqboat.seqboat import SeqBoat
 from shoestring.layers.state import Recurrent, state_bytes
 from shoestring.models.seqboat import SeqBoatClassifier, SeqBoatLM, SeqBoatStack
 

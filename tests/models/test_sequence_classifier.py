@@ -8,7 +8,7 @@ SIZES = {"d_input": 3, "d_model": 8, "n_layers": 2, "n_classes": 5}
 
 
 @pytest.mark.parametrize("prenorm", [True, False])
-@pytest.mark.parametrize("norm", ["layer", "batch"])
+@pytest.mark.parametrize("norm", ["layer", "batch", "scale"])
 @pytest.mark.parametrize("pooling", ["mean", "last"])
 def test_shapes_and_gradients(prenorm, norm, pooling):
     model = SequenceClassifier(
@@ -56,7 +56,7 @@ def test_token_ids():
 def test_bad_input():
     with pytest.raises(ValueError, match="n_layers=0 must be at least 1"):
         SequenceClassifier(nn.Identity, **SIZES | {"n_layers": 0})
-    with pytest.raises(ValueError, match="norm='group'; use one of 'layer', 'batch'"):
+    with pytest.raises(ValueError, match="norm='group'; use one of 'layer', 'batch', 'scale'"):
         SequenceClassifier(nn.Identity, **SIZES, norm="group")
     with pytest.raises(ValueError, match="pooling='max'; use one of 'mean', 'last'"):
         SequenceClassifier(nn.Identity, **SIZES, pooling="max")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from shoestring.layers.parameter_hint import hinted_parameters
-from shoestring.layers.patch_tokens import ClassToken
+from shoestring.layers.patches.patch_tokens import ClassToken
 from shoestring.models.vision_mamba import VisionMamba
 from shoestring.models.vision_mamba_config import (
     Direction,

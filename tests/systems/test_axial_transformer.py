@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from shoestring.layers.along_axis import from_lines, to_lines
+from shoestring.layers.axial.along_axis import from_lines, to_lines
 from shoestring.models.axial_image_config import AxialImageConfig
 from shoestring.systems import axial_transformer_density as density
 from shoestring.systems.axial_transformer_cost import along_lines, explicit_attention, over_everything

@@ -4,13 +4,11 @@ import dataclasses
 
 import pytest
 import torch
+from torch import nn
 
 from shoestring.data.pixel_sequences import digit_pixels
-from shoestring.data.text import default_halves
-from shoestring.errors import MissingData
 from shoestring.kernels.fft_convolution import fft_convolve
-from shoestring.layers.long_convolution import FeatureLongConv
-from shoestring.models.token_transformer import MLP
+from shoestring.layers.long_convolution.long_convolution import FeatureLongConv
 from shoestring.systems import flash_butterfly, flash_butterfly_pixels
 from shoestring.systems.flash_butterfly_pixels import GEOMETRIC, NONE, SQUASH, STATE_SPACE, pixel_rows
 from shoestring.systems.flash_butterfly_speed import direct_convolve, plain_fft_convolve
@@ -30,7 +28,9 @@ def test_what_is_timed_computes_the_same(steps):
 @pytest.mark.parametrize("d_model", [16, 128, 768])
 def test_the_narrow_mlp_weighs_as_much(d_model):
     mine = sum(p.numel() for p in FeatureLongConv(d_model).parameters())
-    narrow = sum(p.numel() for p in MLP(d_model, equal_hidden(d_model)).parameters())
+    hidden = equal_hidden(d_model)
+    layers = nn.Sequential(nn.Linear(d_model, hidden), nn.Linear(hidden, d_model))
+    narrow = sum(p.numel() for p in layers.parameters())
     assert abs(narrow - mine) <= d_model + 1
 
 
@@ -79,13 +79,3 @@ def test_a_trained_transformer_predicts_better_than_chance():
     assert loss.spread[0] <= loss.difference <= loss.spread[1]
     assert equal.method == loss.method
     assert weights.method > 0
-
-
-def test_without_shakespeare_the_help_topics_answer_and_say_so(monkeypatch):
-    def missing(name: str) -> str:
-        raise MissingData("nowhere")
-
-    monkeypatch.setattr(flash_butterfly, "load_corpus", missing)
-    text, origin = flash_butterfly._text(smoke=False)
-    assert text.startswith(default_halves().calibration[:50])
-    assert origin.endswith("because Tiny Shakespeare is missing: nowhere")

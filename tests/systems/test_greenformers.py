@@ -8,11 +8,9 @@ from shoestring.compression.calibration import Moments
 from shoestring.compression.factor_solvers import ActivationAware, TruncatedSVD
 from shoestring.compression.low_rank_chooser import DENSE, LINFORMER, LOW_RANK
 from shoestring.data.text import default_halves
-from shoestring.errors import MissingData
 from shoestring.layers import LowRankLinear
-from shoestring.models.low_rank_transformer import TransformerEncoder, TransformerOptions
-from shoestring.notices import record_fallbacks
-from shoestring.systems import greenformers, greenformers_speed, language_task
+from shoestring.models.transformer import TransformerEncoder, TransformerOptions
+from shoestring.systems import greenformers, greenformers_speed
 from shoestring.systems.greenformers import SMOKE_DESIGN, SMOKE_ENCODER, SMOKE_SPEED
 from shoestring.systems.greenformers_claims import (
     AWARE,
@@ -152,20 +150,6 @@ def test_characters_of_the_users_text(monkeypatch, tmp_path):
     assert text.vocab_size == 4
     assert text.name == "play.txt"
     assert "".join("\nabc"[i] for i in [*text.train, *text.held_out]) == "abba\n\ncab\n\nbac"
-
-
-def test_a_corpus_that_cannot_be_had_is_said(monkeypatch):
-    def missing(name: str) -> str:
-        raise MissingData(f"{name} is nowhere")
-
-    monkeypatch.delenv("SHOESTRING_TEXT", raising=False)
-    monkeypatch.setattr(language_task, "load_corpus", missing)
-    with record_fallbacks() as said:
-        assert corpus_halves("shakespeare").name == "pydoc_data.topics"
-    assert said == ["shakespeare: the default text stands in for it: shakespeare is nowhere"]
-    monkeypatch.setattr(language_task, "load_corpus", lambda name: "one\n\ntwo three")
-    halves = corpus_halves("shakespeare")
-    assert (halves.calibration, halves.held_out, halves.name) == ("one\n\n", "two three", "shakespeare")
 
 
 def test_both_models_learn_alike_and_sizes_are_of_blocks():

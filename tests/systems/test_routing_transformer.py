@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from shoestring.layers.routing_options import RoutingOptions
+from shoestring.layers.routing.routing_options import RoutingOptions
 from shoestring.systems.routing_transformer import card, measure
 from shoestring.systems.routing_transformer_claims import CLAIMS, MODES
 from shoestring.systems.routing_transformer_quality import (

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from shoestring.data.seeded import IGNORED
-from shoestring.layers.attention_reach import Chunks, Window
-from shoestring.layers.seqboat import SeqBoat
+from shoestring.layers.seqboat.attention_reach import Chunks, Window
+from shoestring.layers.seqboat.seqboat import SeqBoat
 from shoestring.systems import seqboat
 from shoestring.systems.seqboat_claims import CLAIMS, LEAST_ACTIVITY, MEAN_ACTIVITY, QUADRATIC, UNIT_MEMORY
 from shoestring.systems.seqboat_cost import CostSettings, cost_rows, layer_work, peak_bytes, routed_layer
@@ -100,7 +100,7 @@ def test_a_text_is_judged_on_its_last_tenth():
 
 def test_a_full_run_names_its_rows_apart(monkeypatch):
     monkeypatch.setattr(seqboat, "LONG_RECALL", seqboat.SMOKE_RECALL)
-    monkeypatch.setattr(seqboat, "load_corpus", lambda _: "some text. " * 200)
+    monkeypatch.setattr(seqboat, "corpus_text", lambda name: ("some text. " * 200, name))
     tiny = TextSettings(length=16, window=4, d_model=8, layers=1, steps=1, batch_size=2, judged=1)
     monkeypatch.setattr(seqboat, "TextSettings", lambda: tiny)
     rows, notes = seqboat._full_rows(0)
@@ -108,7 +108,7 @@ def test_a_full_run_names_its_rows_apart(monkeypatch):
     assert len(set(metrics)) == len(metrics)
     assert not {claim.metric for claim in CLAIMS} & set(metrics)
     assert all(row.bar is None for row in rows)
-    assert notes[-1] == "text: Shakespeare"
+    assert notes[-1] == "text: shakespeare"
 
 
 @pytest.mark.slow

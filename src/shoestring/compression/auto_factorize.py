@@ -16,8 +16,14 @@ from torch import nn
 from shoestring.compression.apply import forget_tied_parameters
 from shoestring.compression.factor_solvers import EnergyRank, Factors, Solver, solver_of
 from shoestring.compression.weight_matrix import is_linear, weight_matrix
-from shoestring.layers.low_rank_conv import Conv, LowRankConv, conv_break_even_rank, rank_of_groups, taps_of
-from shoestring.layers.low_rank_linear import LowRankLinear, break_even_rank
+from shoestring.layers.low_rank.low_rank_conv import (
+    Conv,
+    LowRankConv,
+    conv_break_even_rank,
+    rank_of_groups,
+    taps_of,
+)
+from shoestring.layers.low_rank.low_rank_linear import LowRankLinear, break_even_rank
 from shoestring.notices import notice_fallback
 
 Rank = int | float | EnergyRank

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from shoestring.compression.gguf_blocks import BLOCK, KINDS, gguf_blocks
 from shoestring.compression.gguf_tokenizer import build_tokenizer, copy_tokenizer
 from shoestring.files import replacing_file
-from shoestring.layers.low_rank_linear import LowRankLinear
+from shoestring.layers.low_rank.low_rank_linear import LowRankLinear
 from shoestring.layers.packed_linear import PackedEmbedding, PackedLinear
 
 Kind = gguf.GGMLQuantizationType

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from shoestring.compression.calibration import Calibration
 from shoestring.compression.recipe import ModuleRecipe, Needs
 from shoestring.compression.weight_matrix import is_embedding, matrix_shape, weight_matrix
-from shoestring.layers.low_rank_linear import LowRankLinear
+from shoestring.layers.low_rank.low_rank_linear import LowRankLinear
 
 WHITENING_DAMPING = 1e-6
 """Added to the diagonal of the second moment, in units of its mean, so that it factorises."""

@@ -14,7 +14,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch.nn import functional as F
 
-from shoestring.layers.linformer import mixes_first
+from shoestring.layers.low_rank.linformer import mixes_first
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from torch import nn
 
 from shoestring.layers.dual_binary_linear import DualBinaryLinear
 from shoestring.layers.float_coded_linear import FloatCodedLinear
-from shoestring.layers.low_rank_conv import LowRankConv
-from shoestring.layers.low_rank_linear import LowRankLinear
+from shoestring.layers.low_rank.low_rank_conv import LowRankConv
+from shoestring.layers.low_rank.low_rank_linear import LowRankLinear
 from shoestring.layers.reordered_linear import ReorderedLinear
 from shoestring.layers.row_sparse_linear import RowSparseLinear
 from shoestring.layers.sparse_linear import SparseLinear, stored_shapes

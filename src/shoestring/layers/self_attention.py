@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 
 class SelfAttention(nn.Module):
-    """softmax(Q Kᵀ / √d_h) V, heads joined and projected.
+    """softmax(Q Kᵀ / √d_h) V, heads joined and projected. causal: token i sees the tokens j <= i.
 
     Shapes: x (batch, seq, d_model) -> (batch, seq, d_model); mask (batch, seq): True at real tokens.
 
@@ -14,24 +14,49 @@ class SelfAttention(nn.Module):
     Source: Vaswani et al. 2017, "Attention Is All You Need", section 3.2.
     """
 
-    def __init__(self, d_model: int, n_heads: int, *, causal: bool = False, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        d_model: int,
+        n_heads: int,
+        *,
+        causal: bool = False,
+        dropout: float = 0.0,
+        qkv_bias: bool = True,
+    ) -> None:
         super().__init__()
         check_heads(d_model, n_heads)
         self.n_heads, self.causal, self.dropout = n_heads, causal, dropout
-        self.query_key_value = nn.Linear(d_model, 3 * d_model)
+        self.qkv = nn.Linear(d_model, 3 * d_model, bias=qkv_bias)
         self.out = nn.Linear(d_model, d_model)
 
     def forward(
         self, x: Float[Tensor, "batch seq d_model"], mask: Bool[Tensor, "batch seq"] | None = None
     ) -> Float[Tensor, "batch seq d_model"]:
-        q, k, v = (split_heads(part, self.n_heads) for part in self.query_key_value(x).chunk(3, -1))
         dropout = self.dropout if self.training else 0.0
-        return self.out(join_heads(masked_attention(q, k, v, mask, causal=self.causal, dropout=dropout)))
+        return self.out(
+            self_attend(self.qkv(x), self.n_heads, mask=mask, causal=self.causal, dropout=dropout)
+        )
+
+    def extra_repr(self) -> str:
+        return f"n_heads={self.n_heads}, causal={self.causal}"
+
+
+def self_attend(
+    qkv: Float[Tensor, "batch seq three_d_model"],
+    n_heads: int,
+    *,
+    mask: Bool[Tensor, "batch seq"] | None = None,
+    causal: bool = False,
+    dropout: float = 0.0,
+) -> Float[Tensor, "batch seq d_model"]:
+    """softmax(Q Kᵀ / √d_h) V of each head; queries, keys and values lie one after the other."""
+    q, k, v = (split_heads(part, n_heads) for part in qkv.chunk(3, -1))
+    return join_heads(masked_attention(q, k, v, mask, causal=causal, dropout=dropout))
 
 
 def check_heads(d_model: int, n_heads: int) -> None:
-    """Raises: ValueError where `n_heads` does not divide `d_model`."""
-    if n_heads < 1 or d_model % n_heads:
+    """Raises: ValueError for a width below 1 or one that `n_heads` does not divide."""
+    if n_heads < 1 or d_model < 1 or d_model % n_heads:
         raise ValueError(f"n_heads={n_heads} must divide d_model={d_model}.")
 
 

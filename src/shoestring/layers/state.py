@@ -4,7 +4,7 @@ A state is a table of named tensors, batch first, whose size does not depend on 
 Layers read and write sequences as (batch, seq, dim).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -53,3 +53,14 @@ def reorder_state(state: State, samples: Int[Tensor, " batch_out"]) -> State:
     Raises: IndexError for a sample that is not there.
     """
     return {name: tensor.index_select(0, samples) for name, tensor in state.items()}
+
+
+def join_states(states: Iterable[State]) -> State:
+    """The states of the layers of a network as one: tensor "x" of layer 2 is called "2.x"."""
+    return {f"{i}.{name}": tensor for i, state in enumerate(states) for name, tensor in state.items()}
+
+
+def state_of(state: State, layer: int) -> State:
+    """What `join_states` was given for this layer; empty where that had no state."""
+    prefix = f"{layer}."
+    return {name.removeprefix(prefix): part for name, part in state.items() if name.startswith(prefix)}

@@ -11,17 +11,16 @@ from shoestring.models.gguf_decoder import GGUFDecoder
 from shoestring.models.gguf_file import GGUFFile
 from shoestring.models.hooks import AttendCall, AttnPlan, Context, Drop, Keep, Phase, Route
 from shoestring.models.load import load_decoder, load_tokenizer
-from shoestring.models.low_rank_transformer import (
+from shoestring.models.protocols import CacheCannot, HookConflict, KVCache, KVView, Traffic
+from shoestring.models.safetensors_file import SafetensorsFile, ShardedSafetensors
+from shoestring.models.seqboat import SeqBoatClassifier, SeqBoatLM
+from shoestring.models.sequence_classifier import SequenceClassifier
+from shoestring.models.transformer import (
     TransformerBlock,
     TransformerEncoder,
     TransformerLM,
     TransformerOptions,
 )
-from shoestring.models.protocols import CacheCannot, HookConflict, KVCache, KVView, Traffic
-from shoestring.models.safetensors_file import SafetensorsFile, ShardedSafetensors
-from shoestring.models.seqboat import SeqBoatClassifier, SeqBoatLM
-from shoestring.models.sequence_classifier import SequenceClassifier
-from shoestring.models.token_transformer import TokenTransformer
 from shoestring.models.vision_mamba import VisionMamba
 from shoestring.models.vision_mamba_config import VisionMambaConfig, vision_mamba_size
 from shoestring.models.vision_mamba_weights import load_vision_mamba, save_vision_mamba
@@ -54,7 +53,6 @@ __all__ = [
     "SeqBoatLM",
     "SequenceClassifier",
     "ShardedSafetensors",
-    "TokenTransformer",
     "Traffic",
     "TransformerBlock",
     "TransformerEncoder",

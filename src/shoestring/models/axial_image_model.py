@@ -14,8 +14,8 @@ from jaxtyping import Float, Int, Integer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shoestring.layers.axial_attention import AxialBlocks
-from shoestring.layers.line_attention import ZERO_SCALE, scaled_normal_
+from shoestring.layers.axial.axial_attention import AxialBlocks
+from shoestring.layers.axial.line_attention import ZERO_SCALE, scaled_normal_
 from shoestring.models.axial_image_config import AxialImageConfig
 from shoestring.models.axial_image_steps import AxialImageSteps
 from shoestring.models.grid_position import GridPosition

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from shoestring.layers.line_attention import LineCache
+from shoestring.layers.axial.line_attention import LineCache
 
 if TYPE_CHECKING:
     from shoestring.models.axial_image_model import AxialImageModel

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shoestring.layers.geglu import GEGLU
-from shoestring.layers.routing_attention import HeadSplit, RoutingAttention
-from shoestring.layers.state import State
+from shoestring.layers.routing.routing_attention import HeadSplit, RoutingAttention
+from shoestring.layers.state import State, join_states, state_of
 
 
 @dataclass(frozen=True)
@@ -141,29 +141,27 @@ class RoutingStack(nn.Module):
         self, batch: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> State:
         """The state before the first position."""
-        found: dict[str, Tensor] = {}
-        for number, block in enumerate(self._each()):
-            state = block.attention.init_state(batch, device=device, dtype=dtype)
-            found |= {f"{number}.{name}": tensor for name, tensor in state.items()}
-        return found
+        return join_states(
+            block.attention.init_state(batch, device=device, dtype=dtype) for block in self._each()
+        )
 
     def prefill(
         self, x: Float[Tensor, "batch seq dim"], state: State
     ) -> tuple[Float[Tensor, "batch seq dim"], State]:
         """Outputs of positions that follow those of the state."""
-        found: dict[str, Tensor] = {}
+        after = []
         for number, block in enumerate(self._each()):
-            x, part = block.prefill(x, _part(number, state))
-            found |= {f"{number}.{name}": tensor for name, tensor in part.items()}
-        return self.norm(x), found
+            x, own = block.prefill(x, state_of(state, number))
+            after.append(own)
+        return self.norm(x), join_states(after)
 
     def step(self, x: Float[Tensor, "batch dim"], state: State) -> tuple[Float[Tensor, "batch dim"], State]:
         """The output of one more position."""
-        found: dict[str, Tensor] = {}
+        after = []
         for number, block in enumerate(self._each()):
-            x, part = block.step(x, _part(number, state))
-            found |= {f"{number}.{name}": tensor for name, tensor in part.items()}
-        return self.norm(x), found
+            x, own = block.step(x, state_of(state, number))
+            after.append(own)
+        return self.norm(x), join_states(after)
 
     def _each(self) -> list[RoutingBlock]:
         return cast(list[RoutingBlock], list(self.blocks))
@@ -231,8 +229,3 @@ def language_loss(
     found = model(tokens)
     loss = F.cross_entropy(found.logits.flatten(0, 1).float(), targets.flatten())
     return loss + model.config.commitment * found.commitment
-
-
-def _part(number: int, state: State) -> dict[str, Tensor]:
-    start = f"{number}."
-    return {name.removeprefix(start): t for name, t in state.items() if name.startswith(start)}

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
-from shoestring.layers.seqboat import SeqBoat, check_mask
-from shoestring.layers.state import State
+from shoestring.layers.seqboat.seqboat import SeqBoat, check_mask
+from shoestring.layers.state import State, join_states, state_of
 
 LayerFactory = Callable[[int], SeqBoat]
 """From d_model to a layer, e.g. `functools.partial(SeqBoat, reach=Window(64))`."""
@@ -48,7 +48,7 @@ class SeqBoatStack(nn.Module):
     ) -> State:
         """The states of all layers, named "0.ema", "0.keys", … Raises: ValueError as the layers do."""
         states = [layer.init_state(batch, device=device, dtype=dtype) for layer in self._recurrent()]
-        return _joined(states)
+        return join_states(states)
 
     def prefill(
         self, x: Float[Tensor, "batch seq d_model"], state: State
@@ -56,9 +56,9 @@ class SeqBoatStack(nn.Module):
         """As `Recurrent`."""
         states = []
         for number, layer in enumerate(self._recurrent()):
-            x, after = layer.prefill(x, _part(state, number))
+            x, after = layer.prefill(x, state_of(state, number))
             states.append(after)
-        return self.norm(x), _joined(states)
+        return self.norm(x), join_states(states)
 
     def step(
         self, x: Float[Tensor, "batch d_model"], state: State
@@ -66,9 +66,9 @@ class SeqBoatStack(nn.Module):
         """As `Recurrent`."""
         states = []
         for number, layer in enumerate(self._recurrent()):
-            x, after = layer.step(x, _part(state, number))
+            x, after = layer.step(x, state_of(state, number))
             states.append(after)
-        return self.norm(x), _joined(states)
+        return self.norm(x), join_states(states)
 
     def _recurrent(self) -> list[SeqBoat]:
         return [layer for layer in self.layers if isinstance(layer, SeqBoat)]
@@ -162,12 +162,3 @@ class SeqBoatClassifier(nn.Module):
         check_mask(mask, x)
         h = self.stack(self.encoder(x), mask).masked_fill(~mask.unsqueeze(-1), 0.0)
         return self.head(h.sum(1) / mask.sum(1, keepdim=True))
-
-
-def _joined(states: list[State]) -> State:
-    return {f"{number}.{name}": part for number, state in enumerate(states) for name, part in state.items()}
-
-
-def _part(state: State, number: int) -> State:
-    prefix = f"{number}."
-    return {name.removeprefix(prefix): part for name, part in state.items() if name.startswith(prefix)}

@@ -9,19 +9,15 @@ from collections.abc import Callable
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-NORMS = ("layer", "batch")
+from shoestring.layers.sequence_norm import sequence_norm
+
 POOLINGS = ("mean", "last")
-
-
-class ChannelBatchNorm(nn.BatchNorm1d):
-    """Batch normalisation of each feature over batch and time. Shapes: (batch, seq, dim) -> the same."""
-
-    def forward(self, x: Float[Tensor, "batch seq dim"]) -> Float[Tensor, "batch seq dim"]:
-        return super().forward(x.transpose(1, 2)).transpose(1, 2)
 
 
 class ResidualSequenceBlock(nn.Module):
     """x + dropout(layer(norm(x))), or norm(x + dropout(layer(x))) with `prenorm=False`.
+
+    norm: see `sequence_norm`.
 
     Shapes: (batch, seq, d_model) -> the same.
     """
@@ -102,16 +98,6 @@ class SequenceClassifier(nn.Module):
             raise ValueError(f"x has shape {tuple(x.shape)}; give (batch, seq, {self.d_input})")
         if x.shape[1] == 0:
             raise ValueError("x has no steps; give a sequence of at least one")
-
-
-def sequence_norm(kind: str, d_model: int) -> nn.Module:
-    """A norm over (batch, seq, d_model): "layer", of each step, or "batch", of each feature.
-
-    Raises: ValueError for another kind.
-    """
-    if kind not in NORMS:
-        raise ValueError(f"norm={kind!r}; use one of {', '.join(map(repr, NORMS))}")
-    return nn.LayerNorm(d_model) if kind == "layer" else ChannelBatchNorm(d_model)
 
 
 def _made(layer: Callable[[int], nn.Module], d_model: int) -> nn.Module:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from shoestring.layers.state import State
+from shoestring.layers.state import State, join_states, state_of
 from shoestring.layers.state_space import S4, StateSpaceLayer
 
 
@@ -96,28 +96,29 @@ class StateSpaceLM(nn.Module):
         self, batch: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> State:
         """The state before the first token."""
-        states = (block.layer.init_state(batch, device=device, dtype=dtype) for block in self._layers)
-        return {f"{i}.{name}": tensor for i, state in enumerate(states) for name, tensor in state.items()}
+        return join_states(
+            block.layer.init_state(batch, device=device, dtype=dtype) for block in self._layers
+        )
 
     def prefill(
         self, ids: Int[Tensor, "batch seq"], state: State
     ) -> tuple[Float[Tensor, "batch seq vocab"], State]:
         """Logits after each of these tokens, and the state after them."""
         x = self._embedded(ids)
-        after: dict[str, Tensor] = {}
+        after = []
         for i, block in enumerate(self._layers):
-            x, own = block.prefill(x, _part(state, i))
-            after |= {f"{i}.{name}": tensor for name, tensor in own.items()}
-        return self._logits(x), after
+            x, own = block.prefill(x, state_of(state, i))
+            after.append(own)
+        return self._logits(x), join_states(after)
 
     def step(self, ids: Int[Tensor, " batch"], state: State) -> tuple[Float[Tensor, "batch vocab"], State]:
         """Logits after one more token, and the state after it."""
         x = self._embedded(ids)
-        after: dict[str, Tensor] = {}
+        after = []
         for i, block in enumerate(self._layers):
-            x, own = block.step(x, _part(state, i))
-            after |= {f"{i}.{name}": tensor for name, tensor in own.items()}
-        return self._logits(x), after
+            x, own = block.step(x, state_of(state, i))
+            after.append(own)
+        return self._logits(x), join_states(after)
 
     @property
     def _layers(self) -> list[StateSpaceBlock]:
@@ -140,8 +141,3 @@ def _causal(layer: StateSpaceLayer) -> StateSpaceLayer:
     if layer.ssm.bidirectional:
         raise ValueError("a bidirectional layer sees the token it should predict; use one direction")
     return layer
-
-
-def _part(state: State, block: int) -> State:
-    prefix = f"{block}."
-    return {name[len(prefix) :]: tensor for name, tensor in state.items() if name.startswith(prefix)}

@@ -10,15 +10,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from shoestring.layers.bidirectional_mamba import BidirectionalMamba, SharedBidirectionalMamba
-from shoestring.layers.bidirectional_mamba2 import BidirectionalMamba2
 from shoestring.layers.drop_path import DropPath, depth_rates
-from shoestring.layers.mamba import MambaMixer
+from shoestring.layers.mamba.bidirectional_mamba import BidirectionalMamba, SharedBidirectionalMamba
+from shoestring.layers.mamba.bidirectional_mamba2 import BidirectionalMamba2
+from shoestring.layers.mamba.mamba import MambaMixer
 from shoestring.layers.norm import RMSNorm
 from shoestring.layers.parameter_hint import ParameterHint
-from shoestring.layers.patch_embedding import PatchEmbedding
-from shoestring.layers.patch_tokens import PatchTokens, TokenSequence, place, without
-from shoestring.layers.rotary_grid import rotate_grid
+from shoestring.layers.patches.patch_embedding import PatchEmbedding
+from shoestring.layers.patches.patch_tokens import PatchTokens, TokenSequence, place, without
+from shoestring.layers.patches.rotary_grid import rotate_grid
 from shoestring.models.vision_mamba_config import Direction, Pooling, Scan, VisionMambaConfig
 
 Images = Float[Tensor, "batch channels height width"]

@@ -7,7 +7,7 @@ import enum
 from dataclasses import dataclass
 from typing import Any
 
-from shoestring.layers.patch_tokens import ClassToken
+from shoestring.layers.patches.patch_tokens import ClassToken
 
 
 class Direction(enum.StrEnum):

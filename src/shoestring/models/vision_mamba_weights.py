@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from shoestring.files import replacing_folder
-from shoestring.layers.patch_embedding import interpolate_positions
-from shoestring.layers.patch_tokens import ClassToken, place
+from shoestring.layers.patches.patch_embedding import interpolate_positions
+from shoestring.layers.patches.patch_tokens import ClassToken, place
 from shoestring.models.vision_mamba import VisionMamba
 from shoestring.models.vision_mamba_config import Direction, Scan, VisionMambaConfig
 

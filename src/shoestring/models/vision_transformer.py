@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from shoestring.layers.drop_path import DropPath, depth_rates
 from shoestring.layers.parameter_hint import ParameterHint
-from shoestring.layers.patch_embedding import PatchEmbedding
-from shoestring.layers.patch_tokens import ClassToken, PatchTokens
+from shoestring.layers.patches.patch_embedding import PatchEmbedding
+from shoestring.layers.patches.patch_tokens import ClassToken, PatchTokens
 
 Heads = Float[Tensor, "batch heads tokens head_dim"]
 Attention = Callable[[Heads, Heads, Heads], Heads]

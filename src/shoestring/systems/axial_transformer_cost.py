@@ -7,14 +7,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from shoestring.layers.along_axis import from_lines, to_lines
-from shoestring.layers.axial_attention import AxialBlocks
-from shoestring.layers.line_attention import AttentionBlock, LineAttention, self_attend
+from shoestring.layers.axial.along_axis import from_lines, to_lines
+from shoestring.layers.axial.axial_attention import AxialBlocks
+from shoestring.layers.axial.line_attention import AttentionBlock, LineAttention
+from shoestring.layers.self_attention import self_attend
 from shoestring.systems.axial_transformer_claims import BLOCK, MEMORY, SCORES, TIME
 from shoestring.yardstick.comparison import Row
 from shoestring.yardstick.flops import CostCounter
 from shoestring.yardstick.memory import LiveMemory
-from shoestring.yardstick.timing import InterleavedTimes, time_interleaved
+from shoestring.yardstick.timing import time_interleaved
 
 DIM, HEADS = 256, 4
 Grid = Float[Tensor, "batch height width three_dim"]
@@ -35,11 +36,11 @@ def cost_rows(sides: tuple[int, ...], rounds: int, seed: int) -> list[Row]:
             {"lines": partial(along_lines, grid), "full": partial(over_everything, grid)}, rounds=rounds
         )
         if side in names:
-            rows.append(names[side].row(**times(timed, "lines", "full")))
+            rows.append(names[side].row(**timed.figures("lines", "full")))
         else:
             rows.append(
                 Row(metric=f"time of attention, {side} x {side}", kind="time", unit="s", better="lower",
-                    **times(timed, "lines", "full"))
+                    **timed.figures("lines", "full"))
             )  # fmt: skip
     judged = grids[sides[-2]]
     return [*rows, _blocks(judged[..., :DIM].contiguous(), rounds), _memory(judged), _scores(judged)]
@@ -49,14 +50,14 @@ def along_lines(qkv: Grid) -> Float[Tensor, "batch height width dim"]:
     """Attention along rows and along columns, of queries, keys and values that are there."""
     batch, height, width, _ = qkv.shape
     for axis in (1, 0):
-        lines = self_attend(to_lines(qkv, axis), HEADS, causal=False)
+        lines = self_attend(to_lines(qkv, axis), HEADS)
         out = from_lines(lines, axis, batch, (height, width))
     return out
 
 
 def over_everything(qkv: Grid) -> Float[Tensor, "batch elements dim"]:
     """Attention over all elements."""
-    return self_attend(qkv.flatten(1, 2), HEADS, causal=False)
+    return self_attend(qkv.flatten(1, 2), HEADS)
 
 
 def explicit_attention(qkv: Float[Tensor, "lines length three_dim"]) -> Float[Tensor, "lines length dim"]:
@@ -66,22 +67,12 @@ def explicit_attention(qkv: Float[Tensor, "lines length three_dim"]) -> Float[Te
     return (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
 
 
-def times(timed: InterleavedTimes, method: str, baseline: str) -> dict[str, Any]:
-    """The fields of a row of time."""
-    return {
-        "baseline": timed.median(baseline),
-        "method": timed.median(method),
-        "ratio": timed.ratio(method, baseline),
-        "spread": timed.interval(method, baseline),
-    }
-
-
 def _blocks(x: Float[Tensor, "batch height width dim"], rounds: int) -> Row:
     axial = AxialBlocks(DIM, HEADS, (1, 0), n_axes=2)
     full = AttentionBlock(LineAttention(DIM, HEADS), DIM)
     elements = x.flatten(1, 2)
     timed = time_interleaved({"axial": lambda: axial(x), "full": lambda: full(elements)}, rounds=rounds)
-    return BLOCK.row(**times(timed, "axial", "full"))
+    return BLOCK.row(**timed.figures("axial", "full"))
 
 
 def _memory(qkv: Grid) -> Row:

@@ -9,11 +9,10 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from shoestring.generation.semi_parallel import gumbel_noise, stepped_pixels
-from shoestring.layers.line_attention import AttentionBlock
+from shoestring.layers.axial.line_attention import AttentionBlock
 from shoestring.models.axial_image_config import AxialImageConfig
 from shoestring.models.axial_image_model import AxialImageModel
 from shoestring.systems.axial_transformer_claims import GPU_SAMPLING, GPU_TRAINING
-from shoestring.systems.axial_transformer_cost import times
 from shoestring.systems.axial_transformer_rivals import RowMajorModel
 from shoestring.systems.card import Claim
 from shoestring.yardstick.comparison import Row
@@ -93,5 +92,10 @@ def _full_drawing(model: RowMajorModel, batch: int, drawn: int) -> Callable[[], 
 
 
 def _row(claim: Claim, timed: InterleavedTimes, count: int) -> Row:
-    found = times(timed, "axial", "full")
-    return claim.row(**found | {name: found[name] / count for name in ("baseline", "method")})
+    found = timed.figures("axial", "full")
+    return claim.row(
+        baseline=found["baseline"] / count,
+        method=found["method"] / count,
+        ratio=found["ratio"],
+        spread=found["spread"],
+    )

@@ -5,7 +5,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shoestring.layers.line_attention import (
+from shoestring.layers.axial.line_attention import (
     ZERO_SCALE,
     AttentionBlock,
     LineAttention,

@@ -15,7 +15,6 @@ from shoestring.generation.semi_parallel import (
 from shoestring.models.axial_image_config import AxialImageConfig
 from shoestring.models.axial_image_model import AxialImageModel
 from shoestring.systems.axial_transformer_claims import SEMI_PARALLEL, STEPPED
-from shoestring.systems.axial_transformer_cost import times
 from shoestring.yardstick.comparison import Row
 from shoestring.yardstick.timing import time_interleaved
 
@@ -43,7 +42,7 @@ def sampling_rows(model: AxialImageModel, batch: int, naive: int, rounds: int, s
     )
 
     def per_pixel(method: str, against: str) -> dict[str, object]:
-        found = times(timed, method, against)
+        found = timed.figures(method, against)
         scale = counts[against] / counts[method]
         low, high = found["spread"]
         return {

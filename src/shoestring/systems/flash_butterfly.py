@@ -6,10 +6,9 @@ what a state space does, and whether a learned butterfly stands in for the MLPs 
 
 import time
 
-from shoestring.data.corpora import load_corpus
+from shoestring.data.corpora import PYDOC
 from shoestring.data.pixel_sequences import PixelTask, digit_pixels, fashion_pixels
-from shoestring.data.text import default_halves
-from shoestring.errors import MissingData
+from shoestring.notices import record_fallbacks
 from shoestring.systems.card import Card, Effort
 from shoestring.systems.flash_butterfly_claims import (
     AS_S4D,
@@ -24,6 +23,7 @@ from shoestring.systems.flash_butterfly_claims import (
 from shoestring.systems.flash_butterfly_pixels import PixelExperiment, pixel_rows
 from shoestring.systems.flash_butterfly_speed import speed_rows
 from shoestring.systems.flash_butterfly_text import TextExperiment, text_rows
+from shoestring.systems.language_task import corpus_text
 from shoestring.yardstick.comparison import Comparison
 
 card = Card(
@@ -37,11 +37,11 @@ card = Card(
         "shoestring.kernels.fft_convolution.fft_convolve",
         "shoestring.kernels.block_dft.block_dft",
         "shoestring.kernels.three_pass_convolution.three_pass_convolve",
-        "shoestring.layers.squash.KernelRegulariser",
-        "shoestring.layers.long_convolution.LongConv",
-        "shoestring.layers.long_convolution.FeatureLongConv",
-        "shoestring.layers.learned_butterfly.LearnedButterfly",
-        "shoestring.layers.h3.H3LongConv",
+        "shoestring.layers.long_convolution.squash.KernelRegulariser",
+        "shoestring.layers.long_convolution.long_convolution.LongConv",
+        "shoestring.layers.long_convolution.long_convolution.FeatureLongConv",
+        "shoestring.layers.long_convolution.learned_butterfly.LearnedButterfly",
+        "shoestring.layers.long_convolution.h3.H3LongConv",
         "shoestring.models.sequence_classifier.SequenceClassifier",
     ),
     claims=(DIRECT, ATTENTION, LENGTH, GPU, AS_S4D, AS_UNSQUASHED, WEIGHTS, LOSS),
@@ -63,10 +63,11 @@ def measure(effort: Effort, seed: int) -> Comparison:
     """All three experiments. Full takes Fashion-MNIST at its 28 x 28 pixels, some hours on two cores."""
     started = time.perf_counter()
     smoke = effort is Effort.SMOKE
-    text, origin = _text(smoke)
+    with record_fallbacks() as fallbacks:
+        text, origin = corpus_text(PYDOC if smoke else "shakespeare")
     rows = speed_rows(32 if smoke else 1, 3 if smoke else 9, seed)
     rows += pixel_rows(_pixels(effort, seed), PIXELS[effort], seed)
-    rows += text_rows(text, TEXT[effort], seed)
+    rows += text_rows(text[:20_000] if smoke else text, TEXT[effort], seed)
     return Comparison(
         system=card.slug,
         method="long convolutions",
@@ -82,6 +83,7 @@ def measure(effort: Effort, seed: int) -> Comparison:
             "On a CPU the gain is that of O(L log L): its library keeps to the caches by itself, and three "
             "passes by small matrices pay only where products are faster than transforms.",
             "The fused GPU kernel of the paper is not here: a GPU runs torch's transforms at a good length.",
+            *fallbacks,
         ),
         seconds=time.perf_counter() - started,
     )
@@ -93,15 +95,3 @@ def _pixels(effort: Effort, seed: int) -> PixelTask:
     if effort is Effort.QUICK:
         return fashion_pixels(14, train_size=3000, test_size=3000, seed=seed)
     return fashion_pixels(28, train_size=20_000, seed=seed)
-
-
-def _text(smoke: bool) -> tuple[str, str]:
-    """Shakespeare's plays, or the standard library's help topics if they cannot be had; which it was."""
-    halves = default_halves()
-    default = halves.calibration + halves.held_out
-    if smoke:
-        return default[:20_000], halves.name
-    try:
-        return load_corpus("shakespeare"), "Tiny Shakespeare"
-    except MissingData as error:
-        return default, f"{halves.name}, because Tiny Shakespeare is missing: {error}"

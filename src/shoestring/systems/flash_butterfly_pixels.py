@@ -8,15 +8,22 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shoestring.data.pixel_sequences import PixelSequences, PixelTask
+from shoestring.data.pixel_sequences import PixelTask
 from shoestring.data.shuffled import ShuffledBatches
-from shoestring.layers.long_convolution import LongConv, LongFilter
-from shoestring.layers.squash import KernelRegulariser, geometric_kernel, random_kernel, spectral_roughness
+from shoestring.layers.long_convolution.long_convolution import LongConv, LongFilter
+from shoestring.layers.long_convolution.squash import (
+    KernelRegulariser,
+    geometric_kernel,
+    random_kernel,
+    spectral_roughness,
+)
 from shoestring.layers.state_space import S4D, StateSpace
 from shoestring.models.sequence_classifier import SequenceClassifier
 from shoestring.systems.flash_butterfly_claims import AS_S4D, AS_UNSQUASHED
 from shoestring.training import Trainer, TrainingPlan
+from shoestring.training.classifier import hits
 from shoestring.yardstick.comparison import Row
+from shoestring.yardstick.paired_difference import paired_difference
 
 THRESHOLD, KERNEL_DROPOUT = 0.001, 0.2
 """Those of the paper for sequential CIFAR."""
@@ -47,9 +54,7 @@ def pixel_rows(task: PixelTask, size: PixelExperiment, seed: int) -> list[Row]:
     best = max((SQUASH, GEOMETRIC), key=lambda name: found[name].chosen_by)
     rows = [
         claim.row(
-            baseline=_percent(found[name].right),
-            method=_percent(found[best].right),
-            spread=_difference_interval(found[name].right, found[best].right),
+            **paired_difference(found[best].right, found[name].right, scale=100),
             against=f"{name} (the best squash is: {best})",
         )
         for claim, name in ((AS_S4D, STATE_SPACE), (AS_UNSQUASHED, NONE))
@@ -61,9 +66,8 @@ def pixel_rows(task: PixelTask, size: PixelExperiment, seed: int) -> list[Row]:
 
 def _beside_none(name: str, none: _Outcome, outcome: _Outcome) -> list[Row]:
     accuracy = Row(
-        metric=f"accuracy, {name}", kind="quality", unit="%", better="higher", baseline=_percent(none.right),
-        method=_percent(outcome.right), spread=_difference_interval(none.right, outcome.right),
-        bar_on="difference", against=NONE,
+        metric=f"accuracy, {name}", kind="quality", unit="%", better="higher", bar_on="difference",
+        against=NONE, **paired_difference(outcome.right, none.right, scale=100),
     )  # fmt: skip
     roughness = Row(
         metric=f"roughness of the spectra, {name}", kind="other", unit="", better="lower",
@@ -92,18 +96,12 @@ def _train(layer: Callable[[int], nn.Module], task: PixelTask, size: PixelExperi
     plan = TrainingPlan(steps, LEARNING_RATE, weight_decay=WEIGHT_DECAY, warmup_steps=steps // 10, seed=seed)
     batches = ShuffledBatches(task.train.x, task.train.labels, batch_size=BATCH, seed=seed)
     Trainer(model, lambda net, batch: F.cross_entropy(net(batch[0]), batch[1]), plan).run(batches)
-    right = _right(model.eval(), task.test)
+    right = hits(model.eval(), task.test.x, task.test.labels, batch_size=250)
     return _Outcome(
         right[size.chosen_on :],
         float(right[: size.chosen_on].double().mean()),
         _roughness(model, len(task.train.x[0])),
     )
-
-
-@torch.no_grad()
-def _right(model: nn.Module, test: PixelSequences) -> Bool[Tensor, " pictures"]:
-    found = [model(x).argmax(-1) == y for x, y in zip(test.x.split(250), test.labels.split(250), strict=True)]
-    return torch.cat(found)
 
 
 @torch.no_grad()
@@ -116,14 +114,3 @@ def _roughness(model: nn.Module, length: int) -> float:
         elif isinstance(module, StateSpace):
             kernels.append(module.kernel(length))
     return sum(map(spectral_roughness, kernels)) / len(kernels)
-
-
-def _percent(right: Bool[Tensor, " pictures"]) -> float:
-    return 100 * float(right.double().mean())
-
-
-def _difference_interval(baseline: Tensor, method: Tensor) -> tuple[float, float]:
-    """95 % interval of the paired difference, in points: what the choice of test pictures leaves open."""
-    difference = 100 * (method.double() - baseline.double())
-    margin = 1.96 * float(difference.std()) / len(difference) ** 0.5
-    return float(difference.mean()) - margin, float(difference.mean()) + margin

@@ -1,9 +1,9 @@
 """A Transformer over characters whose MLPs give way to learned butterflies, beside a narrower MLP."""
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -11,13 +11,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shoestring.data.tokens import Characters, TextBatches, every_window, split_ids, token_ids
-from shoestring.layers.long_convolution import FeatureLongConv
-from shoestring.models.token_transformer import MLP, FeedForward, TokenTransformer
+from shoestring.layers.long_convolution.long_convolution import FeatureLongConv
+from shoestring.models.transformer import TransformerLM, TransformerOptions
 from shoestring.systems.flash_butterfly_claims import LOSS, WEIGHTS
 from shoestring.training import Trainer, TrainingPlan
 from shoestring.yardstick.comparison import Row
+from shoestring.yardstick.paired_difference import paired_difference
 
 LEARNING_RATE, WEIGHT_DECAY = 3e-3, 0.05
+HEADS = 4
 
 
 @dataclass(frozen=True)
@@ -58,17 +60,17 @@ def text_rows(text: str, size: TextExperiment, seed: int) -> list[Row]:
 
 
 def _models(vocabulary: int, size: TextExperiment, seed: int) -> Mapping[str, nn.Module]:
-    def build(feed_forward: FeedForward | None) -> nn.Module:
+    def build(**feed_forward: Any) -> nn.Module:
         torch.manual_seed(seed)
-        return TokenTransformer(
-            vocabulary, d_model=size.d_model, n_layers=size.n_layers, context=size.context,
-            feed_forward=feed_forward,
-        )  # fmt: skip
+        options = TransformerOptions(
+            d_model=size.d_model, n_heads=HEADS, n_layers=size.n_layers, norm_first=True, **feed_forward
+        )
+        return TransformerLM(vocabulary, size.context, options, tied=True)
 
     return {
-        "MLP": build(None),
-        "butterfly": build(FeatureLongConv),
-        "narrow MLP": build(lambda width: MLP(width, equal_hidden(width))),
+        "MLP": build(),
+        "butterfly": build(feed_forward=FeatureLongConv),
+        "narrow MLP": build(d_ff=equal_hidden(size.d_model)),
     }
 
 
@@ -99,11 +101,4 @@ def _window_losses(model: nn.Module, ids: Tensor, size: TextExperiment) -> Float
 
 def _loss_row(make: Callable[..., Row], baseline: Tensor, method: Tensor, against: str) -> Row:
     """Two losses on the same windows; the spread is that of the paired difference."""
-    difference = method - baseline
-    mean, margin = float(difference.mean()), 1.96 * float(difference.std()) / math.sqrt(len(difference))
-    return make(
-        baseline=float(baseline.mean()),
-        method=float(method.mean()),
-        spread=(mean - margin, mean + margin),
-        against=against,
-    )
+    return make(**paired_difference(method, baseline), against=against)

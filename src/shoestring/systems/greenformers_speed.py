@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import nn
@@ -19,7 +18,7 @@ from shoestring.compression.low_rank_chooser import (
     dense_block,
     linformer_block,
 )
-from shoestring.models.low_rank_transformer import (
+from shoestring.models.transformer import (
     LinformerOptions,
     TransformerBlock,
     TransformerEncoder,
@@ -90,7 +89,7 @@ def _times(blocks: Mapping[str, nn.Module], x: torch.Tensor, rounds: int) -> Int
 def _length_rows(timed: InterleavedTimes, length: int) -> list[Row]:
     rows = []
     for method, claims in ((LOW_RANK, SHORT), (LINFORMER, NOT_YET | LONG)):
-        values = times(timed, method, DENSE)
+        values = timed.figures(method, DENSE)
         if length in claims:
             rows.append(claims[length].row(**values))
         else:
@@ -150,16 +149,6 @@ def _crossings(timed: Mapping[int, InterleavedTimes], choices: Mapping[int, Choi
     return notes
 
 
-def times(timed: InterleavedTimes, method: str, baseline: str) -> dict[str, Any]:
-    """The fields of a row of time."""
-    return {
-        "baseline": timed.median(baseline),
-        "method": timed.median(method),
-        "ratio": timed.ratio(method, baseline),
-        "spread": timed.interval(method, baseline),
-    }
-
-
 def gpu_rows(seed: int) -> list[Row]:
     """A training step of BERT-base, dense and of low rank, under bfloat16 autocast; needs CUDA."""
     bert = TransformerOptions(d_model=768, n_heads=12, n_layers=12)
@@ -170,7 +159,7 @@ def gpu_rows(seed: int) -> list[Row]:
         "low rank": encoder_step(replace(bert, rank=GPU_RANK), x),
     }
     timed = time_interleaved(works, rounds=9, warmup=3, min_sample_seconds=0.2)
-    return [GPU.row(**times(timed, "low rank", "dense"))]
+    return [GPU.row(**timed.figures("low rank", "dense"))]
 
 
 def encoder_step(options: TransformerOptions, x: torch.Tensor) -> Callable[[], None]:

@@ -1,7 +1,6 @@
 """A small language model of characters, dense and of low rank, trained alike from scratch."""
 
 import copy
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,13 +12,12 @@ from torch.nn import functional as F
 
 from shoestring.data.text import TextHalves
 from shoestring.data.tokens import Characters, TextBatches, token_ids
-from shoestring.models.low_rank_transformer import TransformerLM, TransformerOptions
+from shoestring.models.transformer import TransformerLM, TransformerOptions
 from shoestring.systems.greenformers_claims import ENERGY, LOSS, SMALLER, STEP
-from shoestring.systems.greenformers_speed import times
 from shoestring.training import Trainer, TrainingPlan
 from shoestring.yardstick.comparison import Row
 from shoestring.yardstick.energy import Tariff, footprint, saved_share
-from shoestring.yardstick.language_quality import CONFIDENCE
+from shoestring.yardstick.paired_difference import paired_difference
 from shoestring.yardstick.timing import InterleavedTimes, time_interleaved
 
 TARIFF = Tariff(watts=65)
@@ -75,8 +73,8 @@ def design_rows(text: CharacterText, settings: DesignSettings, seed: int) -> tup
     sizes = {name: sum(p.numel() for p in m.encoder.blocks.parameters()) for name, m in models.items()}
     rows = [
         SMALLER.row(baseline=sizes["dense"], method=sizes["low rank"]),
-        STEP.row(**times(timed, "low rank", "dense")),
-        LOSS.row(**_difference(losses["low rank"], losses["dense"])),
+        STEP.row(**timed.figures("low rank", "dense")),
+        LOSS.row(**paired_difference(losses["low rank"], losses["dense"])),
         _energy_row(timed, settings),
     ]
     saved = saved_share(timed.median("dense"), timed.median("low rank"))
@@ -149,18 +147,6 @@ def _step_times(
 
     works = {name: step_of(model) for name, model in models.items()}
     return time_interleaved(works, rounds=settings.rounds, warmup=1, min_sample_seconds=0)
-
-
-def _difference(ours: Tensor, theirs: Tensor) -> dict[str, Any]:
-    """Means, and the 95 % interval of their difference, paired by window."""
-    change = ours - theirs
-    margin = CONFIDENCE * change.std().item() / math.sqrt(len(change))
-    mean = change.mean().item()
-    return {
-        "baseline": theirs.mean().item(),
-        "method": ours.mean().item(),
-        "spread": (mean - margin, mean + margin),
-    }
 
 
 def _energy_row(timed: InterleavedTimes, settings: DesignSettings) -> Row:

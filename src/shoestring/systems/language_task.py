@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from shoestring.data.corpora import load_corpus
+from shoestring.data.corpora import PYDOC, load_corpus
 from shoestring.data.text import TextHalves, cut_in_halves, default_halves, file_halves, token_windows
 from shoestring.errors import MissingData
 from shoestring.models.built_in import built_in_file
@@ -88,6 +88,19 @@ def corpus_halves(corpus: str) -> TextHalves:
     except MissingData as error:
         notice_fallback(corpus, f"the default text stands in for it: {error}")
         return default_halves()
+
+
+def corpus_text(corpus: str) -> tuple[str, str]:
+    """A corpus of `load_corpus` as a whole, and its name.
+
+    Where it is not on this machine and cannot be fetched, the default text stands in, which is said.
+    Raises: as `load_corpus`.
+    """
+    try:
+        return load_corpus(corpus), corpus
+    except MissingData as error:
+        notice_fallback(corpus, f"the default text stands in for it: {error}")
+        return load_corpus(PYDOC), PYDOC
 
 
 def text_halves() -> TextHalves:

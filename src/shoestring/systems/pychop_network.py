@@ -33,6 +33,7 @@ from shoestring.training.classifier import (
     train_classifier,
 )
 from shoestring.yardstick.comparison import Row
+from shoestring.yardstick.paired_difference import paired_difference
 
 FORMATS = {
     "half": named_format("half"),
@@ -150,20 +151,15 @@ def _accuracy_row(
     against: str = "float32",
 ) -> Row:
     """Two accuracies on the same pictures; the spread is that of the paired difference."""
-    difference = 100 * (right.double() - reference.double())
-    margin = 1.96 * float(difference.std()) / len(difference) ** 0.5
-    spread = (float(difference.mean()) - margin, float(difference.mean()) + margin)
-    baseline, method = _percent(reference), _percent(right)
+    accuracies = paired_difference(right, reference, scale=100)
     if claim is not None:
-        return claim.row(baseline=baseline, method=method, spread=spread, against=against)
+        return claim.row(**accuracies, against=against)
     return Row(
         metric=metric,
         kind="quality",
         unit="%",
         better="higher",
-        baseline=baseline,
-        method=method,
-        spread=spread,
+        **accuracies,
         bar_on="difference",
         against=against,
     )

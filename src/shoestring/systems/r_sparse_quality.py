@@ -43,7 +43,7 @@ from shoestring.systems.r_sparse_claims import (
     TARGET,
 )
 from shoestring.yardstick.comparison import Row
-from shoestring.yardstick.language_quality import CONFIDENCE
+from shoestring.yardstick.paired_difference import CONFIDENCE
 
 Losses = Float[Tensor, " windows"]
 

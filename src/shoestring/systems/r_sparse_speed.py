@@ -26,7 +26,7 @@ from shoestring.models.compiled_decoder import CompiledDecoder
 from shoestring.models.decoder import Decoder
 from shoestring.systems.r_sparse_claims import END_TO_END, LINEARS, READ
 from shoestring.yardstick.comparison import Row
-from shoestring.yardstick.timing import InterleavedTimes, time_interleaved
+from shoestring.yardstick.timing import time_interleaved
 
 PROMPT = 64
 
@@ -104,11 +104,11 @@ def _linear_rows(
     kept = sum(int(w.kept(x).sum()) * w.outputs for x, w in zip(xs, sparse.layers, strict=True))
     whole = sum(w.inputs * w.outputs for w in sparse.layers)
     rows = [
-        LINEARS.row(**_times(timed, "rows", "all rows")),
+        LINEARS.row(**timed.figures("rows", "all rows")),
         Row(metric="time of the blocks' linear layers, against torch", kind="time", unit="s", better="lower",
-            **_times(timed, "rows", "torch"), against=f"torch linear, {plain[0][0].dtype}"),
+            **timed.figures("rows", "torch"), against=f"torch linear, {plain[0][0].dtype}"),
         Row(metric="time of the blocks' linear layers, all rows", kind="time", unit="s", better="lower",
-            **_times(timed, "all rows", "torch"), against=f"torch linear, {plain[0][0].dtype}"),
+            **timed.figures("all rows", "torch"), against=f"torch linear, {plain[0][0].dtype}"),
     ]  # fmt: skip
     return rows, [f"the timed token of the linear layers keeps {kept / whole:.1%} of the columns"]
 
@@ -156,7 +156,7 @@ def _decode_rows(
     head_bytes = head_kernel.nbytes
 
     def per_token(method: str, against: str) -> dict[str, Any]:
-        times = _times(timed, method, against)
+        times = timed.figures(method, against)
         return times | {name: times[name] / settings.tokens for name in ("baseline", "method")}
 
     share = head_bytes / (head_bytes + whole)
@@ -192,12 +192,3 @@ def _room(model: Decoder, slots: int) -> list[LayerCache]:
         LayerCache(torch.zeros(shape), torch.zeros(shape), torch.zeros(slots, dtype=torch.int32))
         for _ in range(cfg.num_hidden_layers)
     ]
-
-
-def _times(timed: InterleavedTimes, method: str, baseline: str) -> dict[str, Any]:
-    return {
-        "baseline": timed.median(baseline),
-        "method": timed.median(method),
-        "ratio": timed.ratio(method, baseline),
-        "spread": timed.interval(method, baseline),
-    }

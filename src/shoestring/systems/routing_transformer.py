@@ -20,13 +20,13 @@ card = Card(
     saves=("compute", "memory", "time"),
     parts=(
         "shoestring.models.routing_transformer.RoutingTransformer",
-        "shoestring.layers.routing_attention.RoutingAttention",
-        "shoestring.layers.routing_heads.RoutingHeads",
-        "shoestring.layers.top_w_attention.top_w_attention",
-        "shoestring.layers.cluster_attention.cluster_attention",
+        "shoestring.layers.routing.routing_attention.RoutingAttention",
+        "shoestring.layers.routing.routing_heads.RoutingHeads",
+        "shoestring.layers.routing.top_w_attention.top_w_attention",
+        "shoestring.layers.routing.cluster_attention.cluster_attention",
         "shoestring.layers.kmeans.OnlineKMeans",
         "shoestring.layers.local_attention.local_attention",
-        "shoestring.layers.relative_tables.RelativeTables",
+        "shoestring.layers.routing.relative_tables.RelativeTables",
     ),
     claims=CLAIMS,
 )

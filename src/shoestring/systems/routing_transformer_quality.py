@@ -8,21 +8,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shoestring.data.corpora import PYDOC, load_corpus
 from shoestring.data.recall import PairRecall
 from shoestring.data.seeded import IGNORED
 from shoestring.data.tokens import Bytes, TextBatches, every_window, split_ids, token_ids
-from shoestring.errors import MissingData
 from shoestring.layers.kmeans import KMeansOptions, update_after_step
-from shoestring.layers.routing_attention import HeadSplit
-from shoestring.layers.routing_options import RoutingOptions
+from shoestring.layers.routing.routing_attention import HeadSplit
+from shoestring.layers.routing.routing_options import RoutingOptions
 from shoestring.models.routing_transformer import (
     RoutingStack,
     RoutingTransformer,
     RoutingTransformerConfig,
     language_loss,
 )
-from shoestring.notices import notice_fallback
+from shoestring.systems.language_task import corpus_text
 from shoestring.systems.routing_transformer_claims import RECALL, TEXT
 from shoestring.training.plan import TrainingPlan
 from shoestring.training.trainer import Trainer
@@ -139,7 +137,7 @@ def recall_accuracy(arm: str, settings: QualitySettings, seed: int) -> float:
 
 def text_rows(settings: QualitySettings, seed: int) -> tuple[list[Row], str]:
     """Loss on held-out bytes of each arm, and which text it was. What top-w gains includes leakage."""
-    text, name = _text()
+    text, name = corpus_text("shakespeare")
     train_ids, held_out = split_ids(token_ids(text, Bytes()))
     losses = {arm: text_loss(arm, settings, train_ids, held_out, seed) for arm in ARMS}
 
@@ -182,11 +180,3 @@ def text_loss(arm: str, settings: QualitySettings, train_ids: Tensor, held_out: 
             total += F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum").item()
             count += targets.numel()
     return total / count
-
-
-def _text() -> tuple[str, str]:
-    try:
-        return load_corpus("shakespeare"), "tiny Shakespeare"
-    except MissingData as error:
-        notice_fallback("routing-transformer", f"the standard library's help topics are the text: {error}")
-        return load_corpus(PYDOC), "pydoc_data.topics"

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from shoestring.layers.routing_heads import RoutingHeads
-from shoestring.layers.routing_options import RoutingOptions
+from shoestring.layers.routing.routing_heads import RoutingHeads
+from shoestring.layers.routing.routing_options import RoutingOptions
 from shoestring.systems.routing_transformer_claims import (
     EXPONENT,
     LONGER,

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from shoestring.models.decoder_step import Want
 from shoestring.models.state_space_lm import StateSpaceLM
 from shoestring.systems.s4_claims import CACHED_GENERATION, FLAT, GENERATION, STATE
 from shoestring.yardstick.comparison import Row
-from shoestring.yardstick.timing import InterleavedTimes, time_interleaved
+from shoestring.yardstick.timing import InterleavedTimes, TimeFigures, time_interleaved
 
 VOCABULARY, HEAD_DIM = 256, 32
 
@@ -55,7 +54,7 @@ def generation_rows(settings: GenerationSettings, seed: int) -> list[Row]:
     )
     return [
         _without_cache(transformer, ours, settings),
-        CACHED_GENERATION.row(**_paired(stepped, "ours", "cached"), against="KV cache, fused attention"),
+        CACHED_GENERATION.row(**stepped.figures("ours", "cached"), against="KV cache, fused attention"),
         STATE.row(baseline=kept, method=state, against=f"KV cache of {settings.context} tokens"),
         FLAT.row(**_flat(lm, settings, seed), against=f"after {settings.early} tokens"),
         Row(
@@ -154,7 +153,7 @@ def _summed(timed: InterleavedTimes, names: Iterable[str], turn: int) -> float:
     return sum(timed.seconds[name][turn] for name in names)
 
 
-def _flat(lm: StateSpaceLM, settings: GenerationSettings, seed: int) -> dict[str, Any]:
+def _flat(lm: StateSpaceLM, settings: GenerationSettings, seed: int) -> TimeFigures:
     """One step from the state after `early` tokens and one from that after `late`, in turns."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(VOCABULARY, (settings.batch, settings.late), generator=generator)
@@ -163,14 +162,7 @@ def _flat(lm: StateSpaceLM, settings: GenerationSettings, seed: int) -> dict[str
         _, state = lm.prefill(ids[:, :length], lm.init_state(settings.batch))
         works[name] = lambda state=state: lm.step(ids[:, 0], state)
     timed = time_interleaved(works, rounds=settings.rounds, min_sample_seconds=0.05)
-    return _paired(timed, "late", "early")
-
-
-def _paired(timed: InterleavedTimes, method: str, baseline: str) -> dict[str, Any]:
-    return {
-        "baseline": timed.median(baseline), "method": timed.median(method),
-        "ratio": timed.ratio(method, baseline), "spread": timed.interval(method, baseline),
-    }  # fmt: skip
+    return timed.figures("late", "early")
 
 
 def _size(model: nn.Module) -> int:

@@ -10,14 +10,17 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shoestring.data.pixel_sequences import PixelSequences, PixelTask
+from shoestring.data.pixel_sequences import PixelTask
 from shoestring.data.shuffled import ShuffledBatches
+from shoestring.layers.self_attention import SelfAttention
 from shoestring.layers.state_space import S4
 from shoestring.models.sequence_classifier import SequenceClassifier
 from shoestring.systems.card import Claim
 from shoestring.systems.s4_claims import AS_GRU, AS_TRANSFORMER
 from shoestring.training import Trainer, TrainingPlan
+from shoestring.training.classifier import hits
 from shoestring.yardstick.comparison import Row
+from shoestring.yardstick.paired_difference import paired_difference
 
 OURS, GRU_NAME, TRANSFORMER = "S4", "GRU", "Transformer"
 RATES = {OURS: 1e-2, GRU_NAME: 1e-2, TRANSFORMER: 1e-2}
@@ -68,15 +71,14 @@ class AttentionLayer(nn.Module):
         frequencies = 10_000.0 ** (-torch.arange(0, d_model, 2) / d_model)
         angles = torch.arange(seq).unsqueeze(1) * frequencies
         self.register_buffer("positions", torch.cat([angles.sin(), angles.cos()], dim=1), persistent=False)
-        self.qkv, self.out = nn.Linear(d_model, 3 * d_model), nn.Linear(d_model, d_model)
+        self.attention = SelfAttention(d_model, HEADS)
         self.norm = nn.LayerNorm(d_model)
         self.feed_forward = nn.Sequential(
             nn.Linear(d_model, 4 * d_model), nn.GELU(), nn.Linear(4 * d_model, d_model)
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        heads = self.qkv(x + self.positions).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
-        mixed = self.out(F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2))
+        mixed = self.attention(x + self.positions)
         return mixed + self.feed_forward(self.norm(x + mixed))
 
 
@@ -128,7 +130,9 @@ def _trained(name: str, model: nn.Module, task: PixelTask, settings: PixelSettin
         steps = max(1, int(settings.seconds / _step_seconds(model, batches, seed)))
     plan = TrainingPlan(steps, RATES[name], weight_decay=WEIGHT_DECAY, warmup_steps=steps // 10, seed=seed)
     record = Trainer(model, _loss, plan).run(batches)
-    return _Outcome(_right(model, task.test), _size(model), steps, record.seconds)
+    return _Outcome(
+        hits(model.eval(), task.test.x, task.test.labels, batch_size=250), _size(model), steps, record.seconds
+    )
 
 
 def _step_seconds(model: nn.Module, batches: ShuffledBatches, seed: int) -> float:
@@ -145,25 +149,9 @@ def _loss(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
     return F.cross_entropy(model(batch[0]), batch[1])
 
 
-@torch.no_grad()
-def _right(model: nn.Module, test: PixelSequences) -> Bool[Tensor, " pictures"]:
-    model.eval()
-    pairs = zip(test.x.split(250), test.labels.split(250), strict=True)
-    return torch.cat([model(x).argmax(-1) == y for x, y in pairs])
-
-
 def _beside(claim: Claim, found: dict[str, _Outcome], name: str) -> Row:
     """Accuracies in percent, with the 95 % interval of their paired difference over the test pictures."""
-    right, other = (100 * found[arm].right.double() for arm in (OURS, name))
-    difference = right - other
-    margin = 1.96 * float(difference.std()) / len(difference) ** 0.5
-    mean = float(difference.mean())
-    return claim.row(
-        baseline=float(other.mean()),
-        method=float(right.mean()),
-        spread=(mean - margin, mean + margin),
-        against=name,
-    )
+    return claim.row(**paired_difference(found[OURS].right, found[name].right, scale=100), against=name)
 
 
 def _size(model: nn.Module) -> int:

@@ -6,11 +6,10 @@ what is near, and its cost follows how many are picked.
 
 import torch
 
-from shoestring.data.corpora import load_corpus
 from shoestring.data.recall import ScatteredRecall
-from shoestring.errors import MissingData
 from shoestring.notices import record_fallbacks
 from shoestring.systems.card import Card, Effort
+from shoestring.systems.language_task import corpus_text
 from shoestring.systems.seqboat_claims import CLAIMS
 from shoestring.systems.seqboat_cost import CostSettings, cost_rows, gpu_rows
 from shoestring.systems.seqboat_recall import RecallSettings, recall_rows
@@ -25,12 +24,12 @@ card = Card(
     authors_code="renll/SeqBoat",
     saves=("compute", "memory", "time"),
     parts=(
-        "shoestring.layers.seqboat.SeqBoat",
-        "shoestring.layers.sparse_modular_activation.SparseModularActivation",
-        "shoestring.layers.compression_index.CompressedPlaces",
-        "shoestring.layers.gated_attention_unit.GatedAttentionUnit",
-        "shoestring.layers.ema.DampedEMA",
-        "shoestring.layers.token_window",
+        "shoestring.layers.seqboat.seqboat.SeqBoat",
+        "shoestring.layers.seqboat.sparse_modular_activation.SparseModularActivation",
+        "shoestring.layers.seqboat.compression_index.CompressedPlaces",
+        "shoestring.layers.seqboat.gated_attention_unit.GatedAttentionUnit",
+        "shoestring.layers.seqboat.ema.DampedEMA",
+        "shoestring.layers.seqboat.token_window",
         "shoestring.layers.local_attention.local_attention",
         "shoestring.kernels.fft_convolution.fft_convolve",
         "shoestring.kernels.vandermonde.real_vandermonde",
@@ -77,11 +76,7 @@ def _full_rows(seed: int) -> tuple[list[Row], list[str]]:
     """Recall over 2,048 tokens, and a text byte by byte. Takes hours on two cores."""
     rows, notes = recall_rows(LONG_RECALL, seed)
     rows = [_renamed(row, "2,048 tokens") for row in rows]
-    try:
-        name, text = "Shakespeare", load_corpus("shakespeare")
-    except MissingData as error:
-        name, text = "Python's help topics", load_corpus("pydoc")
-        notes.append(f"{error}; the text is {name} instead")
+    text, name = corpus_text("shakespeare")
     return rows + text_rows(text, TextSettings(), seed), [*notes, f"text: {name}"]
 
 

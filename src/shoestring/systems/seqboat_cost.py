@@ -2,20 +2,19 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from shoestring.layers.attention_reach import Everywhere, Window
-from shoestring.layers.compression_index import CompressedPlaces
-from shoestring.layers.seqboat import SeqBoat
-from shoestring.layers.sparse_modular_activation import Decision, run_where_active
+from shoestring.layers.seqboat.attention_reach import Everywhere, Window
+from shoestring.layers.seqboat.compression_index import CompressedPlaces
+from shoestring.layers.seqboat.seqboat import SeqBoat
+from shoestring.layers.seqboat.sparse_modular_activation import Decision, run_where_active
 from shoestring.systems.seqboat_claims import LAYER_TIME, QUADRATIC, SERVING, UNIT_MEMORY, UNIT_TIME
 from shoestring.yardstick.comparison import Row
 from shoestring.yardstick.memory import LiveMemory
-from shoestring.yardstick.timing import InterleavedTimes, time_interleaved
+from shoestring.yardstick.timing import time_interleaved
 
 SHARE = 0.25
 
@@ -65,14 +64,14 @@ def cost_rows(settings: CostSettings, seed: int) -> list[Row]:
     timed = time_interleaved(works, rounds=settings.rounds)
     peaks = {name: peak_bytes(works[name]) for name in ("unit", "unit, all", "layer", "layer, all", "full")}
     return [
-        UNIT_TIME.row(**_times(timed, "unit", "unit, all"), against="100 % active"),
-        LAYER_TIME.row(**_times(timed, "layer", "layer, all"), against="100 % active"),
+        UNIT_TIME.row(**timed.figures("unit", "unit, all"), against="100 % active"),
+        LAYER_TIME.row(**timed.figures("layer", "layer, all"), against="100 % active"),
         UNIT_MEMORY.row(baseline=peaks["unit, all"], method=peaks["unit"], against="100 % active"),
-        QUADRATIC.row(**_times(timed, "layer", "full"), against="full attention"),
+        QUADRATIC.row(**timed.figures("layer", "full"), against="full attention"),
         Row(metric="time of a layer, 25 % active, forward alone", kind="time", unit="s", better="lower",
-            **_times(timed, "layer, forward", "full, forward"), against="full attention"),
+            **timed.figures("layer, forward", "full, forward"), against="full attention"),
         Row(metric="time of a layer, 100 % active", kind="time", unit="s", better="lower",
-            **_times(timed, "layer, all", "full"), against="full attention"),
+            **timed.figures("layer, all", "full"), against="full attention"),
         Row(metric="peak bytes of a layer, 25 % active", kind="memory", unit="B", better="lower",
             baseline=peaks["layer, all"], method=peaks["layer"], against="100 % active"),
         Row(metric="peak bytes of a layer, 25 % active, against full attention", kind="memory", unit="B",
@@ -94,12 +93,12 @@ def gpu_rows(seed: int) -> list[Row]:
             {"layer": _in_bfloat16(layer_work(sparse, x)), "full": _in_bfloat16(layer_work(full, x))},
             rounds=settings.rounds,
         )
-        figures = _times(timed, "layer", "full") | {"against": "fused full attention"}
+        figures, against = timed.figures("layer", "full"), "fused full attention"
         metric = f"time of a layer on a GPU, {length:,} tokens"
         rows.append(
-            SERVING.row(**figures)
+            SERVING.row(**figures, against=against)
             if metric == SERVING.metric
-            else Row(metric=metric, kind="time", unit="s", better="lower", **figures)
+            else Row(metric=metric, kind="time", unit="s", better="lower", **figures, against=against)
         )
     return rows
 
@@ -154,12 +153,3 @@ def _in_bfloat16(work: Callable[[], None]) -> Callable[[], None]:
             work()
 
     return inside
-
-
-def _times(timed: InterleavedTimes, method: str, baseline: str) -> dict[str, Any]:
-    return {
-        "baseline": timed.median(baseline),
-        "method": timed.median(method),
-        "ratio": timed.ratio(method, baseline),
-        "spread": timed.interval(method, baseline),
-    }

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from shoestring.data.recall import ScatteredRecall
 from shoestring.data.seeded import IGNORED
-from shoestring.layers.attention_reach import Chunks, Everywhere, Reach, Window
-from shoestring.layers.seqboat import SeqBoat, activity_by_layer
-from shoestring.layers.sparse_modular_activation import RouterOptions
+from shoestring.layers.seqboat.attention_reach import Chunks, Everywhere, Reach, Window
+from shoestring.layers.seqboat.seqboat import SeqBoat, activity_by_layer
+from shoestring.layers.seqboat.sparse_modular_activation import RouterOptions
 from shoestring.models.seqboat import SeqBoatLM
 from shoestring.systems.seqboat_claims import ACCURACY, LEAST_ACTIVITY, LOSS, MEAN_ACTIVITY, STEP_TIME
 from shoestring.training.plan import TrainingPlan

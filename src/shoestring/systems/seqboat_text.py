@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from shoestring.data.tokens import Bytes, TextBatches, every_window, split_ids, token_ids
-from shoestring.layers.seqboat import SeqBoat, activity_by_layer
+from shoestring.layers.seqboat.seqboat import SeqBoat, activity_by_layer
 from shoestring.models.seqboat import SeqBoatLM
 from shoestring.systems.seqboat_recall import SEQBOAT, arms
 from shoestring.training.plan import TrainingPlan

@@ -16,7 +16,7 @@ from shoestring.models.decoder import Decoder
 from shoestring.numbers.grouped_affine import ZeroPoint
 from shoestring.systems.turbomind_claims import BETTER, COST, GROUPS, IMPORT
 from shoestring.yardstick.comparison import Row
-from shoestring.yardstick.language_quality import CONFIDENCE
+from shoestring.yardstick.paired_difference import CONFIDENCE
 
 Losses = Float[Tensor, " windows"]
 

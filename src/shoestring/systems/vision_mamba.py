@@ -29,9 +29,9 @@ card = Card(
     parts=(
         "shoestring.kernels.selective_scan.selective_scan",
         "shoestring.kernels.causal_conv1d.causal_conv1d",
-        "shoestring.layers.bidirectional_mamba.BidirectionalMamba",
-        "shoestring.layers.patch_tokens.PatchTokens",
-        "shoestring.layers.feature_pyramid.FeaturePyramid",
+        "shoestring.layers.mamba.bidirectional_mamba.BidirectionalMamba",
+        "shoestring.layers.patches.patch_tokens.PatchTokens",
+        "shoestring.layers.patches.feature_pyramid.FeaturePyramid",
         "shoestring.models.vision_mamba.VisionMamba",
         "shoestring.models.vision_mamba_weights",
         "shoestring.models.vision_transformer.VisionTransformer",

@@ -20,6 +20,7 @@ from shoestring.training.classifier import hits
 from shoestring.training.plan import TrainingPlan
 from shoestring.training.trainer import Trainer
 from shoestring.yardstick.comparison import Row
+from shoestring.yardstick.paired_difference import paired_difference
 
 NAMES = ("vim", "vim forward", "transformer")
 RATES = (1e-3, 3e-3, 1e-2)
@@ -148,7 +149,4 @@ def _loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
 
 def _row(claim: Claim, method: Bool[Tensor, " n"], baseline: Bool[Tensor, " n"], against: str) -> Row:
     """Two accuracies on the same pictures; the spread is that of the paired difference."""
-    difference = 100 * (method.double() - baseline.double())
-    mean, margin = float(difference.mean()), 1.96 * float(difference.std()) / len(difference) ** 0.5
-    percents = {n: 100 * float(v.double().mean()) for n, v in (("method", method), ("baseline", baseline))}
-    return claim.row(**percents, spread=(mean - margin, mean + margin), against=against)
+    return claim.row(**paired_difference(method, baseline, scale=100), against=against)

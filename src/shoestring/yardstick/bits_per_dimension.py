@@ -11,8 +11,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 from torch.nn import functional as F
 
-CONFIDENCE = 1.959963984540054
-"""Half the width of a 95 % interval, in standard errors."""
+from shoestring.yardstick.paired_difference import CONFIDENCE
 
 
 def bits_per_dimension(

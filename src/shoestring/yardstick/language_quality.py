@@ -17,14 +17,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from shoestring.yardstick.paired_difference import CONFIDENCE
+
 Model = nn.Module | Callable[[Tensor], Any]
 Progress = Callable[[int, int], None]
 
 TOKENS_AT_ONCE = 512
 """Positions whose log-probabilities over the vocabulary are held in float32 at a time."""
-
-CONFIDENCE = 1.959964
-"""Standard errors on either side of a 95 % interval."""
 
 PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
 

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -17,6 +18,15 @@ import torch
 Work = Callable[[], object]
 
 _MAX_INNER = 1_000_000
+
+
+class TimeFigures(TypedDict):
+    """The fields of a `Row` of time."""
+
+    baseline: float
+    method: float
+    ratio: float
+    spread: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -54,6 +64,15 @@ class InterleavedTimes:
         medians = np.median(ratios[draws], axis=1)
         low, high = np.quantile(medians, [(1 - confidence) / 2, (1 + confidence) / 2])
         return float(low), float(high)
+
+    def figures(self, method: str, baseline: str) -> TimeFigures:
+        """Both medians in seconds, their paired ratio and its 95 % interval, as a `Row` names them."""
+        return TimeFigures(
+            baseline=self.median(baseline),
+            method=self.median(method),
+            ratio=self.ratio(method, baseline),
+            spread=self.interval(method, baseline),
+        )
 
     def _ratios(self, method: str, baseline: str) -> np.ndarray:
         return np.array(self.seconds[self._known(method)]) / np.array(self.seconds[self._known(baseline)])

@@ -1,0 +1,180 @@
+"""Sparse modular activation: every token decides by itself whether a module runs on it.
+
+A router gives each token two options, skip and run. Where run wins, the token joins a sequence without gaps,
+the module sees only that, and its output, times the probability of the choice, goes back to its place.
+That product is the only way of the gradient to the router: a token that skips teaches it nothing.
+
+Source: Ren et al. 2023, "Sparse Modular Activation for Efficient Sequence Modeling", sections 3.1 and 3.2.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from shoestring.layers.seqboat.compression_index import CompressedPlaces
+
+Module = Callable[[Tensor, CompressedPlaces], Tensor]
+"""From a compressed sequence and what is known of its places to outputs of the same length."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Which tokens run, and the probability that their outputs are multiplied by (0 where they do not)."""
+
+    active: Bool[Tensor, "batch seq"]
+    confidence: Float[Tensor, "batch seq 1"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterOptions:
+    """How a router starts.
+
+    init_temperature_scale: the first temperature is this times √d_model; the paper's runs have .3 to 1.
+    warmup: in so many training passes every token runs, with the probability of `run` as its weight, so that
+    no layer goes silent before it has learnt anything (ours; 0 is the paper).
+    Raises: ValueError for a scale that is not above 0 or a warm-up below 0.
+    """
+
+    init_temperature_scale: float = 1.0
+    warmup: int = 0
+
+    def __post_init__(self) -> None:
+        if not (self.init_temperature_scale > 0 and math.isfinite(self.init_temperature_scale)):
+            raise ValueError(
+                f"init_temperature_scale={self.init_temperature_scale} must be above 0, e.g. 0.3 to 1"
+            )
+        if self.warmup < 0:
+            raise ValueError(f"warmup={self.warmup} must not be below 0")
+
+
+class Router(nn.Module):
+    """The choice between skip (0) and run (1) from two logits a token.
+
+    probability = softmax(logits / τ), in float32 at least, τ = exp(temperature) trained; the larger wins, and
+    skip wins a tie. `activity` and `recent_activity` say how many tokens ran; a warning is given once when
+    under 1 % or over 99 % of them do over many training passes.
+    """
+
+    warmup_passes: Tensor
+
+    def __init__(self, d_model: int, options: RouterOptions | None = None) -> None:
+        super().__init__()
+        options = options or RouterOptions()
+        self.warmup = options.warmup
+        start = math.log(options.init_temperature_scale * math.sqrt(d_model))
+        self.temperature = nn.Parameter(torch.tensor(start))
+        self.register_buffer("warmup_passes", torch.zeros((), dtype=torch.int64))
+        self.activity = math.nan
+        """Share of the tokens (pads apart) that ran in the last pass."""
+        self.recent_activity = math.nan
+        """The same as a moving average over about the last 50 training passes after the warm-up."""
+        self._warned = False
+
+    def forward(
+        self, logits: Float[Tensor, "batch seq options"], mask: Bool[Tensor, "batch seq"] | None = None
+    ) -> Decision:
+        """mask: True for tokens, False for pads, which never run. Raises: ValueError unless options is 2."""
+        if logits.shape[-1] != 2:
+            raise ValueError(f"logits have {logits.shape[-1]} options; a router has 2, skip and run")
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        probability = torch.softmax(wide / self.temperature.exp(), -1)
+        if self._is_warming_up():
+            active = torch.ones_like(probability[..., 0], dtype=torch.bool) if mask is None else mask
+            return Decision(active, (probability[..., 1] * active).unsqueeze(-1))
+        active = probability[..., 1] > probability[..., 0]
+        if mask is not None:
+            active = active & mask
+        self._note(active, mask)
+        return Decision(active, (probability[..., 1] * active).unsqueeze(-1))
+
+    def _is_warming_up(self) -> bool:
+        if not self.training or self.warmup == 0 or int(self.warmup_passes) >= self.warmup:
+            return False
+        self.warmup_passes += 1
+        return True
+
+    def _note(self, active: Tensor, mask: Tensor | None) -> None:
+        ran = active.sum()
+        tokens = torch.full_like(ran, active.numel()) if mask is None else mask.sum()
+        running, all_tokens = torch.stack([ran, tokens]).tolist()
+        self.activity = running / all_tokens if all_tokens else math.nan
+        if not self.training or math.isnan(self.activity):
+            return
+        # A start in the middle: a layer that opens at 0 is given the time of the average to recover.
+        before = 0.5 if math.isnan(self.recent_activity) else self.recent_activity
+        self.recent_activity = before + (self.activity - before) / 50
+        if not self._warned and not 0.01 <= self.recent_activity <= 0.99:
+            self._warned = True
+            hint = (
+                "a silent router gets no gradient; try RouterOptions(warmup=...)"
+                if self.recent_activity < 0.5
+                else "nothing is saved"
+            )
+            warnings.warn(f"the router runs {self.recent_activity:.1%} of the tokens: {hint}", stacklevel=2)
+
+
+def run_where_active(
+    module: Module, x: Float[Tensor, "batch seq dim"], decision: Decision
+) -> Float[Tensor, "batch seq dim_out"]:
+    """confidence · extract(module(compress(x))): 0 for tokens that are not active.
+
+    `module` must work on each token, or stand a sequence from which tokens are missing.
+    """
+    places = CompressedPlaces(decision.active)
+    out = places.extract(module(places.compress(x), places))
+    return out * decision.confidence.to(out.dtype)
+
+
+class SparseModularActivation(nn.Module):
+    """The sum of several modules, each run only on the tokens that its router picks.
+
+    Each module maps (batch, seq, dim) to (batch, seq, dim_out) and is given the compressed sequence alone.
+    Shapes: x (batch, seq, dim), logits (batch, seq, 2 · modules), module m having the options 2m (skip) and
+    2m + 1 (run) -> (batch, seq, dim_out).
+    """
+
+    def __init__(
+        self, modules: Sequence[nn.Module], d_model: int, options: RouterOptions | None = None
+    ) -> None:
+        super().__init__()
+        if not modules:
+            raise ValueError("modules is empty; give at least one")
+        self.choices = nn.ModuleList(modules)
+        self.routers = nn.ModuleList(Router(d_model, options) for _ in modules)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch seq dim"],
+        logits: Float[Tensor, "batch seq options"],
+        mask: Bool[Tensor, "batch seq"] | None = None,
+    ) -> Float[Tensor, "batch seq dim_out"]:
+        """Raises: ValueError where `logits` are not two for each module."""
+        if logits.shape[-1] != 2 * len(self.choices):
+            raise ValueError(
+                f"logits have {logits.shape[-1]} options; {len(self.choices)} modules need "
+                f"{2 * len(self.choices)}, skip and run for each"
+            )
+        parts = [
+            run_where_active(lambda h, _, module=module: module(h), x, router(pair, mask))  # type: ignore[misc]
+            for module, router, pair in zip(self.choices, self.routers, logits.split(2, -1), strict=True)
+        ]
+        return torch.stack(parts).sum(0)
+
+
+def naive_run_where_active(
+    module: Callable[[Tensor], Tensor], x: Float[Tensor, "batch seq dim"], decision: Decision
+) -> Float[Tensor, "batch seq dim_out"]:
+    """Every sequence by itself: its active tokens out, through the module, back."""
+    rows = []
+    for row, active, confidence in zip(x, decision.active, decision.confidence, strict=True):
+        picked = active.nonzero().squeeze(1)
+        inner = row[picked] if len(picked) else torch.zeros_like(row[:1])
+        out = module(inner[None])[0]
+        whole = out.new_zeros(len(row), out.shape[1])
+        rows.append(whole.index_copy(0, picked, out[: len(picked)]) * confidence)
+    return torch.stack(rows)
