@@ -1,7 +1,7 @@
 """The spectrum of a diagonal plus low rank state space by torch, on blocks of features.
 
-`kernels.cauchy` has the equation. On the unit circle a and e are 4i sin(pi k / L) and 2 cos(pi k / L) times one
-phase sqrt(w), which leaves real arithmetic and one reciprocal for all sums.
+`kernels.cauchy` has the equation. On the unit circle a and e are 4i sin(pi k / L) and 2 cos(pi k / L) times
+one phase sqrt(w), which leaves real arithmetic and one reciprocal for all sums.
 """
 
 import math
