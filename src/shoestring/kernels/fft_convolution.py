@@ -199,7 +199,7 @@ class _Convolution(torch.autograd.Function):
 
 
 def _channel_blocks(u: Tensor, copies: int, n: int) -> list[slice]:
-    """The channels in like parts of up to BLOCK_BYTES; all at once on a GPU or for a compiler, which fuses."""
+    """The channels in like parts up to BLOCK_BYTES; all at once on a GPU or for a compiler, which fuses."""
     channels = u.shape[-2]
     if u.device.type != "cpu" or torch.compiler.is_compiling():
         return [slice(0, channels)]
