@@ -8,6 +8,7 @@ Source: Fu et al. 2023, "Simple Hardware-Efficient Long Convolutions for Sequenc
 bidirectional form is that of the authors' code.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,9 +134,28 @@ def naive_convolve(
     return y if gate is None else y * _beside_copies(gate, dims)
 
 
-BLOCK_BYTES = 1 << 23
+BLOCK_BYTES = 6 << 20
 """On a CPU so much of the padded signal is convolved at a time: the spectra of all of it would go through
 memory, and through the operating system, which clears new pages, at each step."""
+
+
+class _Transform:
+    """`rfft` of n points. On a CPU it pads in one buffer, which serves block after block."""
+
+    def __init__(self, n: int) -> None:
+        self._n, self._room = n, torch.empty(0)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        length = x.shape[-1]
+        if x.device.type != "cpu" or torch.compiler.is_compiling() or length == self._n:
+            return torch.fft.rfft(x, self._n)
+        shape = *x.shape[:-1], self._n
+        if self._room.dtype != x.dtype or self._room.numel() < math.prod(shape):
+            self._room = x.new_empty(math.prod(shape))
+        padded = self._room[: math.prod(shape)].view(shape)
+        padded[..., :length] = x
+        padded[..., length:] = 0
+        return torch.fft.rfft(padded)
 
 
 class _Convolution(torch.autograd.Function):
@@ -147,10 +167,11 @@ class _Convolution(torch.autograd.Function):
         ctx.save_for_backward(u if kernel is not None else None, kernel, spectrum)
         copies = _of_one(kernel, spectrum).shape[0]
         y = u.new_empty(*u.shape[:-2], copies, *u.shape[-2:])
+        transform = _Transform(n)
         for block in _channel_blocks(u, copies, n):
-            transformed = torch.fft.rfft(u[..., block, :], n).unsqueeze(-3)
+            transformed = transform(u[..., block, :]).unsqueeze(-3)
             check_finite(transformed)
-            factor = _spectrum_of(kernel, spectrum, block, n)
+            factor = _spectrum_of(kernel, spectrum, block, transform)
             product = transformed.mul_(factor) if copies == 1 else transformed * factor
             y[..., block, :] = torch.fft.irfft(product, n)[..., : u.shape[-1]]
         return y
@@ -164,25 +185,27 @@ class _Convolution(torch.autograd.Function):
             to_u = grad.new_empty(*grad.shape[:-3], *grad.shape[-2:])
         if ctx.needs_input_grad[1]:
             to_kernel = torch.empty_like(kernel)
+        transform = _Transform(n)
         for block in _channel_blocks(grad, 1, n):
-            transformed = torch.fft.rfft(grad[..., block, :], n)
+            transformed = transform(grad[..., block, :])
             if to_u is not None:
-                product = (transformed * _spectrum_of(kernel, spectrum, block, n).conj()).sum(-3)
+                product = (transformed * _spectrum_of(kernel, spectrum, block, transform).conj()).sum(-3)
                 to_u[..., block, :] = torch.fft.irfft(product, n)[..., : grad.shape[-1]]
             if to_kernel is not None:
-                product = torch.fft.rfft(u[..., block, :], n).conj().unsqueeze(-3) * transformed
+                product = transform(u[..., block, :]).conj().unsqueeze(-3) * transformed
                 product = product.reshape(-1, *product.shape[-3:]).sum(0)
                 to_kernel[:, block] = torch.fft.irfft(product, n)[..., : kernel.shape[-1]]
         return to_u, to_kernel, None, None
 
 
 def _channel_blocks(u: Tensor, copies: int, n: int) -> list[slice]:
-    """The channels in parts of about BLOCK_BYTES; all at once on a GPU, or for a compiler, which fuses."""
+    """The channels in like parts up to BLOCK_BYTES; all at once on a GPU or for a compiler, which fuses."""
     channels = u.shape[-2]
     if u.device.type != "cpu" or torch.compiler.is_compiling():
         return [slice(0, channels)]
     rows = u.numel() // (channels * u.shape[-1]) * copies
-    size = max(1, BLOCK_BYTES // (rows * n * u.element_size()))
+    most = max(1, BLOCK_BYTES // (rows * n * u.element_size()))
+    size = -(-channels // -(-channels // most))  # a small rest at the end would leave threads idle
     return [slice(start, start + size) for start in range(0, channels, size)]
 
 
@@ -192,9 +215,11 @@ def _of_one(kernel: Tensor | None, spectrum: Tensor | None) -> Tensor:
     return found
 
 
-def _spectrum_of(kernel: Tensor | None, spectrum: Tensor | None, block: slice, n: int) -> Tensor:
+def _spectrum_of(
+    kernel: Tensor | None, spectrum: Tensor | None, block: slice, transform: _Transform
+) -> Tensor:
     part = _of_one(kernel, spectrum)[:, block]
-    return part if spectrum is not None else torch.fft.rfft(part, n)
+    return part if spectrum is not None else transform(part)
 
 
 def _circular_kernel(kernel: Tensor, backward_kernel: Tensor | None, seq: int) -> tuple[Tensor, int]:

@@ -76,7 +76,8 @@ class LowRankSelfAttention(nn.Module):
         inner = self.down(x).view(batch * seq, 3, self.rank).transpose(0, 1)
         up, bias = self.up.to(inner.dtype), self.up_bias.to(inner.dtype)
         projected = torch.baddbmm(bias[:, None], inner, up)
-        q, k, v = projected.view(3, batch, seq, self.n_heads, -1).transpose(2, 3)
+        # Taken apart before heads come first: their gradients then come together without a copy.
+        q, k, v = (t.transpose(1, 2) for t in projected.view(3, batch, seq, self.n_heads, -1))
         dropout = self.dropout if self.training else 0.0
         return self.out(join_heads(masked_attention(q, k, v, mask, causal=self.causal, dropout=dropout)))
 
