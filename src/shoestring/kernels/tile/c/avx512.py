@@ -1,6 +1,13 @@
 """Instruction selection for AVX-512: tables of 16 and 32 floats in registers, funnel shifts."""
 
-from shoestring.kernels.tile.c.isa import Bias, Isa, arithmetic_decoder, integer_bias, sign_is_at_top, table_of
+from shoestring.kernels.tile.c.isa import (
+    Bias,
+    Isa,
+    arithmetic_decoder,
+    integer_bias,
+    sign_is_at_top,
+    table_of,
+)
 from shoestring.kernels.tile.c.pairs import brain_table, is_brain
 from shoestring.kernels.tile.types import DataType
 

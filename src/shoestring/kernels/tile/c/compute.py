@@ -328,10 +328,14 @@ def _take_off(
         row = (group, _local(c, slot, 0))
         if row not in names:
             names[row] = e.fresh("excess")
-            e.line(f"vf {names[row]} = vf_set1(0.0f);")
+            parts = [e.fresh("part") for _ in range(min(CHAINS, k))]
+            for part in parts:
+                e.line(f"vf {part} = vf_set1(0.0f);")
             for depth in range(k):
                 x = e.value(step.a, group, rows[0][rows[1][row[1], depth]])
-                e.line(f"{names[row]} = vf_fma({x}, {factor}, {names[row]});")
+                part = parts[depth % len(parts)]
+                e.line(f"{part} = vf_add({part}, {x});")
+            e.line(f"const vf {names[row]} = vf_mul({_tree(parts, 'vf_add({}, {})')}, {factor});")
         finals[group, slot] = f"vf_add({text}, {names[row]})"
 
 
