@@ -211,7 +211,7 @@ class Emitter:
         return self.isa.funnel(low, held.register(group, word + 1), beyond)
 
     def bias_of(self, tensor: Tensor) -> Bias | None:
-        """How the values of a tensor may be had with a surplus; None where it is more than a cast of codes."""
+        """How the values of a tensor may be had with a surplus; None where it is no mere cast of codes."""
         codes = self.waiting_for.get(tensor.name)
         if codes is None or self.held[codes.name].uniform:
             return None
