@@ -48,6 +48,9 @@ static inline vm vm_between(int low, int high) { return (vm)(((1u << high) - 1u)
 #define vi_shr_halves(a, n) _mm512_srli_epi16(a, n)
 #define vi_low_high(a, b) _mm512_mask_blend_epi16(0xaaaaaaaau, a, b)
 
+/* a & keep ^ flip */
+#define vi_and_xor(a, keep, flip) _mm512_ternarylogic_epi32(a, vi_set1(keep), vi_set1(flip), 0x6a)
+
 #define vf_bits(a) _mm512_castps_si512(a)
 #define vi_as_float(a) _mm512_castsi512_ps(a)
 #define vf_from_int(a) _mm512_cvtepi32_ps(a)

@@ -1,6 +1,13 @@
 """Instruction selection for AVX-512: tables of 16 and 32 floats in registers, funnel shifts."""
 
-from shoestring.kernels.tile.c.isa import Isa, arithmetic_decoder, sign_is_at_top, table_of
+from shoestring.kernels.tile.c.isa import (
+    Bias,
+    Isa,
+    arithmetic_decoder,
+    integer_bias,
+    sign_is_at_top,
+    table_of,
+)
 from shoestring.kernels.tile.c.pairs import brain_table, is_brain
 from shoestring.kernels.tile.types import DataType
 
@@ -32,6 +39,9 @@ class Avx512(Isa):
             return None
         halves = "_mm512_loadu_si512(values), code, _mm512_loadu_si512(values + 32)"
         return [brain_table(dtype, "values"), f"return _mm512_permutex2var_epi16({halves});"]
+
+    def bias(self, dtype: DataType) -> Bias | None:
+        return integer_bias(dtype) if dtype.bits > 5 and not dtype.is_float else None  # others: a table
 
     def decodes_from_top(self, dtype: DataType) -> bool:
         return dtype.bits > (6 if dtype.is_float else 5) and sign_is_at_top(dtype)

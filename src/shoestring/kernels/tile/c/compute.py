@@ -242,7 +242,8 @@ def _combined(source: Held, members: list[tuple[int, int]], bits: list[int], dim
 def dot(e: Emitter, step: ir.Dot) -> None:
     """out = c + a·b, each lane for itself: its weight is read once and multiplied for every row.
 
-    Where a lane has fewer sums than multiply-adds take turns, each sum is kept in several parts.
+    Where a lane has fewer sums than multiply-adds take turns, each sum is kept in several parts. Where it has
+    more columns than rows, codes may be decoded with a surplus, which is taken off for each row at once.
     """
     c, k = e.register(step.c), step.a.extents[1]
     rows = slots_of_operand(operand_a(c.layout, k), step.a.registers)
@@ -261,12 +262,16 @@ def dot(e: Emitter, step: ir.Dot) -> None:
     }
     zero = "0.0f" if c.uniform else "vf_set1(0.0f)"
     kind = "float" if c.uniform else "vf"
-    with e.block(""), e.codes_in_pairs():
+    across, down = (len({_local(c, slot, dim) for slot in range(c.slots)}) for dim in (1, 0))
+    bias = e.bias_of(step.b) if across > down and not c.uniform else None
+    decoding = e.codes_with_bias if bias else e.codes_in_pairs
+    with e.block(""), decoding():
         for (g, i, part), name in names.items():
             start = zero if part else e.value(step.c, g, i, uniform=c.uniform)
             e.line(f"{kind} {name} = {start};")
         first = [columns[column_index[_local(c, 0, 1), depth]] for depth in range(k)]
-        for turn, depth in enumerate(e.order_of_use(step.b, first)):
+        order = list(range(k)) if bias else e.order_of_use(step.b, first)
+        for turn, depth in enumerate(order):
             for group in range(c.groups):
                 _dot_step(
                     e, step, names, group, depth, turn % chains, (rows, row_index), (columns, column_index)
@@ -276,6 +281,8 @@ def dot(e: Emitter, step: ir.Dot) -> None:
             for i in range(c.slots):
                 parts = [names[g, i, part] for part in range(chains)]
                 finals[g, i] = _tree(parts, "({} + {})" if c.uniform else "vf_add({}, {})")
+        if bias:
+            _take_off(e, step, finals, bias.surplus, (rows, row_index))
         e.put(step.out, lambda g, i: finals[g, i])
 
 
@@ -308,6 +315,28 @@ def _dot_step(
             e.line(f"{total} += {x} * {w};")
         else:
             e.line(f"{total} = vf_fma({x}, {w}, {total});")
+
+
+def _take_off(
+    e: Emitter, step: ir.Dot, finals: dict[tuple[int, int], str], surplus: float, rows: Operand
+) -> None:
+    """Correct the sums of weights that are all too large by `surplus`."""
+    c, k = e.register(step.c), step.a.extents[1]
+    factor, names = e.fresh("surplus"), {}
+    e.line(f"const vf {factor} = vf_set1({literal(-surplus)});")
+    for (group, slot), text in finals.items():
+        row = (group, _local(c, slot, 0))
+        if row not in names:
+            names[row] = e.fresh("excess")
+            parts = [e.fresh("part") for _ in range(min(CHAINS, k))]
+            for part in parts:
+                e.line(f"vf {part} = vf_set1(0.0f);")
+            for depth in range(k):
+                x = e.value(step.a, group, rows[0][rows[1][row[1], depth]])
+                part = parts[depth % len(parts)]
+                e.line(f"{part} = vf_add({part}, {x});")
+            e.line(f"const vf {names[row]} = vf_mul({_tree(parts, 'vf_add({}, {})')}, {factor});")
+        finals[group, slot] = f"vf_add({text}, {names[row]})"
 
 
 def _local(c: Held, slot: int, dim: int) -> int:

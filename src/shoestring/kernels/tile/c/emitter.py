@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from shoestring.errors import ProgramError
 from shoestring.kernels.tile import ir
 from shoestring.kernels.tile.alignment import slots_of_operand
-from shoestring.kernels.tile.c.isa import Isa
+from shoestring.kernels.tile.c.isa import Bias, Isa
 from shoestring.kernels.tile.c.pairs import Pairs, can_pair, together
 from shoestring.kernels.tile.c.registers import Held, hold
 from shoestring.kernels.tile.c.scalars import c_names, c_of
@@ -55,7 +55,8 @@ class Emitter:
     """The text of one program, and what has been decided about it.
 
     `lazy`: tensors that are computed where they are used, slot by slot; `waiting_for`: the codes of those
-    that are nothing but values. `pairs`: where set, codes of the open block of C may be decoded in pairs.
+    that are nothing but values. `pairs`: where set, codes of the open block of C may be decoded in pairs;
+    `biased`: they may become floats that are too large.
     `loops`: the variables of the loops around what is rendered. `inner_turns`: for each of them the turns of
     the loops inside, where known.
     """
@@ -73,6 +74,7 @@ class Emitter:
         self.decoders: dict[str, DataType] = {}
         self.pair_decoders: dict[str, DataType] = {}
         self.pairs: Pairs | None = None
+        self.biased = False
         self.encoders: dict[str, DataType] = {}
         self.failures: list[str] = []
         self.lazy: dict[str, Slot] = {}
@@ -112,6 +114,13 @@ class Emitter:
         self.pairs = Pairs(self)
         yield
         self.pairs = None
+
+    @contextmanager
+    def codes_with_bias(self) -> Iterator[None]:
+        """Codes become floats that are too large by the surplus of `bias_of`."""
+        self.biased = True
+        yield
+        self.biased = False
 
     def scalar(self, expr: Expr) -> str:
         return c_of(expr, self.names)
@@ -201,6 +210,22 @@ class Emitter:
             return f"vi_shl({low}, {-beyond})" if beyond else low
         return self.isa.funnel(low, held.register(group, word + 1), beyond)
 
+    def bias_of(self, tensor: Tensor) -> Bias | None:
+        """How the values of a tensor may be had with a surplus; None where it is no mere cast of codes."""
+        codes = self.waiting_for.get(tensor.name)
+        if codes is None or self.held[codes.name].uniform:
+            return None
+        return self.isa.bias(codes.dtype)
+
+    def _biased_value(self, held: Held, group: int, slot: int, bias: Bias) -> str:
+        word, start = divmod(slot * held.bits, 32)
+        shift, low = start - bias.at, held.register(group, word)
+        if start + held.bits > 32:
+            low = self.isa.funnel(low, held.register(group, word + 1), shift)
+        elif shift:
+            low = f"vi_shr({low}, {shift})" if shift > 0 else f"vi_shl({low}, {-shift})"
+        return f"vi_as_float(vi_and_xor({low}, {bias.keep:#x}, {bias.flip:#x}))"
+
     def _vector_value(self, held: Held, group: int, slot: int) -> str:
         if held.bits == 32:
             return held.register(group, slot)
@@ -210,6 +235,9 @@ class Emitter:
             word = held.register(group, slot // 2)
             upper = f"vi_and({word}, vi_set1(0xffff0000))" if slot % 2 else f"vi_shl({word}, 16)"
             return f"vi_as_float({upper})"
+        bias = self.isa.bias(held.dtype) if self.biased else None
+        if bias is not None:
+            return self._biased_value(held, group, slot, bias)
         if self.pairs and self._decodes_pairs(held):
             return self.pairs.value(held, group, slot)
         self.decoders[held.dtype.name] = held.dtype

@@ -5,6 +5,7 @@ on an element type: how a code becomes a float, and how a field is cut out acros
 """
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,11 @@ class Isa(ABC):
         None where one code at a time is no slower."""
         return None
 
+    def bias(self, dtype: DataType) -> "Bias | None":
+        """How codes become floats without a conversion, all too large by the same; None where that is no
+        faster than their values."""
+        return None
+
     @abstractmethod
     def decodes_from_top(self, dtype: DataType) -> bool:
         """Whether the decoder wants a code at the high end of a word, noise below; else noise is above it."""
@@ -52,6 +58,23 @@ class Isa(ABC):
     @abstractmethod
     def decoder(self, dtype: DataType) -> list[str]:
         """Statements that return the float values of the narrow codes `code`."""
+
+
+@dataclass(frozen=True)
+class Bias:
+    """A code at bit `at` of a word is the lowest part of the significand of a float: of the word, what `keep`
+    has, with the bits of `flip` changed. The float is the value of the code plus `surplus`."""
+
+    at: int
+    keep: int
+    flip: int
+    surplus: float
+
+
+def integer_bias(dtype: DataType) -> Bias:
+    """Of an integer of at most 8 bits: in a float from 256 to 512, bit 15 counts one."""
+    sign = 0 if dtype.is_unsigned else 1 << (dtype.bits - 1)
+    return Bias(15, ((1 << dtype.bits) - 1) << 15, 0x43800000 | sign << 15, 256.0 + sign)
 
 
 def literal(value: float) -> str:
