@@ -2,12 +2,20 @@
 
 from shoestring.layers.attention import AttendOut, attend, merge
 from shoestring.layers.attention_masks import Causal, Explicit, Full, KVView, Mask, Tree
+from shoestring.layers.bidirectional_mamba import BidirectionalMamba, SharedBidirectionalMamba
+from shoestring.layers.bidirectional_mamba2 import BidirectionalMamba2
+from shoestring.layers.drop_path import DropPath
 from shoestring.layers.dual_binary_linear import DualBinaryLinear, LatentDualBinaryLinear
+from shoestring.layers.feature_pyramid import FeaturePyramid
 from shoestring.layers.float_coded_linear import FloatCodedLinear
 from shoestring.layers.low_rank_linear import LowRankLinear
+from shoestring.layers.mamba import MambaMixer
+from shoestring.layers.mamba2 import Mamba2Mixer
 from shoestring.layers.norm import RMSNorm
 from shoestring.layers.packed_linear import PackedEmbedding, PackedLinear, PackedWeight
 from shoestring.layers.parameter_hint import ParameterHint, hinted_parameters
+from shoestring.layers.patch_embedding import PatchEmbedding
+from shoestring.layers.patch_tokens import ClassToken, PatchTokens
 from shoestring.layers.reordered_linear import ReorderedLinear
 from shoestring.layers.rotary import LinearScaling, Llama3Scaling, Rope, YarnScaling
 from shoestring.layers.row_sparse_linear import RowSparseLinear, sparse_tail
@@ -17,9 +25,14 @@ from shoestring.layers.state import Recurrent, State, clone_state, reorder_state
 
 __all__ = [
     "AttendOut",
+    "BidirectionalMamba",
+    "BidirectionalMamba2",
     "Causal",
+    "ClassToken",
+    "DropPath",
     "DualBinaryLinear",
     "Explicit",
+    "FeaturePyramid",
     "FloatCodedLinear",
     "Full",
     "KVView",
@@ -27,17 +40,22 @@ __all__ = [
     "LinearScaling",
     "Llama3Scaling",
     "LowRankLinear",
+    "Mamba2Mixer",
+    "MambaMixer",
     "Mask",
     "PackedEmbedding",
     "PackedLinear",
     "PackedWeight",
     "ParameterHint",
+    "PatchEmbedding",
+    "PatchTokens",
     "RMSNorm",
     "Recurrent",
     "ReorderedLinear",
     "Rope",
     "RowSparseLinear",
     "ScaledEmbedding",
+    "SharedBidirectionalMamba",
     "SparseLinear",
     "State",
     "Tree",

@@ -11,6 +11,10 @@ from shoestring.models.hooks import AttendCall, AttnPlan, Context, Drop, Keep, P
 from shoestring.models.load import load_decoder, load_tokenizer
 from shoestring.models.protocols import CacheCannot, HookConflict, KVCache, KVView, Traffic
 from shoestring.models.safetensors_file import SafetensorsFile, ShardedSafetensors
+from shoestring.models.vision_mamba import VisionMamba
+from shoestring.models.vision_mamba_config import VisionMambaConfig, vision_mamba_size
+from shoestring.models.vision_mamba_weights import load_vision_mamba, save_vision_mamba
+from shoestring.models.vision_transformer import VisionTransformer, VisionTransformerConfig
 
 __all__ = [
     "AttendCall",
@@ -35,8 +39,15 @@ __all__ = [
     "SafetensorsFile",
     "ShardedSafetensors",
     "Traffic",
+    "VisionMamba",
+    "VisionMambaConfig",
+    "VisionTransformer",
+    "VisionTransformerConfig",
     "Want",
     "load_decoder",
     "load_tokenizer",
+    "load_vision_mamba",
     "open_checkpoint",
+    "save_vision_mamba",
+    "vision_mamba_size",
 ]
