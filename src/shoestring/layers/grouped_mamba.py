@@ -233,7 +233,8 @@ class GroupedMixer(nn.Module):
         before = x.new_zeros(len(x), width - 1, self.d_inner) if state is None else state["conv"]
         joined = torch.cat([before.to(x.dtype), x], 1)
         y = causal_conv1d(joined, self.conv_weight, self.conv_bias, silu=True)[:, width - 1 :]
-        last = joined[:, x.shape[1] :] if front is None else front.behind(joined, width - 1)
+        # Copied: a window on `joined` would keep the whole prompt in memory.
+        last = joined[:, x.shape[1] :].clone() if front is None else front.behind(joined, width - 1)
         return y, last.to(before.dtype)
 
 
