@@ -1,4 +1,4 @@
-"""From attention to Mamba: the warm start, what it refuses, rankings with controls, stages and their resume."""
+"""From attention to Mamba: the warm start, what it refuses, rankings with controls, stages, their resume."""
 
 import math
 from dataclasses import replace

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from shoestring.compression.layer_importance import Score, leave_one_out, probe_replacements
 from shoestring.compression.mamba_in_llama import Initial, Unmapped, convert, from_attention, with_mamba
@@ -26,6 +26,7 @@ RECORD = "conversion.json"
 PUBLISHED_COUNTS = (25, 27, 30, 34, 37, 40)
 
 
+@runtime_checkable
 class Distil(Protocol):
     """Trains `student` in place to predict as `teacher` does, and gives the loss at the end.
 
@@ -93,8 +94,8 @@ def convert_in_stages(
 ) -> tuple[Decoder, list[Stage]]:
     """The student of the last stage, and what each stage did.
 
-    score: of a model, higher is better, for the first stage. distil: see `Distil`; given from outside, so that
-    any training will do. initial: of new mixers. folder: where every stage's student is kept (`stage-1`, …)
+    score: of a model, higher is better, for the first stage. distil: see `Distil`; given from outside, so
+    that any training will do. initial: of new mixers. folder: where every stage's student is kept (`stage-1`, …)
     and from which a conversion that stopped goes on after its last whole stage. on_stage: called after each.
 
     Raises: ValueError for more mixers than the teacher has layers with attention, a folder that holds another
@@ -161,8 +162,8 @@ def _resume(teacher: Decoder, plan: ConversionPlan, folder: Path | None) -> tupl
     student = load_decoder(folder / f"stage-{len(stages)}")
     if student.cfg.layout != read_layout(stages[-1].layout, len(student.cfg.layout)):
         raise ValueError(
-            f"{folder}: stage {len(stages)} has the layout {write_layout(student.cfg.layout)}, its record says "
-            f"{stages[-1].layout}; remove the folder and start again"
+            f"{folder}: stage {len(stages)} has the layout {write_layout(student.cfg.layout)}, its record "
+            f"says {stages[-1].layout}; remove the folder and start again"
         )
     return stages, student
 

@@ -201,14 +201,21 @@ class GroupedMixer(nn.Module):
     def project(self, hidden: Sequence) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """z, x, B, C and dt: x repeated to d_inner channels, B (batch, seq, d_xb/n, n), C (…, d_inner/n, n),
         dt before its bias and softplus, in at least float32."""
-        n = self.shape.d_state
+        n, (batch, seq, _) = self.shape.d_state, hidden.shape
         z, x, B, C = self.in_proj(hidden).split([self.d_inner, self.d_xb, self.d_xb, self.d_inner], -1)
-        x = x.unflatten(-1, (-1, n)).repeat_interleave(self.d_inner // self.d_xb, -2).flatten(-2)
-        low = self.dt_in_proj(hidden)
-        with torch.autocast(hidden.device.type, enabled=False):
-            exact = torch.promote_types(low.dtype, torch.float32)
-            dt = F.linear(low.to(exact), self.dt_proj.weight.to(exact))
-        return z, x, B.unflatten(-1, (-1, n)), C.unflatten(-1, (-1, n)), dt
+        # At a token a time every call is felt: views instead of repeat_interleave and unflatten.
+        heads = x.reshape(batch, seq, -1, 1, n).expand(-1, -1, -1, self.d_inner // self.d_xb, -1)
+        x, low = heads.reshape(batch, seq, self.d_inner), self.dt_in_proj(hidden)
+        if torch.is_autocast_enabled(hidden.device.type):
+            with torch.autocast(hidden.device.type, enabled=False):
+                dt = self._steps(low)
+        else:
+            dt = self._steps(low)
+        return z, x, B.reshape(batch, seq, -1, n), C.reshape(batch, seq, -1, n), dt
+
+    def _steps(self, low: Tensor) -> Tensor:
+        exact = torch.promote_types(low.dtype, torch.float32)
+        return F.linear(low.to(exact), self.dt_proj.weight.to(exact))
 
     def A(self) -> Float[Tensor, " rates *states"]:
         """The decay rates, −exp(A_log), in at least float32."""
