@@ -95,8 +95,9 @@ def convert_in_stages(
     """The student of the last stage, and what each stage did.
 
     score: of a model, higher is better, for the first stage. distil: see `Distil`; given from outside, so
-    that any training will do. initial: of new mixers. folder: where every stage's student is kept (`stage-1`, …)
-    and from which a conversion that stopped goes on after its last whole stage. on_stage: called after each.
+    that any training will do. initial: of new mixers. folder: where every stage's student is kept
+    (`stage-1`, …) and from which a conversion that stopped goes on after its last whole stage. on_stage:
+    called after each.
 
     Raises: ValueError for more mixers than the teacher has layers with attention, a folder that holds another
     plan or layout; TrainingDiverged for a probe whose loss is no number; else as `convert`, `distil`.

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -64,7 +65,9 @@ class Text:
     vocabulary: int
 
     @classmethod
-    def cut(cls, train: Ids, held_out: Ids, vocabulary: int, lesson: Lesson) -> "Text":
+    def cut(
+        cls, train: Int[Tensor, " n"], held_out: Int[Tensor, " m"], vocabulary: int, lesson: Lesson
+    ) -> "Text":
         """Windows of the lesson's length, spread over the held-out ids."""
         judged = held_out.unfold(0, lesson.length, max(1, len(held_out) // (lesson.windows + 1)))
         ranking = train[-lesson.ranking_windows * lesson.length :].unfold(0, lesson.length, lesson.length)
