@@ -8,6 +8,13 @@ from shoestring.layers.drop_path import DropPath
 from shoestring.layers.dual_binary_linear import DualBinaryLinear, LatentDualBinaryLinear
 from shoestring.layers.feature_pyramid import FeaturePyramid
 from shoestring.layers.float_coded_linear import FloatCodedLinear
+from shoestring.layers.grouped_mamba import (
+    GroupedMambaMixer,
+    GroupedSsdMixer,
+    MambaShape,
+    ScanKind,
+    grouped_mixer,
+)
 from shoestring.layers.low_rank_linear import LowRankLinear
 from shoestring.layers.mamba import MambaMixer
 from shoestring.layers.mamba2 import Mamba2Mixer
@@ -35,6 +42,8 @@ __all__ = [
     "FeaturePyramid",
     "FloatCodedLinear",
     "Full",
+    "GroupedMambaMixer",
+    "GroupedSsdMixer",
     "KVView",
     "LatentDualBinaryLinear",
     "LinearScaling",
@@ -42,6 +51,7 @@ __all__ = [
     "LowRankLinear",
     "Mamba2Mixer",
     "MambaMixer",
+    "MambaShape",
     "Mask",
     "PackedEmbedding",
     "PackedLinear",
@@ -55,6 +65,7 @@ __all__ = [
     "Rope",
     "RowSparseLinear",
     "ScaledEmbedding",
+    "ScanKind",
     "SharedBidirectionalMamba",
     "SparseLinear",
     "State",
@@ -62,6 +73,7 @@ __all__ = [
     "YarnScaling",
     "attend",
     "clone_state",
+    "grouped_mixer",
     "hinted_parameters",
     "merge",
     "reorder_state",

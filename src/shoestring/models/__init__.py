@@ -8,9 +8,11 @@ from shoestring.models.decoder_step import DecoderOutput, Want
 from shoestring.models.gguf_decoder import GGUFDecoder
 from shoestring.models.gguf_file import GGUFFile
 from shoestring.models.hooks import AttendCall, AttnPlan, Context, Drop, Keep, Phase, Route
+from shoestring.models.layer_layout import LayerKind
 from shoestring.models.load import load_decoder, load_tokenizer
-from shoestring.models.protocols import CacheCannot, HookConflict, KVCache, KVView, Traffic
+from shoestring.models.protocols import CacheCannot, HookConflict, KVCache, KVView, StateCache, Traffic
 from shoestring.models.safetensors_file import SafetensorsFile, ShardedSafetensors
+from shoestring.models.save_decoder import save_decoder
 from shoestring.models.vision_mamba import VisionMamba
 from shoestring.models.vision_mamba_config import VisionMambaConfig, vision_mamba_size
 from shoestring.models.vision_mamba_weights import load_vision_mamba, save_vision_mamba
@@ -32,12 +34,14 @@ __all__ = [
     "KVCache",
     "KVView",
     "Keep",
+    "LayerKind",
     "Phase",
     "PlainConvNet",
     "ResidualNet",
     "Route",
     "SafetensorsFile",
     "ShardedSafetensors",
+    "StateCache",
     "Traffic",
     "VisionMamba",
     "VisionMambaConfig",
@@ -48,6 +52,7 @@ __all__ = [
     "load_tokenizer",
     "load_vision_mamba",
     "open_checkpoint",
+    "save_decoder",
     "save_vision_mamba",
     "vision_mamba_size",
 ]
