@@ -43,11 +43,11 @@ class Lesson:
     kv_heads: int = 2
     length: int = 128
     batch_size: int = 16
-    teacher_steps: int = 350
+    teacher_steps: int = 260
     teacher_rate: float = 3e-3
     converted: int = 3
     most: int = 5
-    steps: int = 30
+    steps: int = 28
     probe_steps: int = 3
     rate: float = 1e-3
     windows: int = 48
