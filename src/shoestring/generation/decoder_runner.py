@@ -88,13 +88,19 @@ def decoder_cache(
         "capacity": capacity,
     }
     keys: SlotCache | None = None
-    if attention and isinstance(form, TokenCacheFormat):
-        keys = TokenCache(*shape, form, **options)
-    elif attention:
-        keys = DenseCache(*shape, **options) if form is None else QuantCache(*shape, form, **options)
+    if attention:
+        keys = _keys_and_values(shape, form, options)
     if keys is not None and not cfg.is_hybrid:
         return keys
     return HybridCache(keys, _first_states(model, batch))
+
+
+def _keys_and_values(
+    shape: tuple[int, int, int, int], form: CacheFormat | TokenCacheFormat | None, options: dict[str, Any]
+) -> SlotCache:
+    if isinstance(form, TokenCacheFormat):
+        return TokenCache(*shape, form, **options)
+    return DenseCache(*shape, **options) if form is None else QuantCache(*shape, form, **options)
 
 
 def _first_states(model: Decoder, batch: int) -> dict[int, State]:

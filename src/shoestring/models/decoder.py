@@ -116,7 +116,7 @@ class DecoderLayer(nn.Module):
         attention = self._modules.get("self_attn")
         if attention is not None:
             return attention(self.input_layernorm(x), step)
-        mixer = self._modules.get("mixer")
+        mixer: Any = self._modules.get("mixer")
         return None if mixer is None else step.recur(self.layer, mixer, self.input_layernorm(x))
 
 

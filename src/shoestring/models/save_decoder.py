@@ -72,14 +72,16 @@ def _fields(cfg: DecoderConfig) -> dict[str, Any]:
         "mlp_bias", "eos_token_id",
     )  # fmt: skip
     rope: Rope = cfg.ropes[0]
-    linear = isinstance(rope.scaling, LinearScaling)
+    scaling = None
+    if isinstance(rope.scaling, LinearScaling):
+        scaling = {"rope_type": "linear", "factor": rope.scaling.factor}
     return {
         **{name: getattr(cfg, name) for name in names},
         "hidden_act": cfg.activation.value,
         "attention_bias": cfg.output_bias,
         "sliding_window": cfg.windows[0],
         "rope_theta": rope.base,
-        "rope_scaling": {"rope_type": "linear", "factor": rope.scaling.factor} if linear else None,
+        "rope_scaling": scaling,
     }
 
 

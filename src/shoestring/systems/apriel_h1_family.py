@@ -70,10 +70,10 @@ def family_rows(
     def batches(step: int) -> Tensor:
         return texts[torch.randint(len(texts), (run.batch_size,), generator=torch_generator(seed, step))]
 
-    def distil(student: Decoder, original: Decoder, *, steps: int, name: str) -> float:
+    def distil(student: Decoder, teacher: Decoder, *, steps: int, name: str) -> float:
         schedule = TrainingPlan(steps, run.rate, warmup_steps=steps // 10, seed=seed)
         return distil_logits(
-            student, original, batches, schedule, folder=folder / "runs" / name, checkpoint_every=100
+            student, teacher, batches, schedule, folder=folder / "runs" / name, checkpoint_every=100
         ).losses[-1]
 
     say(_cost(teacher, batches(0), plan))

@@ -109,7 +109,7 @@ class _Reverse(torch.autograd.Function):
         ctx.save_for_backward(student, teacher)
         ctx.chunk = chunk  # type: ignore[attr-defined]
         parts = zip(student.split(chunk), teacher.split(chunk), strict=True)
-        return sum(_reverse(s, t)[2].sum() for s, t in parts) / len(student)
+        return torch.stack([_reverse(s, t)[2].sum() for s, t in parts]).sum() / len(student)
 
     @staticmethod
     @once_differentiable
@@ -128,7 +128,7 @@ class _Forward(torch.autograd.Function):
         ctx.save_for_backward(student, teacher)
         ctx.chunk = chunk  # type: ignore[attr-defined]
         parts = zip(student.split(chunk), teacher.split(chunk), strict=True)
-        return sum(_reverse(t, s)[2].sum() for s, t in parts) / len(student)
+        return torch.stack([_reverse(t, s)[2].sum() for s, t in parts]).sum() / len(student)
 
     @staticmethod
     @once_differentiable
