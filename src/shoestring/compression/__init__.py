@@ -12,7 +12,9 @@ from shoestring.compression.emulation import emulate, emulate_static
 from shoestring.compression.float_quantize import FloatQuantize, StoredFloat
 from shoestring.compression.gguf_export import export_gguf, export_gguf_q8
 from shoestring.compression.group_quantize import GPTQ, PackedRecipe, RoundToNearest
+from shoestring.compression.hybrid_conversion import ConversionPlan, convert_in_stages
 from shoestring.compression.kv_quantize import KVQuantize, KVQuantizeTokens
+from shoestring.compression.layer_importance import LayerImportance, leave_one_out
 from shoestring.compression.low_rank import ActivationAwareLowRank, LowRank
 from shoestring.compression.precision import Precision, PrecisionPlan, WeightKind
 from shoestring.compression.pruning import (
@@ -35,12 +37,14 @@ __all__ = [
     "ActivationAwareLowRank",
     "AlphaSpace",
     "Calibration",
+    "ConversionPlan",
     "DualBinarize",
     "Evolution",
     "FloatQuantize",
     "KVQuantize",
     "KVQuantizeTokens",
     "KullbackLeibler",
+    "LayerImportance",
     "LowRank",
     "MagnitudePrune",
     "MeanSquare",
@@ -70,6 +74,7 @@ __all__ = [
     "capture",
     "capture_groups",
     "capture_scores",
+    "convert_in_stages",
     "emulate",
     "emulate_static",
     "evolve",
@@ -78,6 +83,7 @@ __all__ = [
     "fuse_conv_bn",
     "global_magnitude",
     "layer_by_layer",
+    "leave_one_out",
     "load",
     "plan",
     "prune_in_place",

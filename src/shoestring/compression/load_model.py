@@ -10,7 +10,7 @@ from shoestring.errors import BadModelFile
 from shoestring.models.built_in import BUILT_IN, built_in_file
 from shoestring.models.checkpoint import is_known_gguf, open_checkpoint, read_config
 from shoestring.models.decoder import Decoder
-from shoestring.models.decoder_config import FAMILIES
+from shoestring.models.decoder_config import FAMILIES, base_type
 from shoestring.models.gguf_file import GGUFFile
 from shoestring.models.load import check_tokenizer, find_model, first_line, load_decoder, load_tokenizer
 from shoestring.models.quantised_checkpoint import is_readable
@@ -67,7 +67,9 @@ def _load(path: Path, packed: bool) -> nn.Module:
         return load_decoder(path, packed=packed) if is_known_gguf(file) else _as_plain(_by_transformers(path))
     config = read_config(path)
     # What another library has packed otherwise is unpacked by transformers.
-    if config["model_type"] in FAMILIES and ("quantization_config" not in config or is_readable(config)):
+    if base_type(config["model_type"]) in FAMILIES and (
+        "quantization_config" not in config or is_readable(config)
+    ):
         return load_decoder(open_checkpoint(path), packed=packed)
     open_safetensors(path)
     return _by_transformers(path)

@@ -42,7 +42,7 @@ def save(
     load a model in its type (`dtype=…`) rather than casting it afterwards.
 
     Raises: FileExistsError if the folder holds something else; TypeError if the model is not one of
-    transformers; OSError (a full disk) with everything left as it was.
+    transformers, or a hybrid; OSError (a full disk) with everything left as it was.
     """
     folder = Path(folder)
     _refuse_foreign(folder)
@@ -51,6 +51,8 @@ def save(
         raise TypeError(
             f"{kind} has no transformers config to save; convert it to a transformers model first."
         )
+    if getattr(getattr(model, "cfg", None), "is_hybrid", False):
+        raise TypeError("transformers cannot load a hybrid of attention and Mamba; use models.save_decoder.")
     try:
         with replacing_folder(folder) as temporary:
             _fill(temporary, model, tokenizer, recipe, proof, pages or {})

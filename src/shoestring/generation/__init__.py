@@ -7,6 +7,7 @@ from shoestring.generation.block_allocator import BlockAllocator, FreedBlock, Ou
 from shoestring.generation.cache_bytes import bytes_for
 from shoestring.generation.decode import Finish, Generation, Piece, Stream, generate, stream
 from shoestring.generation.dense_cache import DenseCache
+from shoestring.generation.hybrid_cache import HybridCache
 from shoestring.generation.paged_cache import PagedCache
 from shoestring.generation.quantised_cache import QuantCache
 from shoestring.generation.sampling import Sampling
@@ -25,6 +26,7 @@ __all__ = [
     "Finish",
     "FreedBlock",
     "Generation",
+    "HybridCache",
     "OutOfBlocks",
     "PagedCache",
     "Piece",

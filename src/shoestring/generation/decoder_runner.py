@@ -8,12 +8,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from shoestring.generation.dense_cache import DenseCache
+from shoestring.generation.hybrid_cache import HybridCache
 from shoestring.generation.quantised_cache import QuantCache
 from shoestring.generation.slot_cache import SlotCache
 from shoestring.generation.token_cache import TokenCache
+from shoestring.layers.state import State
 from shoestring.models.decoder import Decoder
 from shoestring.models.decoder_step import Want
 from shoestring.models.hooks import Context
+from shoestring.models.layer_layout import LayerKind
 from shoestring.models.protocols import KVCache
 from shoestring.numbers.cache_format import CacheFormat
 from shoestring.numbers.token_cache_format import TokenCacheFormat
@@ -43,8 +46,8 @@ class DecoderRunner:
         self.end_tokens = end_tokens(model.generation_config, model.config, model.cfg)
         if cache is not None and not isinstance(cache, KVCache):
             raise TypeError(
-                f"a {type(cache).__name__} is no cache of a Decoder; pass a DenseCache, TokenCache or "
-                "QuantCache."
+                f"a {type(cache).__name__} is no cache of a Decoder; pass a DenseCache, TokenCache, "
+                "QuantCache or HybridCache."
             )
         self.cache: KVCache = decoder_cache(model, capacity=capacity) if cache is None else cache
         self.hooks, self.ctx = tuple(hooks), ctx
@@ -70,21 +73,46 @@ def decoder_cache(
 ) -> SlotCache:
     """An empty cache for a decoder, in `form` or else in its `kv_cache_format`; plain where it has none.
 
+    A hybrid gets a `HybridCache`: keys and values of its layers with attention only, and states.
     dtype: of keys and values that are not quantised; by default the model's.
 
     Raises: ValueError where the format does not fit the model's heads.
     """
     cfg, form = model.cfg, form or model.kv_cache_format
     parameter = next(model.parameters())
-    shape = cfg.num_hidden_layers, batch, cfg.num_key_value_heads, cfg.head_dim
+    attention = len(cfg.layers_of(LayerKind.ATTENTION))
+    shape = attention, batch, cfg.num_key_value_heads, cfg.head_dim
     options: dict[str, Any] = {
         "dtype": dtype or parameter.dtype,
         "device": parameter.device,
         "capacity": capacity,
     }
+    keys: SlotCache | None = None
+    if attention:
+        keys = _keys_and_values(shape, form, options)
+    if keys is not None and not cfg.is_hybrid:
+        return keys
+    return HybridCache(keys, _first_states(model, batch))
+
+
+def _keys_and_values(
+    shape: tuple[int, int, int, int], form: CacheFormat | TokenCacheFormat | None, options: dict[str, Any]
+) -> SlotCache:
     if isinstance(form, TokenCacheFormat):
         return TokenCache(*shape, form, **options)
     return DenseCache(*shape, **options) if form is None else QuantCache(*shape, form, **options)
+
+
+def _first_states(model: Decoder, batch: int) -> dict[int, State]:
+    """Of every layer without attention, the state before the first token; {} for one that mixes nothing."""
+    states: dict[int, State] = {}
+    for index, (kind, layer) in enumerate(zip(model.cfg.layout, model.model.layers, strict=True)):
+        if kind is LayerKind.MAMBA:
+            mixer: Any = layer.mixer
+            states[index] = mixer.init_state(batch)
+        elif kind is not LayerKind.ATTENTION:
+            states[index] = {}
+    return states
 
 
 def end_tokens(*configs: Any) -> frozenset[int]:

@@ -154,10 +154,7 @@ class SlotCache:
                 f"layer {layer}: keys {tuple(k.shape)}, values {tuple(v.shape)} and positions "
                 f"{tuple(pos.shape)} do not fit this cache; (batch, heads, tokens, channels) is {expected}."
             )
-        # All layers of a step get the same tensor: looking at the positions once is enough.
-        if pos is not self._last_pos and pos.shape[1]:
-            self.next_pos = torch.maximum(self.next_pos, pos.amax(1).to(self.next_pos) + 1)
-            self._last_pos = pos
+        self._advance(pos)
         return self.layers[layer].append(k, v, pos, store)
 
     def view(
@@ -283,6 +280,13 @@ class SlotCache:
             for part, size in store.nbytes.items():
                 total[part] = total.get(part, 0) + size
         return total
+
+    def _advance(self, pos: Int[Tensor, "batch n"]) -> None:
+        """Count these positions as seen."""
+        # All layers of a step get the same tensor: looking at the positions once is enough.
+        if pos is not self._last_pos and pos.shape[1]:
+            self.next_pos = torch.maximum(self.next_pos, pos.amax(1).to(self.next_pos) + 1)
+            self._last_pos = pos
 
     def _check_slots(self, layer: int, slots: Shaped[Tensor, "batch rows m"], what: str) -> None:
         if slots.is_floating_point():

@@ -41,6 +41,13 @@ from shoestring.layers.mamba import (
     MambaMixer,
     SharedBidirectionalMamba,
 )
+from shoestring.layers.mamba.grouped_mamba import (
+    GroupedMambaMixer,
+    GroupedSsdMixer,
+    MambaShape,
+    ScanKind,
+    grouped_mixer,
+)
 from shoestring.layers.norm import RMSNorm
 from shoestring.layers.packed_linear import PackedEmbedding, PackedLinear, PackedWeight
 from shoestring.layers.parameter_hint import ParameterHint, hinted_parameters
@@ -91,6 +98,8 @@ __all__ = [
     "FloatCodedLinear",
     "Full",
     "GatedAttentionUnit",
+    "GroupedMambaMixer",
+    "GroupedSsdMixer",
     "H3LongConv",
     "HeadSplit",
     "KMeansOptions",
@@ -111,6 +120,7 @@ __all__ = [
     "LowRankSelfAttention",
     "Mamba2Mixer",
     "MambaMixer",
+    "MambaShape",
     "Mask",
     "OnlineKMeans",
     "PackedEmbedding",
@@ -128,6 +138,7 @@ __all__ = [
     "RoutingOptions",
     "RowSparseLinear",
     "ScaledEmbedding",
+    "ScanKind",
     "SelfAttention",
     "SeqBoat",
     "SequenceProjection",
@@ -146,6 +157,7 @@ __all__ = [
     "clone_state",
     "conv_break_even_rank",
     "geometric_kernel",
+    "grouped_mixer",
     "hinted_parameters",
     "linear_of_rank",
     "local_attention",

@@ -10,9 +10,11 @@ from shoestring.models.decoder_step import DecoderOutput, Want
 from shoestring.models.gguf_decoder import GGUFDecoder
 from shoestring.models.gguf_file import GGUFFile
 from shoestring.models.hooks import AttendCall, AttnPlan, Context, Drop, Keep, Phase, Route
+from shoestring.models.layer_layout import LayerKind
 from shoestring.models.load import load_decoder, load_tokenizer
-from shoestring.models.protocols import CacheCannot, HookConflict, KVCache, KVView, Traffic
+from shoestring.models.protocols import CacheCannot, HookConflict, KVCache, KVView, StateCache, Traffic
 from shoestring.models.safetensors_file import SafetensorsFile, ShardedSafetensors
+from shoestring.models.save_decoder import save_decoder
 from shoestring.models.seqboat import SeqBoatClassifier, SeqBoatLM
 from shoestring.models.sequence_classifier import SequenceClassifier
 from shoestring.models.transformer import (
@@ -44,6 +46,7 @@ __all__ = [
     "KVCache",
     "KVView",
     "Keep",
+    "LayerKind",
     "Phase",
     "PlainConvNet",
     "ResidualNet",
@@ -53,6 +56,7 @@ __all__ = [
     "SeqBoatLM",
     "SequenceClassifier",
     "ShardedSafetensors",
+    "StateCache",
     "Traffic",
     "TransformerBlock",
     "TransformerEncoder",
@@ -67,6 +71,7 @@ __all__ = [
     "load_tokenizer",
     "load_vision_mamba",
     "open_checkpoint",
+    "save_decoder",
     "save_vision_mamba",
     "vision_mamba_size",
 ]

@@ -23,7 +23,8 @@ from shoestring.layers.packed_linear import PackedEmbedding, PackedLinear, Packe
 from shoestring.layers.row_sparse_linear import RowSparseLinear, row_sparse_kernel
 from shoestring.layers.sparse_linear import SparseLinear
 from shoestring.models.decoder import Attention, Decoder, DecoderLayer, FeedForward
-from shoestring.models.decoder_config import Activation
+from shoestring.models.decoder_config import Activation, DecoderConfig
+from shoestring.models.layer_layout import LayerKind
 
 KernelOf = Callable[[nn.Module], LinearKernel | None]
 """The kernel of a linear layer, or None where the usual one will do."""
@@ -52,6 +53,7 @@ class CompiledDecoder:
         activations: Activations = Activations.FLOAT32,
     ) -> None:
         cfg = decoder.cfg
+        _require_attention(cfg)
         _require_plain_modules(decoder)
         self.decoder, self.activations = decoder, activations
         self._kernel_of = kernel_of
@@ -169,6 +171,15 @@ def usual_kernel(module: nn.Module, activations: Activations) -> LinearKernel | 
     if weight.device.type != "cpu" or weight.dtype not in STORAGE_KINDS:
         return None
     return dense_linear(weight, module.bias)
+
+
+def _require_attention(cfg: DecoderConfig) -> None:
+    for index, kind in enumerate(cfg.layout):
+        if kind is not LayerKind.ATTENTION:
+            raise CannotCompile(
+                f"layer {index} has no attention but is {kind.name.lower()}; the compiled step knows only "
+                "layers with attention."
+            )
 
 
 def _require_plain_modules(decoder: Decoder) -> None:

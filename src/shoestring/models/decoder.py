@@ -1,7 +1,8 @@
-"""A decoder of the Llama family, in one file: Llama, Mistral, Qwen 2 and 3, Gemma 3 (text).
+"""A decoder of the Llama family: Llama, Mistral, Qwen 2 and 3, Gemma 3 (text), and hybrids of them.
 
 x ← x + attention(norm(x)); x ← x + W_down(act(W_gate norm(x)) · W_up norm(x)), layer by layer; logits are
-W_head norm(x). Parameters carry the names that the transformers library gives them, so that recipes, saved
+W_head norm(x). In a hybrid, layers of the layout have a Mamba mixer, or nothing, in place of attention.
+Parameters carry the names that the transformers library gives them, so that recipes, saved
 folders and state_dicts fit as they are. Queries and keys are in the half-split order of rotary positions.
 
 Source: Touvron et al. 2023, "LLaMA: Open and Efficient Foundation Language Models", section 2.2;
@@ -17,13 +18,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shoestring.errors import BadModelFile
+from shoestring.layers.mamba.grouped_mamba import grouped_mixer
 from shoestring.layers.norm import RMSNorm
 from shoestring.layers.rotary import rotate
 from shoestring.layers.scaled_embedding import ScaledEmbedding
 from shoestring.models.decoder_config import Activation, DecoderConfig
 from shoestring.models.decoder_step import DecoderOutput, Step, Want, pick, put
 from shoestring.models.hooks import Context, HookChain, Phase
-from shoestring.models.protocols import KVCache
+from shoestring.models.layer_layout import LayerKind
+from shoestring.models.protocols import KVCache, StateCache
 
 Hidden = Float[Tensor, "batch n hidden"]
 
@@ -77,7 +80,7 @@ class FeedForward(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Attention and feed-forward, each added to what comes in."""
+    """What mixes tokens, and feed-forward, each added to what comes in: `self_attn`, `mixer`, or neither."""
 
     def __init__(self, cfg: DecoderConfig, layer: int, **made: Any) -> None:
         super().__init__()
@@ -85,21 +88,43 @@ class DecoderLayer(nn.Module):
         def norm() -> RMSNorm:
             return RMSNorm(cfg.hidden_size, cfg.rms_norm_eps, offset=cfg.norm_offset, **made)
 
-        self.self_attn = Attention(cfg, layer, **made)
+        self.layer, kind = layer, cfg.layout[layer]
+        if kind is LayerKind.ATTENTION:
+            self.self_attn = Attention(cfg, layer, **made)
+        elif kind is LayerKind.MAMBA:
+            heads = cfg.num_attention_heads, cfg.num_key_value_heads, cfg.head_dim
+            self.mixer = grouped_mixer(cfg.hidden_size, *heads, cfg.mamba, **made)
         self.mlp = FeedForward(cfg, layer, **made)
-        self.input_layernorm, self.post_attention_layernorm = norm(), norm()
+        if kind is not LayerKind.IDENTITY:
+            self.input_layernorm = norm()
+        self.post_attention_layernorm = norm()
         self.post_norms = cfg.post_norms
         if cfg.post_norms:
             self.pre_feedforward_layernorm, self.post_feedforward_layernorm = norm(), norm()
 
     def forward(self, x: Hidden, step: Step) -> Hidden:
-        attended = self.self_attn(self.input_layernorm(x), step)
+        mixed = self._mix(x, step)
         # The name means another place where outputs are normalised too.
         if not self.post_norms:
-            x = x + attended
+            x = x if mixed is None else x + mixed
             return x + self.mlp(self.post_attention_layernorm(x), step)
-        x = x + self.post_attention_layernorm(attended)
+        x = x if mixed is None else x + self.post_attention_layernorm(mixed)
         return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x), step))
+
+    def _mix(self, x: Hidden, step: Step) -> Hidden | None:
+        """What attention or mixer adds; None where there is neither."""
+        attention = self._modules.get("self_attn")
+        if attention is not None:
+            return attention(self.input_layernorm(x), step)
+        mixer: Any = self._modules.get("mixer")
+        return None if mixer is None else step.recur(self.layer, mixer, self.input_layernorm(x))
+
+
+class SkippedLayer(nn.Module):
+    """A layer that is left out."""
+
+    def forward(self, x: Hidden, step: Step) -> Hidden:
+        return x
 
 
 class DecoderBody(nn.Module):
@@ -112,7 +137,10 @@ class DecoderBody(nn.Module):
         self.embed_tokens: nn.Module = (
             ScaledEmbedding(*sizes, cfg.embedding_scale, **made) if scaled else nn.Embedding(*sizes, **made)
         )
-        self.layers = nn.ModuleList(DecoderLayer(cfg, i, **made) for i in range(cfg.num_hidden_layers))
+        self.layers = nn.ModuleList(
+            SkippedLayer() if kind is LayerKind.SKIPPED else DecoderLayer(cfg, index, **made)
+            for index, kind in enumerate(cfg.layout)
+        )
         self.norm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps, offset=cfg.norm_offset, **made)
 
 
@@ -142,6 +170,7 @@ class Decoder(nn.Module):
         )
         self._tie()
         self._ropes = frozenset(cfg.ropes)
+        self._recurrent = LayerKind.MAMBA in cfg.layout
 
     @property
     def transformers_class(self) -> str:
@@ -215,7 +244,8 @@ class Decoder(nn.Module):
         pos: logical positions, ascending in each row, −1 for padding at its end; by default those that follow
         the cache. Positions count tokens, not slots. ctx, hooks: see `shoestring.models.hooks`.
 
-        Raises: ValueError for no tokens at all, or positions that do not fit them; HookConflict.
+        Raises: ValueError for no tokens at all, positions that do not fit them, or that do not ascend where a
+        layer keeps a state; TypeError for a cache without states in a hybrid; HookConflict.
         """
         if x.shape[0] == 0 or x.shape[1] == 0:
             raise ValueError(f"x is {tuple(x.shape)}: there must be at least one sample and one token.")
@@ -253,6 +283,8 @@ class Decoder(nn.Module):
         if not newest:
             first = 0 if cache is None else cache.next_pos[:, None]
             newest = bool((pos[:, :1] >= first).all() & (pos.diff(dim=1) > 0).all())
+        if self._recurrent:
+            _check_states(pos, newest, cache)
         step = Step.start(pos, newest, self._ropes, self.cfg.head_dim, x.dtype, cache, chain, ctx)
         return x, step
 
@@ -286,6 +318,21 @@ class Decoder(nn.Module):
     def _tie(self) -> None:
         if self.cfg.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
+
+
+def _check_states(pos: Tensor, newest: bool, cache: KVCache | None) -> None:
+    """A state has seen its tokens in their order, each once."""
+    if cache is not None and not isinstance(cache, StateCache):
+        raise TypeError(
+            f"a {type(cache).__name__} keeps no states, which this hybrid needs; make one with decoder_cache."
+        )
+    if newest:
+        return
+    first = 0 if cache is None else cache.next_pos[:, None]
+    padding = pos < 0
+    follows = ((pos[:, :1] >= first) | padding[:, :1]).all() & ((pos.diff(dim=1) > 0) | padding[:, 1:]).all()
+    if not bool(follows):
+        raise ValueError(f"positions {pos.tolist()} must ascend and follow the cache: layers keep a state.")
 
 
 def _kept(cache: KVCache | None, layer: int) -> Any:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from shoestring.errors import BadModelFile
+from shoestring.layers.mamba.grouped_mamba import MambaShape
 from shoestring.layers.rotary import LinearScaling, Llama3Scaling, Rope, RopeScaling, YarnScaling
+from shoestring.models.layer_layout import HYBRID, LayerKind, Layout, read_layout, read_mamba
 
 
 class Activation(enum.Enum):
@@ -26,6 +28,8 @@ class DecoderConfig:
     qk_norm: queries and keys are normalised per head. post_norms: attention and feed-forward are normalised
     on their way out as well. norm_offset: what the stored gains of norms lack (Gemma: 1). embedding_scale:
     what embeddings are multiplied by. query_scale: what scores are multiplied by; None: 1/√head_dim.
+    layout: what mixes the tokens of each layer, by default attention everywhere. mamba: sizes of the mixers
+    of the other layers.
 
     Raises: ValueError for numbers that do not make a decoder, naming the field.
     """
@@ -53,6 +57,8 @@ class DecoderConfig:
     embedding_scale: float = 1.0
     query_scale: float | None = None
     eos_token_id: int | tuple[int, ...] | None = None
+    layout: Layout = ()
+    mamba: MambaShape = MambaShape()  # noqa: RUF009  (frozen)
 
     def __post_init__(self) -> None:
         for name in (
@@ -68,7 +74,9 @@ class DecoderConfig:
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim} must be even: rotary positions pair its channels.")
-        for name in ("windows", "ropes"):
+        if not self.layout:
+            object.__setattr__(self, "layout", (LayerKind.ATTENTION,) * self.num_hidden_layers)
+        for name in ("windows", "ropes", "layout"):
             if len(getattr(self, name)) != self.num_hidden_layers:
                 raise ValueError(
                     f"{name} has {len(getattr(self, name))} entries; num_hidden_layers is "
@@ -79,6 +87,17 @@ class DecoderConfig:
                 raise ValueError(f"windows holds {window}; a window must be 1 or more positions.")
         if not self.rms_norm_eps > 0:
             raise ValueError(f"rms_norm_eps={self.rms_norm_eps} must be above 0.")
+        if LayerKind.MAMBA in self.layout:
+            self.mamba.check(self.num_attention_heads, self.num_key_value_heads, self.head_dim)
+
+    @property
+    def is_hybrid(self) -> bool:
+        """Whether a layer has no attention."""
+        return any(kind is not LayerKind.ATTENTION for kind in self.layout)
+
+    def layers_of(self, kind: LayerKind) -> tuple[int, ...]:
+        """The numbers of the layers of a kind."""
+        return tuple(index for index, own in enumerate(self.layout) if own is kind)
 
     @property
     def scale(self) -> float:
@@ -97,7 +116,7 @@ class DecoderConfig:
         Raises: BadModelFile for an architecture that is not of the family, naming those that are, and for a
         number that is missing or impossible, naming it.
         """
-        kind = config.get("model_type")
+        kind = base_type(config.get("model_type"))
         if kind == "gemma3" and isinstance(config.get("text_config"), Mapping):
             tied = {"tie_word_embeddings": config.get("tie_word_embeddings", True)}
             config, kind = {**tied, **config["text_config"], "model_type": "gemma3_text"}, "gemma3_text"
@@ -141,6 +160,8 @@ class DecoderConfig:
                 embedding_scale=hidden**0.5 if gemma else 1.0,
                 query_scale=fields.positive("query_pre_attn_scalar") ** -0.5 if gemma else None,
                 eos_token_id=_ends(fields),
+                layout=() if fields.get("layout") is None else read_layout(fields.get("layout"), layers),
+                mamba=MambaShape() if fields.get("mamba") is None else read_mamba(fields.get("mamba")),
             )
         except ValueError as error:
             raise BadModelFile(f"config: {error}") from error
@@ -170,6 +191,11 @@ FAMILIES: Mapping[str, Family] = {
     "gemma3_text": Family("Gemma3ForCausalLM", _GEMMA_3, qk_norm=True),
 }
 """By `model_type`."""
+
+
+def base_type(model_type: Any) -> Any:
+    """The family of a `model_type`, which begins with `HYBRID` where layers are not all attention."""
+    return model_type.removeprefix(HYBRID) if isinstance(model_type, str) else model_type
 
 
 _LARGEST = sys.float_info.max

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from shoestring.layers.attention import AttendOut, attend
 from shoestring.layers.attention_masks import Causal, KVView, Mask
+from shoestring.layers.mamba.grouped_mamba import GroupedMixer
 from shoestring.layers.rotary import Rope
 from shoestring.models.hooks import AttendCall, AttnPlan, Context, Drop, HookChain, Route
-from shoestring.models.protocols import KVCache
+from shoestring.models.protocols import KVCache, StateCache
 
 Tables = tuple[Tensor, Tensor]
 
@@ -127,6 +128,21 @@ class Step:
             phase,
             lambda y: tuple(module(y) for module in modules),  # type: ignore[misc]
         )
+
+    def recur(self, layer: int, mixer: GroupedMixer, x: Float[Tensor, "batch n hidden"]) -> Tensor:
+        """Run a mixer from the state that the cache holds of its layer, and keep the state after it there."""
+        present = None if self.newest else self.pos >= 0
+        if self.cache is None:
+            return mixer(x, present=present)
+        cache: StateCache = self.cache  # type: ignore[assignment]  # the decoder has seen to it
+        state = cache.state(layer)
+        if present is None and x.shape[1] == 1:
+            out, state = mixer.step(x[:, 0], state)
+            out = out[:, None]
+        else:
+            out, state = mixer.prefill(x, state, present)
+        cache.set_state(layer, state, self.pos)
+        return out
 
     def attend(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None

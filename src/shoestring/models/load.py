@@ -16,15 +16,17 @@ from shoestring.layers.reordered_linear import ReorderedLinear
 from shoestring.models.built_in import BUILT_IN, built_in_file
 from shoestring.models.checkpoint import Checkpoint, LazyTensors, PackedTensors, open_checkpoint
 from shoestring.models.decoder import Decoder
-from shoestring.models.decoder_config import DecoderConfig
+from shoestring.models.decoder_config import DecoderConfig, base_type
 from shoestring.models.gguf_file import GGUFFile
 from shoestring.models.gguf_tokenizer import gguf_tokenizer
+from shoestring.models.layer_layout import LayerKind
 from shoestring.models.mapped_file import shown
 from shoestring.notices import notice_fallback
 
 _PARTS = ("*.json", "*.jinja", "*.model", "*.txt", "model*.safetensors")
 _DERIVED = ".rotary_emb.inv_freq"  # stored by old versions of transformers; follows from the config
 _MIN_TENSORS_PER_LAYER = 4
+_EXACT = (".mixer.A_log", ".mixer.D")  # decays drift in half precision
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -121,6 +123,7 @@ def transformers_config(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     fields = {
         name: value for name, value in checkpoint.config.items() if name not in ("dtype", "torch_dtype")
     }
+    fields["model_type"] = base_type(fields["model_type"])
     try:
         return AutoConfig.for_model(**fields, dtype=dtype)
     except Exception as error:  # its validation raises errors of its own
@@ -149,7 +152,8 @@ class _Cast(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         if name in self._left_out:
             return torch.empty(self._tensors.shape(name), dtype=self._dtype, device="meta")
-        return self._tensors.read(name, self._dtype)
+        exact = torch.promote_types(self._dtype, torch.float32)
+        return self._tensors.read(name, exact if name.endswith(_EXACT) else self._dtype)
 
 
 def _put_packed(decoder: Decoder, tensors: PackedTensors, names: set[str]) -> None:
@@ -178,6 +182,9 @@ def _require_plausible(checkpoint: Checkpoint) -> None:
     """Not even on the meta device is a model built that is larger than the file could be."""
     tensors, config = checkpoint.tensors, checkpoint.config
     layers = config.get("num_hidden_layers")
+    layout = config.get("layout")
+    if isinstance(layers, int) and isinstance(layout, str):
+        layers -= layout.count(LayerKind.SKIPPED)
     if isinstance(layers, int) and layers * _MIN_TENSORS_PER_LAYER > len(tensors):
         raise BadModelFile(
             f"{checkpoint.path}: num_hidden_layers is {shown(layers)}, but there are {len(tensors)} tensors"

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from shoestring.errors import ShoestringError
 from shoestring.layers.attention_masks import KVView
+from shoestring.layers.state import State
 
 
 class CacheCannot(ShoestringError, NotImplementedError):
@@ -110,6 +111,19 @@ class KVCache(Protocol):
 
     def reorder(self, samples: Tensor) -> None:
         """Make sample i a copy of the present sample `samples[i]`."""
+        ...
+
+
+@runtime_checkable
+class StateCache(Protocol):
+    """What the layers of a hybrid that keep a state ask beside `KVCache`."""
+
+    def state(self, layer: int) -> State:
+        """The state after all tokens so far."""
+        ...
+
+    def set_state(self, layer: int, state: State, pos: Tensor) -> None:
+        """Replace it by the state after tokens at `pos` (batch, n), −1 where there is none."""
         ...
 
 

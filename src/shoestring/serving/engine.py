@@ -72,8 +72,8 @@ class Engine:
     memory_bytes: for weights, buffers, keys and values together; blocks fill what weights and buffers leave.
     n_blocks: instead, how many blocks there are. clock: seconds that never go back.
 
-    Raises: ValueError for a budget without room, with the smallest that works, both or neither of the two, a
-    form that does not fit the model, or a token budget above `PROMPT_TOKENS`.
+    Raises: ValueError for a hybrid, a budget without room, with the smallest that works, both or neither of
+    the two, a form that does not fit the model, or a token budget above `PROMPT_TOKENS`.
     """
 
     def __init__(
@@ -91,6 +91,8 @@ class Engine:
             raise ValueError(
                 f"token_budget={settings.policy.token_budget} is more than the {PROMPT_TOKENS} of one call."
             )
+        if model.cfg.is_hybrid:
+            raise ValueError("the engine keeps keys and values, no states: a hybrid cannot be served yet.")
         self.model, self.settings, self.clock = model, settings, clock
         self._ends = end_tokens(model.generation_config, model.config, model.cfg)
         compiled = _compiled(model, settings.activations)

@@ -7,8 +7,10 @@ from shoestring.training.emulated_optimizers import (
     EmulatedRMSprop,
     EmulatedSGD,
 )
+from shoestring.training.logit_distillation import distil_logits
 from shoestring.training.plan import TrainingPlan
 from shoestring.training.record import Evaluation, TrainingRecord
+from shoestring.training.reverse_kl import forward_kl, reverse_kl
 from shoestring.training.trainer import Trainer
 from shoestring.training.weight_average import WeightAverage
 
@@ -23,4 +25,7 @@ __all__ = [
     "TrainingPlan",
     "TrainingRecord",
     "WeightAverage",
+    "distil_logits",
+    "forward_kl",
+    "reverse_kl",
 ]

@@ -60,7 +60,7 @@ class DeviationAware:
         labels: the token that follows each position, −100 where there is none; needed if `hard` is not 0.
         Raises: ValueError for logits of different shapes (another vocabulary, or other positions).
         """
-        _check(student, teacher)
+        check_pair(student, teacher)
         student, teacher = (z.reshape(-1, z.shape[-1]).float() for z in (student, teacher.detach()))
         log_student = student.log_softmax(-1)
         cross = -(teacher.softmax(-1) * log_student).sum(-1)
@@ -159,7 +159,8 @@ def _logits(model: nn.Module, ids: Tensor) -> Tensor:
     return output if isinstance(output, Tensor) else output.logits
 
 
-def _check(student: Tensor, teacher: Tensor) -> None:
+def check_pair(student: Tensor, teacher: Tensor) -> None:
+    """Raises: ValueError for logits of different shapes (another vocabulary, or other positions)."""
     if student.shape[-1] != teacher.shape[-1]:
         raise ValueError(
             f"the student predicts {student.shape[-1]} tokens, the teacher {teacher.shape[-1]}: "
