@@ -144,7 +144,7 @@ class Evicting:
         protect_last: int = 0,
         slack: int = 0,
     ) -> None:
-        self._keeps = keep if isinstance(keep, Sequence) else (keep,)
+        self._keeps: tuple[int | float, ...] = (keep,) if isinstance(keep, int | float) else tuple(keep)
         for layer, amount in enumerate(self._keeps):
             if isinstance(amount, float) and not 0 < amount <= 1:
                 raise ValueError(f"keep={amount} of layer {layer} is a share and must be in (0, 1].")

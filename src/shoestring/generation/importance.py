@@ -72,7 +72,7 @@ class ColumnImportance:
 def naive_importance(
     probabilities: list[Float[Tensor, "heads _ _"]], kv_heads: int, slots: int
 ) -> Float[Tensor, "kv_heads slots"]:
-    """Sums over passes (heads, rows, slots), each with the slots there were then: the meaning of `ColumnImportance`."""
+    """Sums over passes (heads, rows, slots) with the slots there were then: what `ColumnImportance` means."""
     total = torch.zeros(kv_heads, slots, dtype=torch.float64)
     for p in probabilities:
         group = p.shape[0] // kv_heads

@@ -21,18 +21,24 @@ def top_k(
     count: one for all rows or one for each. protected: stay, even where they are more than `count`. valid:
     things that exist; the others never stay. what: the scores' name, for messages.
 
-    Raises: ValueError for a negative count; FloatingPointError for NaN among the valid scores.
+    Infinite scores count as the largest finite ones. Raises: ValueError for a negative count;
+    FloatingPointError for NaN among the valid scores.
     """
-    if isinstance(count, Tensor):
-        if bool((count < 0).any()):
-            raise ValueError(f"count={int(count.min())} of {what} to keep must be 0 or more.")
-        count = count[..., None]
-    elif count < 0:
-        raise ValueError(f"count={count} of {what} to keep must be 0 or more.")
-    order, valid, protected = _order(scores, protected, valid, what)
-    chosen = torch.arange(scores.shape[-1], device=scores.device) < count
-    kept = torch.zeros_like(valid).scatter(-1, order, chosen.expand(scores.shape))
-    return (kept | protected) & valid
+    counts = torch.as_tensor(count, device=scores.device).expand(scores.shape[:-1])[..., None]
+    if counts.numel() and int(counts.min()) < 0:
+        raise ValueError(f"count={int(counts.min())} of {what} to keep must be 0 or more.")
+    exists, safe = _masks(scores, protected, valid, what)
+    most = min(int(counts.max()), scores.shape[-1]) if counts.numel() else 0
+    if most == 0:
+        return safe
+    finite = torch.finfo(scores.dtype)
+    rank = scores.clamp(finite.min, finite.max).masked_fill(~exists, -torch.inf)
+    rank = rank.masked_fill(safe, torch.inf)
+    # The hardware's way: what is above the last that stays, then the earliest of those equal to it.
+    last = rank.topk(most, -1).values.gather(-1, counts.clamp(1, most) - 1)
+    above, equal = rank > last, rank == last
+    kept = above | (equal & (equal.cumsum(-1) <= counts - above.sum(-1, keepdim=True)))
+    return (kept & (counts > 0) & exists) | safe
 
 
 def top_mass(
@@ -51,18 +57,18 @@ def top_mass(
     """
     if not 0 <= share <= 1:
         raise ValueError(f"share={share} of {what} must be from 0 to 1.")
-    order, valid, protected = _order(masses, protected, valid, what)
+    exists, safe = _masks(masses, protected, valid, what)
     if share == 1:
-        return valid
-    held = torch.where(valid, masses, 0.0)
+        return exists
+    order, held = _order(masses, exists, safe), torch.where(exists, masses, 0.0)
     if bool((held < 0).any()):
         raise ValueError(f"{what} hold {float(held.min())}; a mass is 0 or more.")
     # In float64: a running sum in float32 may stop growing on a long row.
     sorted_masses = held.gather(-1, order).double()
     before = sorted_masses.cumsum(-1) - sorted_masses
     chosen = before < share * sorted_masses.sum(-1, keepdim=True)
-    kept = torch.zeros_like(valid).scatter(-1, order, chosen)
-    return (kept | protected) & valid
+    kept = torch.zeros_like(exists).scatter(-1, order, chosen)
+    return (kept | safe) & exists
 
 
 def marked_slots(marked: Bool[Tensor, "*rows n"]) -> Int[Tensor, "*rows m"]:
@@ -100,15 +106,19 @@ def naive_top_mass(masses: list[float], share: float) -> list[bool]:
     return kept
 
 
-def _order(
+def _masks(
     scores: Tensor, protected: Tensor | None, valid: Tensor | None, what: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Places by falling score, the protected first and what does not exist last; both masks in full."""
+) -> tuple[Tensor, Tensor]:
+    """What exists, and what of it is protected, both in full."""
     exists = torch.ones_like(scores, dtype=torch.bool) if valid is None else valid.expand(scores.shape)
     safe = torch.zeros_like(exists) if protected is None else protected.expand(scores.shape) & exists
     if bool((scores.isnan() & exists).any()):
         raise FloatingPointError(f"{what} hold NaN; check the model's weights and inputs.")
-    rank = scores.masked_fill(~exists, -torch.inf)
-    order = rank.sort(stable=True, dim=-1, descending=True).indices
+    return exists, safe
+
+
+def _order(scores: Tensor, exists: Tensor, safe: Tensor) -> Tensor:
+    """Places by falling score, the protected first and what does not exist last."""
+    order = scores.masked_fill(~exists, -torch.inf).sort(stable=True, dim=-1, descending=True).indices
     group = torch.where(safe, 0, torch.where(exists, 1, 2)).gather(-1, order)
-    return order.gather(-1, group.sort(stable=True, dim=-1).indices), exists, safe
+    return order.gather(-1, group.sort(stable=True, dim=-1).indices)
