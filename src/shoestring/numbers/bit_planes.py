@@ -1,8 +1,8 @@
 """Symmetric codes in two planes: the high bits, enough for most uses, and low bits that are read on demand.
 
 step = max|x| / (2^(M+L−1) − 1) over a row;  code = clamp(round(x / step), −2^(M+L−1), 2^(M+L−1) − 1), in
-two's complement;  msb = code >> L;  lsb = code & (2^L − 1). Only msb: x ≈ step · (msb << L), rounded down; `mid`
-adds half of what the low bits can be.
+two's complement;  msb = code >> L;  lsb = code & (2^L − 1). The msb alone: x ≈ step · (msb << L), rounded
+down; `mid` adds half of what the low bits can be.
 
 Source: Wang et al. 2021, "SpAtten", section III-D. The step is of one row, in float16 and rounded up, so that
 no later row makes old planes wrong; `mid` is our own.
