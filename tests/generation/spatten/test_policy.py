@@ -1,5 +1,7 @@
 """SpAtten on a small decoder: neutral, exact at its ends, and what it prunes."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from tests.models.families import VOCAB, make
@@ -188,7 +190,7 @@ def test_a_dropped_prompt_token_is_masked_from_then_on(decoder):
     found = decoder(PROMPT, cache=cache, hooks=policy.hooks, want=LAST).logits
     kept = [set(cache.view(layer).pos[0, 0].tolist()) for layer in range(4)]
     assert [len(k) for k in kept] == counts
-    assert all({0, 21, 22} <= later <= earlier for earlier, later in zip(kept, kept[1:], strict=False))
+    assert all({0, 21, 22} <= later <= earlier for earlier, later in pairwise(kept))
 
     class Hide:
         def attn_plan(self, layer, q, pos, ctx):
@@ -202,7 +204,7 @@ def test_a_dropped_prompt_token_is_masked_from_then_on(decoder):
 
 
 def test_traffic_is_the_closed_form(decoder):
-    """Σ over layers and KV heads of (n_k M + refetch n_k L + n_v bits) d; refetch: any head of the group asks."""
+    """Σ over layers and KV heads of (n_k M + refetch n_k L + n_v bits) d; refetch: any head asks."""
     form = PlaneFormat(BitPlanes(5, 3), 7)
     counts = [23, 12, 8, 5]
     policy = SpAtten(count_schedule(counts), attention=ProgressiveAttention(theta=0.6, v_keep=0.3))
@@ -221,7 +223,7 @@ def test_traffic_is_the_closed_form(decoder):
     run(decoder, policy, form, steps=3, watch=[See()])
     kv, d = decoder.cfg.num_key_value_heads, decoder.cfg.head_dim
     lows = set()
-    for before, after in zip(seen, seen[1:], strict=False):
+    for before, after in pairwise(seen):
         layer, step = after[0], seen.index(after) // 4
         msb, lsb, rows, _, _ = (b - a for a, b in zip(before[1:], after[1:], strict=True))
         n_k = min(24 + step, counts[layer])

@@ -75,7 +75,7 @@ class CascadeEncoder:
         scores.grow(ids.shape[1])
         if self.tokens is not None and self.tokens[0] < ids.shape[1]:
             raise ValueError(
-                f"layer 0 is to get {self.tokens[0]} tokens of {ids.shape[1]}, but nothing has a score before it."
+                f"layer 0 is to get {self.tokens[0]} tokens of {ids.shape[1]}, but no score comes before it."
             )
         for layer, block in enumerate(self.layers):
             x, index = self._layer(layer, block, x, index, scores)

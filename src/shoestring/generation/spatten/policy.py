@@ -5,9 +5,9 @@ Then every token's and every head's score grows, and the next layer gets fewer o
 no later layer of the step sees.
 
 Source: Wang et al. 2021, "SpAtten: Efficient Sparse Attention Architecture with Cascade Token and Head
-Pruning". The protected positions and `normalised` are our own: under a causal mask early tokens have had more
-rows to collect from, and the newest would go first. `normalised` ranks by the sum over the rows from a token's
-own on; the sums themselves stay as they are.
+Pruning". The protected positions and `normalised` are our own: under a causal mask early tokens have had
+more rows to collect from, and the newest would go first. `normalised` ranks by the sum over the number of
+rows from a token's own on; the sums themselves stay as they are.
 """
 
 import copy
@@ -59,10 +59,10 @@ class Rank(Protocol):
 class SpAtten:
     """A `CachePolicy` that is its own hook. Use a `PlaneCache` (see `cache`) with it.
 
-    tokens, heads: how many enter each layer while decoding (None: all). prompt_tokens: the same for the prompt,
-    which then loses whole tokens, their feed-forward work too; read it in one pass and ask for the last logits
-    only. attention: progressive quantisation and local value pruning of decoded tokens. protect_first,
-    protect_last: positions at either end that always stay. gamma, normalised: see `TokenScores`. rank: turns
+    tokens, heads: how many enter each layer while decoding (None: all); heads in the prompt too.
+    prompt_tokens: tokens for the prompt, which then loses them whole, their feed-forward work too; read it in
+    one pass and ask for the last logits only. attention: progressive quantisation and local value pruning of
+    decoded tokens. protect_first, protect_last: positions at either end that always stay. gamma, normalised: see `TokenScores`. rank: turns
     the scores into another ranking, for controls. `live` and `live_heads` hold the last layer's survivors.
 
     Raises: ValueError for negative protected numbers, a schedule of another number of layers, a prompt that
@@ -102,12 +102,12 @@ class SpAtten:
 
     @staticmethod
     def cache(
-        model: Decoder, form: PlaneFormat = PlaneFormat(), *, batch: int = 1, capacity: int = 0
+        model: Decoder, form: PlaneFormat | None = None, *, batch: int = 1, capacity: int = 0
     ) -> PlaneCache:
-        """An empty cache in planes for a decoder."""
+        """An empty cache for a decoder, by default with keys in 6 + 4 bits and values in 8."""
         cfg, parameter = model.cfg, next(model.parameters())
         return PlaneCache(
-            cfg.num_hidden_layers, batch, cfg.num_key_value_heads, cfg.head_dim, form,
+            cfg.num_hidden_layers, batch, cfg.num_key_value_heads, cfg.head_dim, form or PlaneFormat(),
             dtype=parameter.dtype, device=parameter.device, capacity=capacity,
         )  # fmt: skip
 
@@ -252,7 +252,7 @@ class SpAtten:
         assert self.live_heads is not None
         if call.need:
             raise HookConflict(
-                f"layer {call.layer}: SpAtten's attention of decoded tokens gives no {min(call.need)!r} to others."
+                f"layer {call.layer}: SpAtten's attention of decoded tokens gives no {min(call.need)!r}."
             )
         view = cache.planes(call.layer, self._live_slots(call.layer, cache))
         behind = call.pos[:, None, :, None] - view.pos[:, :, None]

@@ -1,8 +1,8 @@
 """Attention of a few new tokens in two passes over the keys, with the values of the likeliest slots only.
 
-Pass 1 uses the high bits of the keys. A row whose largest probability is below theta asks for the low bits and
-is computed once more: p is then flat, and a flat row moves most with its scores (Σ|dp| = 2 p0 (1 − p0) |ds|).
-Of the values, each row reads those of its largest probabilities.
+Pass 1 uses the high bits of the keys. A row whose largest probability p0 is below theta asks for the low bits
+and is computed once more: an error ds of its score moves the row by 2 p0 (1 − p0) |ds|, little where one
+probability dominates. Of the values, each row reads those of its largest probabilities.
 
 Source: Wang et al. 2021, "SpAtten", sections III-C and III-D. Kept probabilities are not scaled up again
 (unconfirmed in the paper; the published hardware does not): `renorm` does.
@@ -55,7 +55,7 @@ class ProgressiveAttention:
 
 @dataclass(frozen=True)
 class ProgressiveOut:
-    """out and probabilities, grouped by KV head; which rows asked for low bits; which values each row read."""
+    """By KV head and group: out, probabilities, which rows asked for low bits, which values each read."""
 
     out: Float[Tensor, "batch kv_heads group n dim"]
     p: Float[Tensor, "batch kv_heads group n slots"]
@@ -105,7 +105,7 @@ def naive_progressive_attention(
     scale: float,
     how: ProgressiveAttention,
 ) -> tuple[Float[Tensor, " dim"], bool]:
-    """One query of one head that sees every slot, and whether it asked: what `progressive_attention` means."""
+    """One query of one head that sees all slots, and whether it asked: what `progressive_attention` means."""
     p = (coarse @ q * scale).softmax(0)
     asked = bool(p.max() < how.theta)
     if asked:

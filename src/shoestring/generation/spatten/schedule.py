@@ -23,8 +23,8 @@ class KeepSchedule:
                 raise ValueError(f"layer {layer} is to keep {count} {self.what}; it must be 1 or more.")
             if layer and count > self.counts[layer - 1]:
                 raise ValueError(
-                    f"layer {layer} is to keep {count} {self.what}, but the layer before {self.counts[layer - 1]}: "
-                    "what is pruned does not come back, so counts must not grow with depth."
+                    f"layer {layer} is to keep {count} {self.what}, but the layer before "
+                    f"{self.counts[layer - 1]}: what is pruned does not come back, so no later layer gets more."
                 )
 
     def check_layers(self, layers: int) -> None:

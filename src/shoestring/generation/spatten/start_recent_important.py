@@ -23,7 +23,7 @@ SCORES = "scores of this step"
 
 
 class StartRecentImportant:
-    """A `CachePolicy`: after each step every KV head keeps `start` first, `recent` last and `important` tokens.
+    """A `CachePolicy`: every KV head keeps `start` first, `recent` last and `important` tokens.
 
     Raises: ValueError for negative numbers or none at all.
     """

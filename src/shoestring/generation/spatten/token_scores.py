@@ -51,7 +51,7 @@ class TokenScores:
     def ranking(
         self, next_pos: Int[Tensor, " batch"], *, normalised: bool = False
     ) -> Float[Tensor, "batch positions"]:
-        """The sums; normalised: divided by the query rows that could see each token, those from its own on."""
+        """The sums; normalised: by the number of query rows that could see each token, from its own on."""
         if not normalised:
             return self.sums
         positions = torch.arange(self.sums.shape[1], device=self.sums.device)
