@@ -22,7 +22,8 @@ from shoestring.accelerators.attention_cycles import memory_cycles, search_cycle
 
 @given(
     keys=st.integers(1, 300), share=st.floats(0.01, 1), d=st.sampled_from([1, 2, 16, 64, 512]),
-    bits=st.sampled_from([4, 6, 8, 12]), low=st.sampled_from([0, 4]), refetch=st.sampled_from([0.0, 0.06, 1.0]),
+    bits=st.sampled_from([4, 6, 8, 12]), low=st.sampled_from([0, 4]),
+    refetch=st.sampled_from([0.0, 0.06, 1.0]),
 )  # fmt: skip
 def test_memory_cycles_are_the_formula(keys, share, d, bits, low, refetch):
     head = HeadWork(keys, max(1, int(share * keys)), low_share=refetch)

@@ -1,7 +1,7 @@
 """Clock cycles of an attention accelerator: memory, multipliers and top-k engine, layer by layer.
 
 Per head, with P = multipliers / d keys a cycle and b = ⌈keys / P⌉:
-  memory  ⌈b P d bits_K / port⌉ + share of refetches · ⌈b P d bits_L / port⌉ + ⌈⌈values / P⌉ P d bits_V / port⌉
+  memory  ⌈b P d bits_K / port⌉ + refetch · ⌈b P d bits_L / port⌉ + ⌈⌈values / P⌉ P d bits_V / port⌉
   fill    queries · b
   top-k   search and filter of `top_k_engine`, and b to fill and ⌈k / P⌉ to drain it
 and once per layer the pipeline drains: 11 + 87 + b + 5.
@@ -19,12 +19,15 @@ from functools import cache
 from shoestring.kernels.top_k_engine import COMPARATORS, mean_cycles
 
 DRAIN_CYCLES = 11 + 87 + 1 + 1 + 3
-"""SRAM 1, multiply 1, adder tree 9; dequantise 7, exp 21, accumulate 23, divide 29, quantise 7; 5 to the end."""
+"""SRAM 1, multiply 1, adder tree 9; dequantise 7, exp 21, accumulate 23, divide 29, quantise 7; the end 5."""
 
 
 @dataclass(frozen=True)
 class AttentionMachine:
-    """The published machine. multipliers: for q·k, and as many for p·v. Raises: ValueError for sizes below 1."""
+    """The published machine. multipliers: for q·k, and as many for p·v.
+
+    Raises: ValueError for sizes below 1.
+    """
 
     channels: int = 16
     transaction_bytes: int = 32
@@ -46,8 +49,8 @@ class AttentionMachine:
         """Keys multiplied in a cycle. Raises: ValueError where head_dim does not divide the multipliers."""
         if head_dim < 1 or self.multipliers % head_dim:
             raise ValueError(
-                f"head_dim={head_dim} does not divide {self.multipliers} multipliers; use a divisor of it, or "
-                "pad the heads to one."
+                f"head_dim={head_dim} does not divide {self.multipliers} multipliers; use a divisor of it, "
+                "or pad the heads to one."
             )
         return self.multipliers // head_dim
 
@@ -77,7 +80,7 @@ class HeadWork:
 
 @dataclass(frozen=True)
 class LayerWork:
-    """heads: those that run. next_keys: tokens that the next layer keeps; None, or as many: no choice to make."""
+    """heads: those that run. next_keys: tokens that the next layer keeps (None, or as many: no choice)."""
 
     heads: tuple[HeadWork, ...]
     next_keys: int | None = None
@@ -112,7 +115,7 @@ def attention_cycles(
     key_bits: int,
     low_bits: int = 0,
     value_bits: int = 8,
-    machine: AttentionMachine = AttentionMachine(),  # noqa: B008  (frozen)
+    machine: AttentionMachine = AttentionMachine(),
     overlap: bool = False,
 ) -> Cycles:
     """Cycles of one pass through these layers.

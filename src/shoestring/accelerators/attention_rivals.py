@@ -32,8 +32,8 @@ def a3_cycles(
 ) -> Cycles:
     """A3: all is read; a greedy search makes one step a cycle, then only candidates are multiplied.
 
-    iterations_share: steps of the search, candidate_share: candidates, both per key; the sorting beforehand is
-    left out. Raises: ValueError for shares outside (0, 1].
+    iterations_share: steps of the search, candidate_share: candidates, both per key; the sorting beforehand
+    is left out. Raises: ValueError for shares outside (0, 1].
     """
     _check(iterations_share=iterations_share, candidate_share=candidate_share)
 

@@ -39,8 +39,10 @@ class Source:
 
 
 @given(
-    slots=st.integers(1, 13), group=st.integers(1, 3), kv_heads=st.integers(1, 2), dim=st.sampled_from([1, 3, 8]),
-    theta=st.sampled_from([0.0, 0.3, 0.6, 1.0]), v_keep=st.sampled_from([0.1, 0.3, 0.5, 1.0]), renorm=st.booleans(),
+    slots=st.integers(1, 13), group=st.integers(1, 3), kv_heads=st.integers(1, 2),
+    dim=st.sampled_from([1, 3, 8]),
+    theta=st.sampled_from([0.0, 0.3, 0.6, 1.0]), v_keep=st.sampled_from([0.1, 0.3, 0.5, 1.0]),
+    renorm=st.booleans(),
     seed=st.integers(0, 99),
 )  # fmt: skip
 def test_the_two_passes_are_those_of_each_query(slots, group, kv_heads, dim, theta, v_keep, renorm, seed):

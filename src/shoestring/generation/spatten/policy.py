@@ -13,7 +13,7 @@ rows from a token's own on; the sums themselves stay as they are.
 import copy
 import enum
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -50,6 +50,7 @@ class HeadUnit(enum.Enum):
     """All query heads of a KV head, by their mean score."""
 
 
+@runtime_checkable
 class Rank(Protocol):
     """Turns scores (batch, positions) into another ranking of the same shape; the scores are not changed."""
 
@@ -62,8 +63,9 @@ class SpAtten:
     tokens, heads: how many enter each layer while decoding (None: all); heads in the prompt too.
     prompt_tokens: tokens for the prompt, which then loses them whole, their feed-forward work too; read it in
     one pass and ask for the last logits only. attention: progressive quantisation and local value pruning of
-    decoded tokens. protect_first, protect_last: positions at either end that always stay. gamma, normalised: see `TokenScores`. rank: turns
-    the scores into another ranking, for controls. `live` and `live_heads` hold the last layer's survivors.
+    decoded tokens. protect_first, protect_last: positions at either end that always stay. gamma, normalised:
+    see `TokenScores`. rank: turns the scores into another ranking, for controls. `live` and `live_heads` hold
+    the last layer's survivors.
 
     Raises: ValueError for negative protected numbers, a schedule of another number of layers, a prompt that
     comes in parts although its tokens are to be dropped, or whose logits are all asked for; TypeError for

@@ -10,7 +10,7 @@ Source: Wang et al. 2021, "SpAtten", sections III-C and III-D. Kept probabilitie
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -20,6 +20,7 @@ from shoestring.generation.selection import top_k
 from shoestring.numbers.bit_planes import encode_symmetric
 
 
+@runtime_checkable
 class KeySource(Protocol):
     """Keys and values that are read in parts; see `PlaneView`."""
 

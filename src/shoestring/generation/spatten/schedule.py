@@ -24,7 +24,7 @@ class KeepSchedule:
             if layer and count > self.counts[layer - 1]:
                 raise ValueError(
                     f"layer {layer} is to keep {count} {self.what}, but the layer before "
-                    f"{self.counts[layer - 1]}: what is pruned does not come back, so no later layer gets more."
+                    f"{self.counts[layer - 1]}: what is pruned does not come back, so counts never grow."
                 )
 
     def check_layers(self, layers: int) -> None:
