@@ -2,8 +2,8 @@
 
 The default costs are assumptions, not figures of any accelerator's paper: memory from O'Connor et al. 2017,
 "Fine-Grained DRAM" (HBM2, 3.9 pJ a bit); multiplications and additions from Horowitz 2014, "Computing's
-Energy Problem" (45 nm; 0.2 pJ and 0.03 pJ in 8 bits), the product taken to grow with the square of the width; the
-rest in proportion. Give a table of your own process for absolute figures.
+Energy Problem" (45 nm; 0.2 pJ and 0.03 pJ in 8 bits), the product taken to grow with the square of the width;
+the rest in proportion. Give a table of your own process for absolute figures.
 """
 
 from collections.abc import Mapping, Sequence
