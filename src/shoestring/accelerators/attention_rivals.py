@@ -30,15 +30,16 @@ def a3_cycles(
     machine: AttentionMachine = AttentionMachine(),  # noqa: B008  (frozen)
     overlap: bool = False,
 ) -> Cycles:
-    """A3: all is read; a greedy search makes one step a cycle, then only candidates are multiplied.
+    """A3: all is read; a greedy search, then only candidates are multiplied.
 
+    The search makes a step a cycle in each of as many units as there are keys multiplied in a cycle.
     iterations_share: steps of the search, candidate_share: candidates, both per key; the sorting beforehand
     is left out. Raises: ValueError for shares outside (0, 1].
     """
     _check(iterations_share=iterations_share, candidate_share=candidate_share)
 
     def computing(head: HeadWork, per_cycle: int) -> float:
-        search = iterations_share * head.keys
+        search = -(-int(iterations_share * head.keys) // per_cycle)
         return head.queries * (search + -(-int(candidate_share * head.keys) // per_cycle))
 
     return _cycles(layers, head_dim, computing, bits, machine, overlap)

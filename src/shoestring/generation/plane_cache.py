@@ -37,7 +37,7 @@ class PlaneFormat:
 
 @dataclass
 class PlaneTraffic(Traffic):
-    """Bits read, by what they are. k_bits and v_bits hold all of them, steps included."""
+    """Bits read, by what they are; a `view` counts in k_bits and v_bits only, which hold everything."""
 
     k_msb_bits: int = 0
     k_lsb_bits: int = 0

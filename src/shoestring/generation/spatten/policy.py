@@ -150,7 +150,7 @@ class SpAtten:
         schedule = self.tokens if decoding else self.prompt_tokens
         if schedule is None or (layer and schedule[layer] == schedule[layer - 1]):
             return Keep()
-        self._cut(layer, schedule[layer], pos)
+        self._cut(layer, schedule[layer], pos, ctx)
         if decoding:
             return Keep()
         assert self.live is not None
@@ -201,8 +201,10 @@ class SpAtten:
         self.live = places < self.next_pos[:, None]
         self.live_heads = None
 
-    def _cut(self, layer: int, count: int, pos: Tensor) -> None:
+    def _cut(self, layer: int, count: int, pos: Tensor, ctx: Context) -> None:
         assert self.live is not None
+        if self.pruning is Pruning.EVICT and ctx.phase is Phase.DECODE:
+            self.live = self.live & self._held(layer, pos, ctx)
         places = torch.arange(self.live.shape[1], device=pos.device)
         safe = (places < self.protect_first) | (places >= self.next_pos[:, None] - self.protect_last)
         if pos.shape[1] == 1:
@@ -211,6 +213,17 @@ class SpAtten:
         if self.rank is not None:
             ranking = self.rank(ranking)
         self.live = self.scores.cut(self.live, count, safe, ranking, layer)
+
+    def _held(self, layer: int, pos: Tensor, ctx: Context) -> Bool[Tensor, "batch positions"]:
+        """Positions that a layer's cache still has, and those of the tokens that are about to come."""
+        assert self.live is not None
+        assert isinstance(ctx.cache, SlotCache)
+        table = ctx.cache.layers[layer].table
+        held, valid = table.read(POS)[:, 0].long(), table.valid()
+        present = torch.ones_like(held, dtype=torch.bool) if valid is None else valid[:, 0]
+        marked = torch.zeros_like(self.live, dtype=torch.long)
+        marked.scatter_add_(1, held.masked_fill(~present, 0), present.long())
+        return marked.scatter_add(1, pos.clamp(min=0), (pos >= 0).long()) > 0
 
     def _cut_heads(self, layer: int, count: int, ctx: Context) -> None:
         assert self.live_heads is not None
