@@ -18,6 +18,7 @@ from shoestring.generation.evicting_cache import (
 )
 from shoestring.generation.importance import ColumnImportance
 from shoestring.generation.paged_cache import PagedCache
+from shoestring.generation.plane_cache import PlaneCache, PlaneFormat
 from shoestring.generation.quantised_cache import QuantCache
 from shoestring.generation.sampling import Sampling
 from shoestring.generation.selection import marked_slots, top_k, top_mass
@@ -45,6 +46,8 @@ __all__ = [
     "OutOfBlocks",
     "PagedCache",
     "Piece",
+    "PlaneCache",
+    "PlaneFormat",
     "QuantCache",
     "Ranking",
     "Sampling",
