@@ -33,7 +33,7 @@ class AttentionMachine:
     transaction_bytes: int = 32
     multipliers: int = 512
     comparators: int = COMPARATORS
-    clock_mhz: float = 1000.0
+    clock_mhz: float | int = 1000
 
     def __post_init__(self) -> None:
         for name in ("channels", "transaction_bytes", "multipliers", "comparators", "clock_mhz"):
@@ -90,11 +90,11 @@ class LayerWork:
 class Cycles:
     """memory, fill, top_k, drain: of each part by itself; total: how they add up."""
 
-    memory: float
-    fill: float
-    top_k: float
-    drain: float
-    total: float
+    memory: float | int
+    fill: float | int
+    top_k: float | int
+    drain: float | int
+    total: float | int
 
     def seconds(self, machine: AttentionMachine) -> float:
         """At the machine's clock."""

@@ -38,7 +38,7 @@ def a3_cycles(
     """
     _check(iterations_share=iterations_share, candidate_share=candidate_share)
 
-    def computing(head: HeadWork, per_cycle: int) -> float:
+    def computing(head: HeadWork, per_cycle: int) -> int:
         search = -(-int(iterations_share * head.keys) // per_cycle)
         return head.queries * (search + -(-int(candidate_share * head.keys) // per_cycle))
 
@@ -60,7 +60,7 @@ def mnnfast_cycles(
     """
     _check(value_share=value_share)
 
-    def computing(head: HeadWork, per_cycle: int) -> float:
+    def computing(head: HeadWork, per_cycle: int) -> int:
         keys, values = -(-head.keys // per_cycle), -(-int(value_share * head.keys) // per_cycle)
         # The two sets of multipliers work side by side when buffered, else one after the other.
         return head.queries * (max(keys, values) if overlap else keys + values)

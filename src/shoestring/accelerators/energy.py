@@ -23,12 +23,12 @@ class EnergyTable:
     Raises: ValueError for a negative cost.
     """
 
-    dram_bit: float = 3.9
-    sram_bit: float = 0.16
+    dram_bit: float | int = 3.9
+    sram_bit: float | int = 0.16
     mac: Mapping[int, float] = field(default_factory=_mac_picojoules)
-    exp: float = 5.0
-    divide: float = 5.0
-    compare: float = 0.05
+    exp: float | int = 5.0
+    divide: float | int = 5.0
+    compare: float | int = 0.05
 
     def __post_init__(self) -> None:
         for name in ("dram_bit", "sram_bit", "exp", "divide", "compare"):
@@ -94,4 +94,4 @@ def energy_joules(counts: OperationCounts, table: EnergyTable | None = None) -> 
         + counts.divides * table.divide
         + counts.compares * table.compare
     )
-    return picojoules * 1e-12
+    return float(picojoules) * 1e-12
