@@ -7,9 +7,11 @@ import torch
 
 from shoestring.generation.dense_cache import DenseCache
 from shoestring.generation.paged_cache import PagedCache
+from shoestring.generation.plane_cache import PlaneCache, PlaneFormat
 from shoestring.generation.quantised_cache import QuantCache
 from shoestring.generation.slot_cache import SlotCache
 from shoestring.generation.token_cache import TokenCache
+from shoestring.numbers.bit_planes import BitPlanes
 from shoestring.numbers.block_format import BlockFormat
 from shoestring.numbers.cache_format import CacheFormat
 from shoestring.numbers.token_cache_format import TokenCacheFormat
@@ -57,6 +59,15 @@ def paged(form: BlockFormat) -> Callable[..., SlotCache]:
     return make
 
 
+def in_planes(keys: BitPlanes | None, value_bits: int | None) -> Callable[..., SlotCache]:
+    form = PlaneFormat(keys, value_bits)
+
+    def make(n_layers: int, batch: int, heads: int, dim: int, **options: object) -> SlotCache:
+        return PlaneCache(n_layers, batch, heads, dim, form, **options)
+
+    return make
+
+
 KINDS = [
     CacheKind("dense", DenseCache),
     CacheKind("quantised, all in the tail", quantised(4, tail_tokens=10_000)),
@@ -71,6 +82,8 @@ KINDS = [
     CacheKind(
         "paged, keys in 8 bits, values in 4", paged(BlockFormat(16, TokenCacheFormat(8, 4))), step=1 / 15
     ),
+    CacheKind("in planes, all in full", in_planes(None, None)),
+    CacheKind("in planes, 6 + 4 bits, values in 8", in_planes(BitPlanes(6, 4), 8), step=1 / 127),
 ]
 EXACT = [kind for kind in KINDS if kind.exact]
 HEAD_DIM = 32

@@ -1,0 +1,131 @@
+"""Attention of a few new tokens in two passes over the keys, with the values of the likeliest slots only.
+
+Pass 1 uses the high bits of the keys. A row whose largest probability p0 is below theta asks for the low bits
+and is computed once more: an error ds of its score moves the row by 2 p0 (1 − p0) |ds|, little where one
+probability dominates. Of the values, each row reads those of its largest probabilities.
+
+Source: Wang et al. 2021, "SpAtten", sections III-C and III-D. Kept probabilities are not scaled up again
+(unconfirmed in the paper; the published hardware does not): `renorm` does.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from shoestring.generation.selection import top_k
+from shoestring.numbers.bit_planes import encode_symmetric
+
+
+@runtime_checkable
+class KeySource(Protocol):
+    """Keys and values that are read in parts; see `PlaneView`."""
+
+    def coarse_keys(self, *, mid: bool = False) -> Tensor: ...
+
+    def keys(self) -> Tensor: ...
+
+    def values(self) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class ProgressiveAttention:
+    """theta: 0 never asks for low bits, 1 always. v_keep: share of the slots whose values a row reads.
+
+    renorm: scale the kept probabilities up to a sum of 1. query_bits: None leaves queries in full. mid: see
+    `BitPlanes.coarse`. Raises: ValueError for theta outside [0, 1] or v_keep outside (0, 1].
+    """
+
+    theta: float = 0.05
+    v_keep: float = 0.3
+    renorm: bool = False
+    query_bits: int | None = None
+    mid: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.theta <= 1:
+            raise ValueError(f"theta={self.theta} is a probability; it must be from 0 to 1.")
+        if not 0 < self.v_keep <= 1:
+            raise ValueError(f"v_keep={self.v_keep} must be above 0 and at most 1.")
+        if self.query_bits is not None and not 2 <= self.query_bits <= 16:
+            raise ValueError(f"query_bits={self.query_bits} must be from 2 to 16, or None.")
+
+
+@dataclass(frozen=True)
+class ProgressiveOut:
+    """By KV head and group: out, probabilities, which rows asked for low bits, which values each read."""
+
+    out: Float[Tensor, "batch kv_heads group n dim"]
+    p: Float[Tensor, "batch kv_heads group n slots"]
+    refetch: Bool[Tensor, "batch kv_heads group n"]
+    read: Bool[Tensor, "batch kv_heads group n slots"]
+
+
+def progressive_attention(
+    q: Float[Tensor, "batch heads n dim"],
+    source: KeySource,
+    seen: Bool[Tensor, "batch rows n slots"],
+    scale: float,
+    how: ProgressiveAttention,
+    layer: int,
+) -> ProgressiveOut:
+    """Both passes, for all heads at once. seen: which slots a row sees.
+
+    Raises: FloatingPointError for scores that are NaN, naming layer and head.
+    """
+    if how.query_bits is not None:
+        codes, step = encode_symmetric(q, how.query_bits, f"queries of layer {layer}")
+        q = codes.to(q.dtype) * step.to(q.dtype)[..., None]
+    values = source.values()
+    q = q.unflatten(1, (values.shape[1], -1)).to(torch.promote_types(q.dtype, torch.float32))
+    seen = seen[:, :, None]
+    p = _softmax(q, source.coarse_keys(mid=how.mid), seen, scale, layer)
+    refetch = (p.amax(-1) < how.theta) & seen.any(-1)
+    if bool(refetch.any()):
+        p = torch.where(refetch[..., None], _softmax(q, source.keys(), seen, scale, layer), p)
+    seen = seen.expand(p.shape)
+    if how.v_keep == 1:
+        return ProgressiveOut(p @ values[:, :, None].to(p.dtype), p, refetch, seen)
+    # At least one value: a row of few slots would else give nothing at all.
+    counts = (how.v_keep * seen.sum(-1)).floor().long().clamp(min=1)
+    read = top_k(p, counts, valid=seen, what=f"probabilities of layer {layer}")
+    kept = p * read
+    if how.renorm:
+        kept = kept / kept.sum(-1, keepdim=True).clamp(min=torch.finfo(p.dtype).tiny)
+    return ProgressiveOut(kept @ values[:, :, None].to(p.dtype), p, refetch, read)
+
+
+def naive_progressive_attention(
+    q: Float[Tensor, " dim"],
+    coarse: Float[Tensor, "slots dim"],
+    fine: Float[Tensor, "slots dim"],
+    values: Float[Tensor, "slots dim"],
+    scale: float,
+    how: ProgressiveAttention,
+) -> tuple[Float[Tensor, " dim"], bool]:
+    """One query of one head that sees all slots, and whether it asked: what `progressive_attention` means."""
+    p = (coarse @ q * scale).softmax(0)
+    asked = bool(p.max() < how.theta)
+    if asked:
+        p = (fine @ q * scale).softmax(0)
+    count = max(1, math.floor(how.v_keep * len(p)))
+    kept = sorted(range(len(p)), key=lambda j: (-float(p[j]), j))[:count]
+    total = sum(p[j] for j in kept) if how.renorm else 1.0
+    out = torch.zeros_like(values[0])
+    for j in kept:
+        out = out + p[j] / total * values[j]
+    return out, asked
+
+
+def _softmax(q: Tensor, k: Tensor, seen: Tensor, scale: float, layer: int) -> Tensor:
+    scores = q @ k[:, :, None].to(q.dtype).mT * scale
+    if bool(scores.isnan().any()):
+        head = int(scores.isnan().flatten(1, 2).any(-1).any(-1).any(0).nonzero()[0])
+        raise FloatingPointError(
+            f"scores of layer {layer}, head {head}, are NaN; check the model's weights and inputs."
+        )
+    # A row that sees nothing is padding.
+    return scores.masked_fill(~seen, -torch.inf).softmax(-1).nan_to_num()
