@@ -221,7 +221,7 @@ class Decoder(nn.Module):
             raise ValueError(f"x is {tuple(x.shape)}: there must be at least one sample and one token.")
         if pos is not None and pos.shape != x.shape[:2]:
             raise ValueError(f"pos is {tuple(pos.shape)} for {tuple(x.shape[:2])} tokens; give one for each.")
-        x, step = self._start(x, pos, cache, ctx or Context(), hooks)
+        x, step = self._start(x, pos, cache, ctx or Context(), hooks, want)
         hidden: dict[int | str, Tensor] = {}
         for index, layer in enumerate(self.model.layers):
             x, step = self._layer(index, layer, x, step)
@@ -234,7 +234,13 @@ class Decoder(nn.Module):
         return DecoderOutput(logits, step.pos, hidden, kv)
 
     def _start(
-        self, x: Tensor, pos: Tensor | None, cache: KVCache | None, ctx: Context, hooks: Iterable[object]
+        self,
+        x: Tensor,
+        pos: Tensor | None,
+        cache: KVCache | None,
+        ctx: Context,
+        hooks: Iterable[object],
+        want: Want,
     ) -> tuple[Hidden, Step]:
         """First hidden states, and where they stand."""
         chain = HookChain(hooks) if hooks else None
@@ -244,7 +250,7 @@ class Decoder(nn.Module):
             if cache is not None:
                 pos = pos + cache.next_pos[:, None]
         phase = ctx.phase or (Phase.DECODE if x.shape[1] == 1 else Phase.PREFILL)
-        ctx = Context(ctx.tokens, ctx.groups, ctx.shared, ctx.generator, phase, pos, cache)
+        ctx = Context(ctx.tokens, ctx.groups, ctx.shared, ctx.generator, phase, pos, cache, want.logits)
         if chain is not None and chain.embeds:
             x, pos = chain.embed(x, pos, ctx, self._embed)
             newest, ctx.pos = False, pos
