@@ -26,6 +26,7 @@ from shoestring.models.hooks import AttendCall, AttnPlan, Context
 from shoestring.models.protocols import HookConflict
 from shoestring.numbers.tier_format import FEW_TOKENS
 
+
 class ZipVL:
     """The policy for `generate(…, cache=tier_cache(model), selection=ZipVL())`, and its hook.
 
@@ -60,7 +61,7 @@ class ZipVL:
         if any(int(cache.length(layer).max()) for layer in range(cache.n_layers)):
             raise ValueError("the cache holds tokens already; ZipVL starts with an empty one.")
         self.kept, self._tails = {}, {}
-        self._read, self._prompt_read = set(), False
+        self._read, self._prompt_read, self._approximate = set(), False, False
 
     def after_prefill(self, cache: SlotCache) -> None:
         """What is fed from now on is decoded."""
