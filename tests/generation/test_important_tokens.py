@@ -40,9 +40,7 @@ def test_as_few_tokens_as_hold_the_share(mass, tau):
 
 @given(mass=MASSES, taus=st.tuples(st.floats(0.01, 1), st.floats(0.01, 1)))
 def test_more_of_the_attention_takes_no_fewer_tokens(mass, taus):
-    low, high = (
-        int(TopMass(t).needed(torch.tensor(mass, dtype=torch.float64)[None])) for t in sorted(taus)
-    )
+    low, high = (int(TopMass(t).needed(torch.tensor(mass, dtype=torch.float64)[None])) for t in sorted(taus))
     assert low <= high
 
 

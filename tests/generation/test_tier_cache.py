@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.generation.cache_kinds import noise
 
@@ -43,6 +43,7 @@ def random_tiers(batch, rows, n, widths, seed=0):
     return torch.tensor(widths)[torch.randint(len(widths), (batch, rows, n), generator=generator)]
 
 
+@settings(max_examples=30)
 @given(n=st.integers(1, 40), high=WIDTHS, low=WIDTHS, per_head=st.booleans(), seed=st.integers(0, 99))
 def test_every_group_is_read_back_by_itself(n, high, low, per_head, seed):
     cache, k, v = filled(seed)
@@ -66,6 +67,7 @@ def test_every_group_is_read_back_by_itself(n, high, low, per_head, seed):
             assert torch.equal(found_v[group], decode_values(*encode_values(flat_v[group], c, bits), c, bits))
 
 
+@settings(max_examples=30)
 @given(
     batch=st.integers(1, 2), heads=st.integers(1, 3), group=st.integers(1, 3), n=st.integers(1, 37),
     rows=st.integers(1, 4), widths=st.lists(WIDTHS, min_size=1, max_size=2), per_head=st.booleans(),
@@ -98,6 +100,7 @@ def test_attention_from_codes_is_attention_over_what_they_stand_for(
     assert [t.shape[1] for t in tails] == cache.store(0).tail.counts.amax(1).tolist()
 
 
+@settings(max_examples=30)
 @given(bits=WIDTHS, per_head=st.booleans(), seed=st.integers(0, 99))
 def test_what_stays_after_eviction_is_not_rounded_again(bits, per_head, seed):
     cache, _, _ = filled(seed, batch=2)

@@ -148,7 +148,9 @@ def test_tiers_alone_leave_the_prompt_as_it_is():
 
 def test_tokens_are_compressed_a_hundred_at_a_time():
     cache = tier_cache(decoder())
-    generate(decoder(), PROMPT[0].tolist(), max_new_tokens=251, cache=cache, selection=ZipVL(), stop_tokens=())
+    generate(
+        decoder(), PROMPT[0].tolist(), max_new_tokens=251, cache=cache, selection=ZipVL(), stop_tokens=()
+    )
     for layer in range(3):
         store = cache.store(layer)
         assert store.tail.counts.tolist() == [[50]]

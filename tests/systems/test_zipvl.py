@@ -19,7 +19,7 @@ def test_a_smoke_run_answers_every_claim():
 
 
 def test_recorded_attention_is_that_of_the_model():
-    run, ids, settings, _ = zipvl._tiny(0)
+    run, ids, _, _ = zipvl._tiny(0)
     (layer,) = record(run.model, ids[:50], (1,))
     k, v = (x.repeat_interleave(3, 1) for x in (layer.k, layer.v))
     expected = F.scaled_dot_product_attention(layer.q, k, v, is_causal=True, scale=layer.scale)

@@ -18,7 +18,8 @@ from shoestring.data.text import Encoder
 NAMES = (
     "Oslo", "Lima", "Cairo", "Delhi", "Paris", "Tokyo", "Quito", "Accra", "Dublin", "Madrid", "Vienna",
     "Lisbon", "Athens", "Warsaw", "Havana", "Nairobi", "Bogota", "Prague", "Berlin", "Sydney", "Boston",
-    "Denver", "Dallas", "Seoul", "Hanoi", "Manila", "Jakarta", "Geneva", "Munich", "Naples", "Venice", "Milan",
+    "Denver", "Dallas", "Seoul", "Hanoi", "Manila", "Jakarta", "Geneva", "Munich", "Naples", "Venice",
+    "Milan",
 )  # fmt: skip
 DIGITS = 4
 
@@ -66,8 +67,8 @@ def needle_prompts(
 def key_value_prompts(
     tokenizer: Encoder, length: int, count: int, *, text: str, seed: int = 0
 ) -> list[RecallPrompt]:
-    """`count` prompts of `length` tokens that hold as many facts as fit, one after the other, in random order;
-    any one is asked for. What they leave over at the front is filled with the end of `text`.
+    """`count` prompts of `length` tokens that hold as many facts as fit, one behind the other, in random
+    order; any one is asked for. What they leave over at the front is filled with the end of `text`.
 
     Raises: as `needle_prompts`.
     """

@@ -17,14 +17,18 @@ from shoestring.generation.evicting_cache import (
     Ranking,
 )
 from shoestring.generation.importance import ColumnImportance
+from shoestring.generation.important_tokens import FixedShare, TopMass
 from shoestring.generation.paged_cache import PagedCache
 from shoestring.generation.quantised_cache import QuantCache
 from shoestring.generation.sampling import Sampling
-from shoestring.generation.semi_parallel import gumbel_noise, sample_images
 from shoestring.generation.selection import marked_slots, top_k, top_mass
+from shoestring.generation.semi_parallel import gumbel_noise, sample_images
 from shoestring.generation.shared_rows import SharedRows
 from shoestring.generation.slot_cache import SlotCache
+from shoestring.generation.tier_cache import TierCache, tier_cache
 from shoestring.generation.token_cache import TokenCache
+from shoestring.generation.zipvl import ZipVL
+from shoestring.generation.zipvl_options import ZipVLOptions
 
 if TYPE_CHECKING:
     from shoestring.generation.transformers_cache import TransformersCache
@@ -40,6 +44,7 @@ __all__ = [
     "DenseCache",
     "Evicting",
     "Finish",
+    "FixedShare",
     "FreedBlock",
     "Generation",
     "Inverted",
@@ -52,15 +57,20 @@ __all__ = [
     "SharedRows",
     "SlotCache",
     "Stream",
+    "TierCache",
     "TokenCache",
+    "TopMass",
     "TransformersCache",
+    "ZipVL",
+    "ZipVLOptions",
     "batch_memory",
     "bytes_for",
     "generate",
     "gumbel_noise",
-    "sample_images",
     "marked_slots",
+    "sample_images",
     "stream",
+    "tier_cache",
     "top_k",
     "top_mass",
 ]

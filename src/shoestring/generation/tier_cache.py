@@ -55,8 +55,8 @@ class TierCache(SlotCache):
         """Store these slots in the bits of a tier, 16 (in full), 8, 4 or 2.
 
         slots: the oldest that are not compressed yet, without a gap; −1 fills up rows. tier: one for all, or
-        one for each slot, in one row or one per KV head; slots of one call share the scales of the channels of
-        their values. A slot is compressed once: what it lost does not come back.
+        one for each slot, in one row or one per KV head; slots of one call share what the channels of
+        their values are divided by. A slot is compressed once: what it lost does not come back.
 
         Raises: ValueError for another width or shape; CacheCannot for slots in another order.
         """

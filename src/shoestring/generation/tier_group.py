@@ -55,9 +55,14 @@ class FullGroup:
     def split(self) -> "list[FullGroup]":
         """A group for each head."""
         return [
-            FullGroup(self.slots.clone(), self.first_head + h, self.k[h : h + 1].clone(), self.v[h : h + 1].clone())
-            for h in range(self.heads)
-        ]  # fmt: skip
+            FullGroup(
+                self.slots.clone(),
+                self.first_head + head,
+                self.k[head : head + 1].clone(),
+                self.v[head : head + 1].clone(),
+            )
+            for head in range(self.heads)
+        ]
 
     def clone(self) -> "FullGroup":
         """A copy that shares no storage."""
@@ -68,8 +73,8 @@ class FullGroup:
 class CodedGroup:
     """Keys by channel and values by token, see `numbers.tier_format`.
 
-    A row of `k_codes` is a channel, one of `v_codes` a token; channels are those of all heads in order. c: what
-    the channels of the values were divided by.
+    A row of `k_codes` is a channel, one of `v_codes` a token; channels are those of all heads in order. c:
+    what the channels of the values were divided by.
     """
 
     slots: Int[Tensor, " tokens"]

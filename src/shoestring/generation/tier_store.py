@@ -24,7 +24,14 @@ class TierStore:
 
     @classmethod
     def empty(
-        cls, batch: int, heads: int, dim: int, *, dtype: torch.dtype, device: torch.device | str, capacity: int
+        cls,
+        batch: int,
+        heads: int,
+        dim: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        capacity: int,
     ) -> "TierStore":
         """No slots. capacity: tokens to allocate at once."""
         table = SlotTable(batch, heads, device, capacity)
@@ -148,7 +155,9 @@ class TierStore:
             for row, bits in enumerate(rows if count else ()):
                 heads = slice(row * each, (row + 1) * each)
                 start = int(first[heads.start if len(first) > 1 else 0])
-                made[-1] += _groups(k[sample, heads, :count], v[sample, heads, :count], bits, start, heads.start)
+                made[-1] += _groups(
+                    k[sample, heads, :count], v[sample, heads, :count], bits, start, heads.start
+                )
         rest = self.tail.counts - counts[:, None]
         keep = counts[:, None, None] + torch.arange(max(0, int(rest.max())), device=k.device)
         keep = keep.expand(-1, self.tail.rows, -1)

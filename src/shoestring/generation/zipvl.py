@@ -3,15 +3,15 @@
 How many are important is found anew in every layer and for every prompt, from the attention of a few probe
 rows. While decoding, every 100 tokens are sorted and compressed by the attention of the newest one.
 
-Source: He et al. 2024, "ZipVL: Efficient Large Vision-Language Models with Dynamic Token Sparsification and KV
-Cache Compression", v1, section 4 and Algorithm 1; v2 drops what v1 keeps in 2 bits.
+Source: He et al. 2024, "ZipVL: Efficient Large Vision-Language Models with Dynamic Token Sparsification and
+KV Cache Compression", v1, section 4 and Algorithm 1; v2 drops what v1 keeps in 2 bits.
 """
 
 import warnings
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from shoestring.generation.important_tokens import Attended
@@ -34,8 +34,8 @@ class ZipVL:
     prompt's tokens that were important, mean over samples and KV heads. Rows of the prompt that were not
     important have approximate logits: asking for them gives a warning.
 
-    Sliding-window layers count, for each key, the probe rows that have it in their window; the window of every
-    layer of a `Decoder` is known, other models do not take a policy.
+    Sliding-window layers count, for each key, the probe rows that have it in their window; the window of
+    every layer of a `Decoder` is known, other models do not take a policy.
     """
 
     whole_prompt = True
@@ -82,8 +82,8 @@ class ZipVL:
         if layer in self._read:
             if q.shape[2] > 1 and not self._prompt_read:
                 raise ValueError(
-                    f"layer {layer} has read a prompt already; ZipVL reads it in one pass: feed it whole, and "
-                    "call after_prefill before decoding several tokens at once."
+                    f"layer {layer} has read a prompt already; ZipVL reads it in one pass: feed it whole, "
+                    "and call after_prefill before decoding several tokens at once."
                 )
             return AttnPlan(attend=self._decode)
         asked = ctx.logits is not None and not (isinstance(ctx.logits, str) and ctx.logits == "last")
@@ -121,7 +121,8 @@ class ZipVL:
         lengths = _lengths(call)
         if lengths != cache.length(call.layer).tolist():
             raise ValueError(
-                f"layer {call.layer}: the cache held tokens before the prompt; ZipVL starts with an empty one."
+                f"layer {call.layer}: the cache held tokens before the prompt; ZipVL starts with an "
+                "empty one."
             )
         out, marks = torch.zeros_like(call.q), []
         for sample, n in enumerate(lengths):
@@ -177,7 +178,7 @@ class ZipVL:
         return torch.where(high, form.high_bits, form.low_bits)
 
     def _store(self, cache: TierCache, layer: int, marks: list[Tensor], bits: list[Tensor]) -> None:
-        """Compress the oldest tokens in full, as many in each sample as it has marks; or drop some of them."""
+        """Compress the oldest tokens in full, as many of each sample as it has marks; or drop some."""
         start = cache.store(layer).grouped[:, 0]
         if self.options.low == "drop":
             kept = torch.zeros(cache.batch, cache.store(layer).table.longest, dtype=torch.bool)

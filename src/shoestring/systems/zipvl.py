@@ -1,7 +1,7 @@
 """ZipVL: as few tokens of a prompt as hold the attention attend, and are cached in 4 bits; the rest in 2.
 
-How many differs by layer and prompt; nothing is trained. Measured on text: what the paper says of pictures and
-videos (accuracy of vision-language models, ratios that follow the question) is not claimed here.
+How many differs by layer and prompt; nothing is trained. Measured on text: what the paper says of pictures
+and videos (accuracy of vision-language models, ratios that follow the question) is not claimed here.
 """
 
 import torch
@@ -73,7 +73,9 @@ def _smollm2(effort: Effort, seed: int) -> tuple[QualityRun, Tensor, SpeedSettin
     halves = text_halves()
     full = effort is Effort.FULL
     settings = SpeedSettings(rounds=11, prompt_rounds=7) if full else SpeedSettings()
-    windows = token_windows(halves.held_out, tokenizer, 1024 + DECODED, limit=4 if full else 2, name=halves.name)
+    windows = token_windows(
+        halves.held_out, tokenizer, 1024 + DECODED, limit=4 if full else 2, name=halves.name
+    )
     ids = token_windows(halves.held_out, tokenizer, settings.operator_tokens, limit=1, name=halves.name)[0]
     prompts = _needles(halves.held_out, tokenizer, full, seed)
     run = QualityRun(model, prompts, windows, 1024, seed)

@@ -7,8 +7,8 @@ MODEL = "SmolLM2-135M on text"
 OPERATOR_HALF = Claim(
     text="attention among the important tokens saves more than it costs to find them",
     figure="-77 to -82 % attention FLOPs",
-    setting="LongVA-7B; here probe, choice and gathered attention of layers 5, 15 and 25 on real queries, keys "
-    "and values of 4096 tokens, half of them kept, against causal SDPA on all",
+    setting="LongVA-7B; here probe, choice and gathered attention of layers 5, 15 and 25 on real queries, "
+    "keys and values of 4096 tokens, half of them kept, against causal SDPA on all",
     metric="time of attention, half of the tokens",
     kind="time",
     unit="s",
@@ -28,8 +28,8 @@ OPERATOR_OWN = Claim(
 PREFILL = Claim(
     text="prompts are read faster",
     figure="2.6x",
-    setting="LongVA-7B at 128K tokens on a GPU; here a prompt of 2048, where attention is a quarter of the work, "
-    "so that 1.25x is the most that sparse attention can give",
+    setting="LongVA-7B at 128K tokens on a GPU; here a prompt of 2048, where attention is a quarter of the "
+    "work, so that 1.25x is the most that sparse attention can give",
     metric="time of a prompt of 2048 tokens",
     kind="time",
     unit="s",
@@ -61,8 +61,8 @@ UPSIDE_DOWN = _needle("the ranking upside down", "as many in each layer")
 BYTES = Claim(
     text="the cache shrinks to a quarter",
     figure="6.18x",
-    setting="LLaMA3-8B on GSM8K, 28.6 % important; here prompts of 1024 tokens, tau 0.975, 4 and 2 bits, scales "
-    "and tables included, against float16",
+    setting="LLaMA3-8B on GSM8K, 28.6 % important; here prompts of 1024 tokens, tau 0.975, 4 and 2 bits, "
+    "scales and tables included, against float16",
     metric="bytes of the KV cache",
     kind="memory",
     unit="B",

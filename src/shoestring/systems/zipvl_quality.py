@@ -69,7 +69,9 @@ class QualityRun:
         rows = [
             FIXED.row(baseline=fixed_mean, method=mean, against="a fixed ratio of the same mean"),
             CHANCE.row(baseline=chance.mean_log_probability, method=mean, against="tokens by chance"),
-            UPSIDE_DOWN.row(baseline=inverted.mean_log_probability, method=mean, against="the inverted ranking"),
+            UPSIDE_DOWN.row(
+                baseline=inverted.mean_log_probability, method=mean, against="the inverted ranking"
+            ),
             Row(metric="log-probability of the answer, against dense", kind="quality", unit="nats",
                 better="higher", baseline=dense.mean_log_probability, method=mean),
             Row(metric="answers that are right", kind="quality", unit="", better="higher",

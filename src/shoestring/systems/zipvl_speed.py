@@ -105,16 +105,20 @@ def operator_rows(
         f"{name} {layer.layer}": work
         for layer in recorded
         for name, work in (
-            ("dense", layer.dense), ("half", partial(layer.sparse, half)), ("own", partial(layer.sparse, own)),
+            ("dense", layer.dense),
+            ("half", partial(layer.sparse, half)),
+            ("own", partial(layer.sparse, own)),
         )
-    }  # fmt: skip
+    }
     times = time_interleaved(works, rounds=settings.rounds, warmup=1)
     totals = {
-        name: [sum(part) for part in zip(*(times.seconds[f"{name} {l.layer}"] for l in recorded), strict=True)]
+        name: [
+            sum(part) for part in zip(*(times.seconds[f"{name} {r.layer}"] for r in recorded), strict=True)
+        ]
         for name in ("dense", "half")
     }
     ratios = sorted(a / b for a, b in zip(totals["half"], totals["dense"], strict=True))
-    gains = [1 / times.ratio(f"own {l.layer}", f"dense {l.layer}") for l in recorded]
+    gains = [1 / times.ratio(f"own {r.layer}", f"dense {r.layer}") for r in recorded]
     rows = [
         OPERATOR_HALF.row(
             baseline=sorted(totals["dense"])[len(ratios) // 2],
@@ -124,7 +128,7 @@ def operator_rows(
         ),
         OPERATOR_OWN.row(baseline=1, method=sum(gains) / len(gains)),
     ]
-    shares = ", ".join(f"{l.share(own):.2f} ({g:.1f}x)" for l, g in zip(recorded, gains, strict=True))
+    shares = ", ".join(f"{r.share(own):.2f} ({g:.1f}x)" for r, g in zip(recorded, gains, strict=True))
     return rows, f"share of tokens that attend in layers {settings.layers}, and speed-up: {shares}"
 
 

@@ -54,7 +54,8 @@ class DecodeQuality:
 
 @dataclass(frozen=True)
 class RecallQuality:
-    """Of each prompt the mean log-probability of the answer's tokens, and whether greedy decoding gives it."""
+    """Of each prompt the mean log-probability of the answer's tokens, and whether greedy decoding gives
+    it."""
 
     log_probability: Float[Tensor, " prompts"]
     hit: tuple[bool, ...]
@@ -88,7 +89,9 @@ def decoded_scores(feeder: Feeder, prompt: Sequence[int], tokens: Sequence[int])
     Raises: ValueError for an empty prompt, no tokens, or logits that are not finite.
     """
     if not len(prompt) or not len(tokens):
-        raise ValueError(f"{len(prompt)} tokens of prompt and {len(tokens)} after it: give at least one each.")
+        raise ValueError(
+            f"{len(prompt)} tokens of prompt and {len(tokens)} after it: give at least one each."
+        )
     logits = feeder.feed(torch.tensor([list(prompt)]))
     feeder.prompt_is_read()
     rows = [logits[0]]
