@@ -152,7 +152,9 @@ class TierStore:
             each = k.shape[1] // tiers.shape[1]
             rows = tiers[sample, :, :count]
             made.append([])
-            for row, bits in enumerate(rows if count else ()):
+            for row, bits in enumerate(rows):
+                if not count:
+                    continue
                 heads = slice(row * each, (row + 1) * each)
                 start = int(first[heads.start if len(first) > 1 else 0])
                 made[-1] += _groups(

@@ -77,8 +77,7 @@ def probe(
     n = q.shape[2]
     if isinstance(options.probe, int) and options.probe > n:
         warnings.warn(f"probe={options.probe} rows of a prompt of {n} tokens: all are taken.", stacklevel=2)
-    count = {None: PROBE_ROWS, "all": n}.get(options.probe, options.probe)
-    assert isinstance(count, int)
+    count = options.probe if isinstance(options.probe, int) else n if options.probe else PROBE_ROWS
     rows = probe_rows(n, count, torch.Generator().manual_seed(options.seed)).to(q.device)
     sums, counts = column_sums(q[:, :, rows], k, pos[:, rows], pos, scale, window)
     mass = sums[0] * (k.shape[1] / q.shape[1])

@@ -1,6 +1,6 @@
 """The time of ZipVL's attention and of whole prompts, beside dense attention."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -101,7 +101,7 @@ def operator_rows(
     """Rows of the attention operator, and the shares of tokens as a note."""
     half, own = FixedShare(0.5), TopMass()
     recorded = record(model, ids[: settings.operator_tokens], settings.layers)
-    works = {
+    works: dict[str, Callable[[], object]] = {
         f"{name} {layer.layer}": work
         for layer in recorded
         for name, work in (
