@@ -10,8 +10,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from shoestring.layers.attention import BLOCK_SCORES, attend
+from shoestring.layers.attention import attend
 from shoestring.layers.attention_masks import Causal, KVView
+
+BLOCK_SCORES = 1 << 19
+"""Scores of all heads that exist at once: few enough to stay in a cache of the processor."""
 
 
 def column_sums(
@@ -35,19 +38,22 @@ def column_sums(
     q, keys = q.to(exact) * scale, k.to(exact).transpose(-1, -2)
     sums = keys.new_zeros(k.shape[0], k.shape[1], k.shape[2])
     counts = torch.zeros(k.shape[0], k.shape[2], dtype=torch.long, device=k.device)
-    step = max(1, BLOCK_SCORES // max(1, k.shape[2]))
+    step = max(1, BLOCK_SCORES // max(1, q.shape[1] * k.shape[2]))
     for start in range(0, q.shape[2], step):
-        rows = slice(start, start + step)
-        part, at = q[:, :, rows], pos_q[:, rows]
-        behind = at[:, :, None] - pos_k[:, None]
+        part, at = q[:, :, start : start + step], pos_q[:, start : start + step]
+        # Keys behind the last that any of these rows sees cost nothing.
+        near = (pos_k <= at.amax(1, keepdim=True)).any(0).nonzero()
+        stop = int(near.max()) + 1 if len(near) else 0
+        behind = at[:, :, None] - pos_k[:, None, :stop]
         seen = behind >= 0 if window is None else (behind >= 0) & (behind < window)
         if not bool(seen.any(-1).all()):
             raise ValueError("a row sees no key; its own must be among them.")
-        counts += seen.sum(1)
-        scores = part.unflatten(1, (k.shape[1], -1)).flatten(2, 3) @ keys
-        scores = scores.unflatten(2, (-1, part.shape[2]))
-        p = scores.masked_fill(~seen[:, None, None], -torch.inf).softmax(-1)
-        sums = sums + p.sum((2, 3))
+        counts[:, :stop] += seen.sum(1)
+        scores = part.unflatten(1, (k.shape[1], -1)).flatten(2, 3) @ keys[..., :stop]
+        scores.unflatten(2, (-1, part.shape[2])).masked_fill_(~seen[:, None, None], -torch.inf)
+        p = scores.softmax(-1)
+        # A product with ones: sums over the outer axis are slow.
+        sums[..., :stop] += p.new_ones(p.shape[2]) @ p
     return sums, counts
 
 
