@@ -24,13 +24,14 @@ BLOCK_TOKENS = 100
 class ZipVLOptions:
     """How ZipVL sorts and stores.
 
-    choice: how many tokens are important, and which; `TopMass(0.96)` is the aggressive setting. tiers: bits
-    of important tokens and of the others. probe: rows looked at, "all", or None for 128 or all where there
-    are fewer. per: one set of tokens for a layer, by the mean over heads, or one for each KV head (the paper
-    does not say; one per layer lets a plain kernel run). sparse: important tokens attend only among each other
-    in the prompt, and the attention of the others is 0; else attention is dense, and only storage differs. low:
-    whether the others are stored in `tiers.low_bits` or dropped (v2). least: prompts of fewer than twice as
-    many tokens stay as they are. block_tokens: decoded tokens compressed together. seed: of the probe rows.
+    choice: how many tokens are important, and which; `TopMass(0.96)` is the aggressive setting. tiers:
+    bits of important tokens and of the others. probe: rows looked at, "all", or None for 128 or all where
+    there are fewer. per: one set of tokens for a layer, by the mean over heads, or one for each KV head
+    (the paper does not say; one per layer lets a plain kernel run). sparse: important tokens attend only
+    among each other in the prompt, and the attention of the others is 0; else attention is dense, and
+    only storage differs. low: whether the others are stored in `tiers.low_bits` or dropped (v2). least:
+    prompts of fewer than twice as many tokens stay as they are. block_tokens: decoded tokens compressed
+    together. seed: of the probe rows.
 
     Raises: ValueError for numbers below 1, words that are none of these, or dropping by KV head: heads of
     different lengths share no groups.
