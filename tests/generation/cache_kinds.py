@@ -10,6 +10,7 @@ from shoestring.generation.paged_cache import PagedCache
 from shoestring.generation.plane_cache import PlaneCache, PlaneFormat
 from shoestring.generation.quantised_cache import QuantCache
 from shoestring.generation.slot_cache import SlotCache
+from shoestring.generation.tier_cache import TierCache
 from shoestring.generation.token_cache import TokenCache
 from shoestring.numbers.bit_planes import BitPlanes
 from shoestring.numbers.block_format import BlockFormat
@@ -22,12 +23,13 @@ class CacheKind:
     """A cache under test. make(n_layers, batch, n_kv_heads, head_dim, dtype=…, capacity=…).
 
     step: the largest error of a stored value, in units of the spread of the values of its group, after one
-    rounding (0: the cache is exact).
+    rounding (0: the cache is exact). tiers: whether slots can be recompressed.
     """
 
     name: str
     make: Callable[..., SlotCache]
     step: float = 0.0
+    tiers: bool = False
 
     @property
     def exact(self) -> bool:
@@ -76,6 +78,7 @@ KINDS = [
     CacheKind("quantised to 2 bits", quantised(2), step=1 / 3),
     CacheKind("by token in 8 bits", by_token(8, 8), step=1 / 255),
     CacheKind("by token, keys in float16 and values in 8 bits", by_token(16, 8), step=1 / 255),
+    CacheKind("tiered", TierCache, tiers=True),
     CacheKind("paged", PagedCache),
     CacheKind("paged, blocks of 3", paged(BlockFormat(3))),
     CacheKind("paged, 8 bits", paged(BlockFormat(4, TokenCacheFormat(8, 8))), step=1 / 255),

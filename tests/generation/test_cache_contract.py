@@ -228,7 +228,7 @@ def test_compacting_more_than_there_is_since_the_mark_is_refused(kind):
     assert cache.next_pos.tolist() == [5]
 
 
-@every
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.tiers], ids=lambda kind: kind.name)
 def test_there_are_no_tiers(kind):
     cache = kind.make(1, 1, 2, HEAD_DIM)
     with pytest.raises(CacheCannot, match="cannot recompress"):

@@ -18,6 +18,7 @@ from shoestring.generation.evicting_cache import (
 )
 from shoestring.generation.hybrid_cache import HybridCache
 from shoestring.generation.importance import ColumnImportance
+from shoestring.generation.important_tokens import FixedShare, TopMass
 from shoestring.generation.paged_cache import PagedCache
 from shoestring.generation.plane_cache import PlaneCache, PlaneFormat
 from shoestring.generation.quantised_cache import QuantCache
@@ -26,7 +27,10 @@ from shoestring.generation.selection import marked_slots, top_k, top_mass
 from shoestring.generation.semi_parallel import gumbel_noise, sample_images
 from shoestring.generation.shared_rows import SharedRows
 from shoestring.generation.slot_cache import SlotCache
+from shoestring.generation.tier_cache import TierCache, tier_cache
 from shoestring.generation.token_cache import TokenCache
+from shoestring.generation.zipvl import ZipVL
+from shoestring.generation.zipvl_options import ZipVLOptions
 
 if TYPE_CHECKING:
     from shoestring.generation.transformers_cache import TransformersCache
@@ -42,6 +46,7 @@ __all__ = [
     "DenseCache",
     "Evicting",
     "Finish",
+    "FixedShare",
     "FreedBlock",
     "Generation",
     "HybridCache",
@@ -57,8 +62,12 @@ __all__ = [
     "SharedRows",
     "SlotCache",
     "Stream",
+    "TierCache",
     "TokenCache",
+    "TopMass",
     "TransformersCache",
+    "ZipVL",
+    "ZipVLOptions",
     "batch_memory",
     "bytes_for",
     "generate",
@@ -66,6 +75,7 @@ __all__ = [
     "marked_slots",
     "sample_images",
     "stream",
+    "tier_cache",
     "top_k",
     "top_mass",
 ]

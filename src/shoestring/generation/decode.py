@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shoestring.generation.evicting_cache import CachePolicy
+from shoestring.generation.evicting_cache import CachePolicy, NeedsWholePrompt
 from shoestring.generation.runner import Runner, make_runner
 from shoestring.generation.sampling import Sampling
 from shoestring.generation.text_stream import TextStream, Tokenizer
@@ -92,7 +92,8 @@ def stream(
     activation_bits: of a `Decoder` on the CPU with packed weights: 8 rounds the inputs of its linear layers
     to int8, block by block, and keeps keys and values in float16, which is faster, above all for prompts, and
     costs 0.4 to 0.8 % in perplexity; 32, the default, computes with the weights as they are, in float32.
-    selection: what a `Decoder` keeps of its cache, and reads of it.
+    selection: what a `Decoder` keeps of its cache, and reads of it; one that needs the whole prompt at once
+    gets it in one chunk.
 
     Raises: ValueError for an empty prompt, one that the context cannot hold, ids outside the vocabulary, or
     numbers below 1; TypeError for a model that does not generate, or does not take a selection.
@@ -110,6 +111,8 @@ def stream(
         raise ValueError(f"activation_bits={activation_bits} is not a way to compute; use 8 or 32.")
     room = len(ids) + max_new_tokens
     runner = make_runner(model, cache, room, Activations(activation_bits), selection)
+    if isinstance(selection, NeedsWholePrompt) and selection.whole_prompt:
+        prefill_chunk = max(prefill_chunk, len(ids))
     _check_prompt(ids, runner)
     result = Generation(prompt_tokens=len(ids))
     text = TextStream(tokenizer, stop) if tokenizer else None

@@ -39,6 +39,13 @@ class CachePolicy(Protocol):
 
 
 @runtime_checkable
+class NeedsWholePrompt(Protocol):
+    """A policy that may have to read the prompt in one pass."""
+
+    whole_prompt: bool
+
+
+@runtime_checkable
 class Ranking(Protocol):
     """Scores of the slots of a layer: the highest stay."""
 

@@ -280,8 +280,7 @@ class Decoder(nn.Module):
             if cache is not None:
                 pos = pos + cache.next_pos[:, None]
         phase = ctx.phase or (Phase.DECODE if x.shape[1] == 1 else Phase.PREFILL)
-        every = isinstance(want.logits, str) and want.logits == "all"
-        ctx = Context(ctx.tokens, ctx.groups, ctx.shared, ctx.generator, phase, pos, cache, every)
+        ctx = Context(ctx.tokens, ctx.groups, ctx.shared, ctx.generator, phase, pos, cache, want.logits)
         if chain is not None and chain.embeds:
             x, pos = chain.embed(x, pos, ctx, self._embed)
             newest, ctx.pos = False, pos

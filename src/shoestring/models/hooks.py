@@ -33,8 +33,8 @@ class Context:
     tokens: tables with a row per token, (batch, n, …), such as token types or frame numbers; they follow the
     tokens when some are dropped or routed. groups: for `embed`, e.g. which ids make up a slot. shared:
     anything kept between layers and calls, such as an index per group of layers. generator: for hooks that
-    draw. phase: None lets the decoder say: DECODE where it is fed one token. pos, cache, all_logits (those of
-    every token are wanted): set by the decoder.
+    draw. phase: None lets the decoder say: DECODE where it is fed one token. pos, cache, logits: set by the
+    decoder; logits are what `Want` asks for.
     """
 
     tokens: Mapping[str, Tensor] = field(default_factory=dict)
@@ -44,7 +44,12 @@ class Context:
     phase: Phase | None = None
     pos: Tensor | None = None
     cache: KVCache | None = None
-    all_logits: bool = False
+    logits: str | Tensor | None = None
+
+    @property
+    def all_logits(self) -> bool:
+        """Whether those of every token are wanted."""
+        return isinstance(self.logits, str) and self.logits == "all"
 
     def at(self, index: Int[Tensor, "batch m"], pos: Int[Tensor, "batch m"]) -> "Context":
         """The context of some of the tokens only; `shared` stays the same object."""

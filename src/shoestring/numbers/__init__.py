@@ -35,6 +35,7 @@ from shoestring.numbers.rounder import Rounder
 from shoestring.numbers.rounding import round_to_format
 from shoestring.numbers.rounding_bits import Rounding
 from shoestring.numbers.soft_errors import FaultyRounder, flip_significand_bits
+from shoestring.numbers.tier_format import TierFormat
 from shoestring.numbers.token_cache_format import TokenCacheFormat
 
 __all__ = [
@@ -66,6 +67,7 @@ __all__ = [
     "MicroscalingFormat",
     "Rounder",
     "Rounding",
+    "TierFormat",
     "TokenCacheFormat",
     "ZeroPoint",
     "backward_error",
