@@ -7,9 +7,20 @@ from shoestring.generation.block_allocator import BlockAllocator, FreedBlock, Ou
 from shoestring.generation.cache_bytes import bytes_for
 from shoestring.generation.decode import Finish, Generation, Piece, Stream, generate, stream
 from shoestring.generation.dense_cache import DenseCache
+from shoestring.generation.evicting_cache import (
+    ByChance,
+    ByImportance,
+    ByRecency,
+    CachePolicy,
+    Evicting,
+    Inverted,
+    Ranking,
+)
+from shoestring.generation.importance import ColumnImportance
 from shoestring.generation.paged_cache import PagedCache
 from shoestring.generation.quantised_cache import QuantCache
 from shoestring.generation.sampling import Sampling
+from shoestring.generation.selection import marked_slots, top_k, top_mass
 from shoestring.generation.semi_parallel import gumbel_noise, sample_images
 from shoestring.generation.shared_rows import SharedRows
 from shoestring.generation.slot_cache import SlotCache
@@ -21,14 +32,22 @@ if TYPE_CHECKING:
 __all__ = [
     "BatchMemory",
     "BlockAllocator",
+    "ByChance",
+    "ByImportance",
+    "ByRecency",
+    "CachePolicy",
+    "ColumnImportance",
     "DenseCache",
+    "Evicting",
     "Finish",
     "FreedBlock",
     "Generation",
+    "Inverted",
     "OutOfBlocks",
     "PagedCache",
     "Piece",
     "QuantCache",
+    "Ranking",
     "Sampling",
     "SharedRows",
     "SlotCache",
@@ -39,8 +58,11 @@ __all__ = [
     "bytes_for",
     "generate",
     "gumbel_noise",
+    "marked_slots",
     "sample_images",
     "stream",
+    "top_k",
+    "top_mass",
 ]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from shoestring.generation.evicting_cache import CachePolicy
 from shoestring.generation.runner import Runner, make_runner
 from shoestring.generation.sampling import Sampling
 from shoestring.generation.text_stream import TextStream, Tokenizer
@@ -80,6 +81,7 @@ def stream(
     cache: Any = None,
     prefill_chunk: int = 512,
     activation_bits: int = 32,
+    selection: CachePolicy | None = None,
 ) -> Stream:
     """Generate from `prompt`, text or token ids, one piece at a time.
 
@@ -90,9 +92,10 @@ def stream(
     activation_bits: of a `Decoder` on the CPU with packed weights: 8 rounds the inputs of its linear layers
     to int8, block by block, and keeps keys and values in float16, which is faster, above all for prompts, and
     costs 0.4 to 0.8 % in perplexity; 32, the default, computes with the weights as they are, in float32.
+    selection: what a `Decoder` keeps of its cache, and reads of it.
 
     Raises: ValueError for an empty prompt, one that the context cannot hold, ids outside the vocabulary, or
-    numbers below 1; TypeError for a model that does not generate.
+    numbers below 1; TypeError for a model that does not generate, or does not take a selection.
     """
     if max_new_tokens < 1 or prefill_chunk < 1:
         raise ValueError(
@@ -105,7 +108,8 @@ def stream(
     ids = tokenizer.encode(prompt) if isinstance(prompt, str) and tokenizer else [int(i) for i in prompt]
     if activation_bits not in [choice.value for choice in Activations]:
         raise ValueError(f"activation_bits={activation_bits} is not a way to compute; use 8 or 32.")
-    runner = make_runner(model, cache, len(ids) + max_new_tokens, Activations(activation_bits))
+    room = len(ids) + max_new_tokens
+    runner = make_runner(model, cache, room, Activations(activation_bits), selection)
     _check_prompt(ids, runner)
     result = Generation(prompt_tokens=len(ids))
     text = TextStream(tokenizer, stop) if tokenizer else None
@@ -165,6 +169,7 @@ class _Steps:
         for start in spans:
             logits = self.runner.feed(self.ids[:, start : min(start + self.chunk, self.prompt_length)])
         assert logits is not None
+        self.runner.prompt_is_read()
         return logits
 
     @torch.inference_mode()

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from shoestring.generation.dense_cache import DenseCache
+from shoestring.generation.evicting_cache import CachePolicy
 from shoestring.generation.quantised_cache import QuantCache
 from shoestring.generation.slot_cache import SlotCache
 from shoestring.generation.token_cache import TokenCache
@@ -23,9 +24,9 @@ class DecoderRunner:
     """Our own decoder, through a cache of ours.
 
     cache: an empty `KVCache` for one sequence; by default a new one in the model's `kv_cache_format`. hooks,
-    ctx: passed on to every forward pass.
+    ctx: passed on to every forward pass. selection: what is kept of the cache, and read of it.
 
-    Raises: TypeError for a cache of another kind.
+    Raises: TypeError for a cache of another kind, or one that a selection cannot work on.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class DecoderRunner:
         *,
         hooks: Sequence[object] = (),
         ctx: Context | None = None,
+        selection: CachePolicy | None = None,
     ) -> None:
         self.model, self.device = model, next(model.parameters()).device
         self.vocab_size: int = model.cfg.vocab_size
@@ -47,12 +49,28 @@ class DecoderRunner:
                 "QuantCache."
             )
         self.cache: KVCache = decoder_cache(model, capacity=capacity) if cache is None else cache
-        self.hooks, self.ctx = tuple(hooks), ctx
+        self.hooks, self.ctx, self.selection = tuple(hooks), ctx, selection
+        self._prompt_read = False
+        if selection is not None:
+            if not isinstance(self.cache, SlotCache):
+                raise TypeError(f"a selection works on a SlotCache, not on a {type(self.cache).__name__}.")
+            selection.start(self.cache)
+            self.hooks += tuple(selection.hooks)
 
     def feed(self, ids: Int[Tensor, "1 n"]) -> Float[Tensor, "1 vocab"]:
         """Append tokens to the sequence; the logits of the token that follows."""
         out = self.model(ids, cache=self.cache, ctx=self.ctx, hooks=self.hooks, want=Want(logits="last"))
+        if self._prompt_read and self.selection is not None:
+            assert isinstance(self.cache, SlotCache)
+            self.selection.after_step(self.cache)
         return out.logits[:, -1]
+
+    def prompt_is_read(self) -> None:
+        """Say that what is fed from now on is decoded tokens."""
+        self._prompt_read = True
+        if self.selection is not None:
+            assert isinstance(self.cache, SlotCache)
+            self.selection.after_prefill(self.cache)
 
     @property
     def cache_bytes(self) -> int:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from shoestring.generation.compiled_runner import compiled_runner
 from shoestring.generation.decoder_runner import DecoderRunner, end_tokens
+from shoestring.generation.evicting_cache import CachePolicy
 from shoestring.kernels.grouped_linear import Activations
 from shoestring.models.decoder import Decoder
 
@@ -26,6 +27,10 @@ class Runner(Protocol):
 
     def feed(self, ids: Int[Tensor, "1 n"]) -> Float[Tensor, "1 vocab"]:
         """Append tokens to the sequence; the logits of the token that follows."""
+        ...
+
+    def prompt_is_read(self) -> None:
+        """Say that what is fed from now on is decoded tokens."""
         ...
 
     @property
@@ -58,6 +63,9 @@ class TransformersRunner:
         """Append tokens to the sequence; the logits of the token that follows."""
         return self.model(input_ids=ids, **{self._argument: self.cache}, **self._options).logits[:, -1]
 
+    def prompt_is_read(self) -> None:
+        """Nothing here depends on it."""
+
     @property
     def cache_bytes(self) -> int:
         """Bytes that the cache holds now."""
@@ -74,13 +82,23 @@ def make_runner(
     cache: Any = None,
     capacity: int = 0,
     activations: Activations = Activations.FLOAT32,
+    selection: CachePolicy | None = None,
 ) -> Runner:
     """The runner for a model: for a `Decoder` on the CPU the compiled step, where it can do what is asked.
 
     capacity: tokens that a new cache should have room for. activations: in what the inputs of packed layers
-    take part in the compiled step.
+    take part in the compiled step. selection: what is kept of the cache; module by module then.
 
-    Raises: TypeError for a model that is no causal language model."""
+    Raises: TypeError for a model that is no causal language model, or a selection for one that is no
+    `Decoder`; ValueError for a selection with rounded activations."""
+    if selection is not None:
+        if not isinstance(model, Decoder):
+            raise TypeError(
+                f"selection needs a Decoder, not a {type(model).__name__}; load the model as one."
+            )
+        if activations is not Activations.FLOAT32:
+            raise ValueError("a selection of the cache computes in float32; use activation_bits=32 with it.")
+        return DecoderRunner(model, cache, capacity, selection=selection)
     if isinstance(model, Decoder):
         return compiled_runner(model, cache, capacity, activations) or DecoderRunner(model, cache, capacity)
     if hasattr(model, "config") and "input_ids" in inspect.signature(model.forward).parameters:

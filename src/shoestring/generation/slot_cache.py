@@ -83,6 +83,9 @@ class SideTables:
             layer.table.add_column(name, shape, dtype, per_head=per_head, fill=fill)
         self._names.add(name)
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._names
+
     def __getitem__(self, name: str) -> list[Tensor]:
         if name not in self._names:
             raise KeyError(f"no side table {name!r}; add it first (there are {sorted(self._names)}).")
