@@ -3,7 +3,7 @@
 from shoestring.generation.secret.channel import Channel, Counters, HandshakeError
 from shoestring.generation.secret.cost import Cost, CostModel, cost_model
 from shoestring.generation.secret.engine import Engine, FixedOperand
-from shoestring.generation.secret.parties import PartyGroup, Run, Setting
+from shoestring.generation.secret.parties import Dealing, PartyGroup, Run, Setting
 from shoestring.generation.secret.shares import Secret, combine, share
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Cost",
     "CostModel",
     "Counters",
+    "Dealing",
     "Engine",
     "FixedOperand",
     "HandshakeError",

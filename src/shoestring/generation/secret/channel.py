@@ -81,7 +81,9 @@ class Channel:
             try:
                 theirs = json.loads(payload)
             except ValueError:
-                raise HandshakeError(f"party {peer} speaks another protocol than party {self.rank}.") from None
+                raise HandshakeError(
+                    f"party {peer} speaks another protocol than party {self.rank}."
+                ) from None
             ours = json.loads(mine)
             for name in sorted(ours.keys() | theirs.keys()):
                 if ours.get(name) != theirs.get(name):
@@ -113,7 +115,9 @@ class Channel:
                 ready = selector.select(max(0.0, deadline - time.monotonic()))
                 if not ready:
                     silent = min(left.keys() | (partial.keys() - found.keys()))
-                    raise ConnectionError(f"party {silent} has been silent for {self.timeout:g} s; is it alive?")
+                    raise ConnectionError(
+                        f"party {silent} has been silent for {self.timeout:g} s; is it alive?"
+                    )
                 deadline = time.monotonic() + self.timeout
                 for key, events in ready:
                     self._advance(key.data, events, left, partial, found)

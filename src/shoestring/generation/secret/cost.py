@@ -24,7 +24,9 @@ class Cost:
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(self.rounds + other.rounds, self.nbytes + other.nbytes)
 
-    def seconds(self, round_trip_seconds: float, bits_per_second: float, compute_seconds: float = 0.0) -> float:
+    def seconds(
+        self, round_trip_seconds: float, bits_per_second: float, compute_seconds: float = 0.0
+    ) -> float:
         """rounds · RTT + bytes / bandwidth + compute."""
         return self.rounds * round_trip_seconds + 8 * self.nbytes / bits_per_second + compute_seconds
 

@@ -18,23 +18,27 @@ from shoestring.numbers.ring import Ring, ring_matmul
 class Dealer:
     """Answers requests of party 1. keys: of the masks of parties 0 and 1."""
 
-    def __init__(self, channel: Channel, keys: tuple[bytes, bytes]) -> None:
-        self.channel, self.keys = channel, keys
+    def __init__(self, keys: tuple[bytes, bytes]) -> None:
+        self.keys = keys
         self._fixed: dict[int, Ring] = {}
 
-    def serve(self) -> None:
-        """Until party 1 says that it is done. Raises: ConnectionError where it does not."""
+    def serve(self, channel: Channel) -> None:
+        """Until party 1 says that it is done. Raises: ConnectionError where it goes without a word."""
         while True:
-            request = json.loads(self.channel.offline({}, (1,))[1])
+            request = json.loads(channel.offline({}, (1,))[1])
+            answer = self.answer(request)
             if request["kind"] == "done":
                 return
-            answer = self.answer(request)
             if answer is not None:
-                self.channel.offline({1: answer.tobytes()}, ())
+                channel.offline({1: answer.tobytes()}, ())
 
     def answer(self, request: dict[str, Any]) -> Ring | None:
         """Party 1's share of a product of masks; None where it needs none."""
-        kind, x = request["kind"], tuple(request["x"])
+        kind, x = request["kind"], tuple(request.get("x", ()))
+        if kind == "done":
+            # Masks of one program are never seen by the next.
+            self._fixed.clear()
+            return None
         # The counter after the draws of a request, of which the last is party 0's share of the result.
         last = request["counter"] - 1
         if kind in ("fix", "extend"):

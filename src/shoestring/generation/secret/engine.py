@@ -15,7 +15,7 @@ from shoestring.numbers.ring import Ring, RingFormat
 
 
 class FixedOperand(ABC):
-    """A right factor of many products, prepared once; `reshape` and `T` give views of it."""
+    """A right factor of many products, prepared once; `reshape`, `rows` and `T` give views of it."""
 
     shape: tuple[int, ...]
 
@@ -27,6 +27,10 @@ class FixedOperand(ABC):
     @abstractmethod
     def reshape(self, *shape: int) -> "FixedOperand":
         """Another shape of the same entries."""
+
+    @abstractmethod
+    def rows(self, start: int, stop: int) -> "FixedOperand":
+        """Some of the axis before the last."""
 
 
 class Engine(ABC):

@@ -3,6 +3,7 @@
 A program is a module-level function `program(engine, *inputs, **public)`, which every party runs on its shares.
 """
 
+import enum
 import multiprocessing
 import secrets
 import socket
@@ -17,22 +18,30 @@ from shoestring.generation.secret.channel import Channel, Counters, HandshakeErr
 from shoestring.generation.secret.dealer import Dealer
 from shoestring.generation.secret.engine import Engine
 from shoestring.generation.secret.three_party import ThreeParty
-from shoestring.generation.secret.two_party import DEALER, TwoParty
+from shoestring.generation.secret.two_party import DEALER, RemoteDealer, TwoParty
 from shoestring.numbers.ring import RingFormat
 
 HOST = "127.0.0.1"
 
 
+class Dealing(enum.Enum):
+    """Where the randomness of two parties comes from. STUB: party 1 computes it, which is for tests and for
+    counting only, as it then knows all masks."""
+
+    PROCESS = "process"
+    STUB = "stub"
+
+
 @dataclass(frozen=True)
 class Setting:
-    """parties: 2 (summands, with a dealer) or 3 (replicated). dealer: a third process that deals randomness to
-    two. timeout: seconds of silence after which a peer counts as dead. processes: how many to start in all.
+    """parties: 2 (summands, with a dealer) or 3 (replicated, which needs no dealer). timeout: seconds of silence
+    after which a peer counts as dead. processes: how many to start in all.
 
-    Raises: ValueError for another number of parties, two without a dealer, or three with one.
+    Raises: ValueError for another number of parties or processes, or two without a dealer.
     """
 
     parties: int = 2
-    dealer: bool = True
+    dealer: Dealing | None = Dealing.PROCESS
     form: RingFormat = RingFormat()
     timeout: float = 60.0
     processes: int = 3
@@ -40,8 +49,8 @@ class Setting:
     def __post_init__(self) -> None:
         if self.parties not in (2, 3):
             raise ValueError(f"parties={self.parties}: there are protocols for 2 and for 3.")
-        if self.parties == 2 and not self.dealer:
-            raise ValueError("parties=2 needs a dealer for its products; set dealer=True.")
+        if self.parties == 2 and self.dealer is None:
+            raise ValueError("parties=2 needs a dealer for its products; set dealer=Dealing.PROCESS.")
         if self.processes != 3:
             raise ValueError(
                 f"processes={self.processes}: both settings take 3, two parties and a dealer or three parties."
@@ -70,6 +79,7 @@ class PartyGroup:
         spawn = multiprocessing.get_context("spawn")
         self._links: list[Connection] = []
         self.workers: list[Any] = []
+        self._failed = False
         keys = [secrets.token_bytes(16) for _ in range(3)]
         for rank in range(3):
             ours, theirs = spawn.Pipe()
@@ -80,29 +90,34 @@ class PartyGroup:
                 else spawn.Process(target=_party, args=arguments, daemon=True)
             )
             worker.start()
+            if not threads:
+                # With no copy of its end here, a party that dies is noticed.
+                theirs.close()
             self._links.append(ours)
             self.workers.append(worker)
         ports = [link.recv() for link in self._links]
         for link in self._links:
             link.send(ports)
 
-    def run(
-        self, program: Callable[..., Any], inputs: Sequence[Sequence[Any]] = (), /, **public: Any
-    ) -> Run:
+    def run(self, program: Callable[..., Any], inputs: Sequence[Sequence[Any]] = (), /, **public: Any) -> Run:
         """Run a program in all parties. inputs: for each argument, what every party gets (shares); public: the
         same for all, or a mapping by party under the name `of_party`.
 
         Raises: HandshakeError where parties disagree; ConnectionError naming a dead party.
         """
+        if self._failed:
+            raise ConnectionError("a party of this group has failed before; start a new group.")
         for rank in range(self.setting.parties):
             self._links[rank].send((program, [argument[rank] for argument in inputs], public))
-        if self.setting.parties == 2:
+        dealing = self.setting.parties == 2 and self.setting.dealer is Dealing.PROCESS
+        if dealing:
             self._links[DEALER].send("deal")
         answers = [self._answer(rank) for rank in range(self.setting.parties)]
-        if self.setting.parties == 2:
+        if dealing:
             answers.append(self._answer(DEALER))
         failures = [answer for answer in answers if isinstance(answer, BaseException)]
         if failures:
+            self._failed = True
             # Who failed by itself comes before who noticed.
             raise min(failures, key=lambda error: type(error) is ConnectionError)
         counted: list[Counters] = [counters for _, counters in answers]
@@ -164,14 +179,15 @@ def _party(rank: int, link: Connection, setting: Setting, keys: Sequence[bytes])
     if setting.parties == 3:
         worker = ThreeParty(channel, setting.form, (keys[rank], keys[(rank + 1) % 3]))
     elif rank == DEALER:
-        worker = Dealer(channel, (keys[0], keys[1]))
+        worker = Dealer((keys[0], keys[1]))
     else:
-        worker = TwoParty(channel, setting.form, keys[rank])
+        stub = Dealer((keys[0], keys[1])) if setting.dealer is Dealing.STUB else None
+        worker = TwoParty(channel, setting.form, keys[rank], stub or RemoteDealer(channel))
     try:
         while (order := link.recv()) is not None:
             channel.counters = Counters()
             try:
-                link.send((_work(worker, order, setting), channel.counters))
+                link.send((_work(worker, order, setting, channel), channel.counters))
             except Exception as error:
                 # Peers must not wait for who failed.
                 channel.close()
@@ -183,15 +199,15 @@ def _party(rank: int, link: Connection, setting: Setting, keys: Sequence[bytes])
         channel.close()
 
 
-def _work(worker: Engine | Dealer, order: Any, setting: Setting) -> Any:
+def _work(worker: Engine | Dealer, order: Any, setting: Setting, channel: Channel) -> Any:
     if isinstance(worker, Dealer):
-        worker.serve()
+        worker.serve(channel)
         return None
     program, inputs, public = order
     own: Mapping[int, Mapping[str, Any]] = public.pop("of_party", {})
     public = {**public, **own.get(worker.rank, {})}
     peers = range(setting.parties)
-    worker.channel.agree(
+    channel.agree(
         {
             "program": program.__qualname__,
             "parties": setting.parties,

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from shoestring.generation.secret.comparison import equal, less, negative_bit
-from shoestring.generation.secret.engine import Engine
+from shoestring.generation.secret.engine import Engine, FixedOperand
 from shoestring.generation.secret.shares import Secret, concatenate
 from shoestring.numbers.ring import Ring
 
@@ -37,7 +37,7 @@ def one_hot(engine: Engine, numbers: Secret, values: Ring) -> Secret:
 def ranked_rows(engine: Engine, scores: Secret, rows: Secret, k: int) -> Secret:
     """By rank: k·n equality tests make a one-hot matrix, which is multiplied with the rows (integers stay so)."""
     chosen = one_hot(engine, ranks(engine, scores), np.arange(k, dtype=np.uint64))
-    return engine.matmul(chosen, rows)
+    return gather(engine, chosen, rows)
 
 
 def shuffled_rows(engine: Engine, scores: Secret, rows: Secret, k: int) -> Secret:
@@ -95,15 +95,14 @@ def keep_rows_in_order(engine: Engine, scores: Secret, rows: Secret, k: int) -> 
 
     A row stays where its rank is below k; the number of those up to it is its new place.
     """
-    n = scores.shape[-1]
     limit = engine.constant(np.full(scores.shape, k, dtype=np.uint64))
     stays = less(engine, ranks(engine, scores), limit)
     place = Secret(np.cumsum(stays.parts, axis=-1, dtype=np.uint64))
     numbered = engine.multiply(stays, place)
-    return engine.matmul(one_hot(engine, numbered, np.arange(1, k + 1, dtype=np.uint64)), rows) if n else rows
+    return gather(engine, one_hot(engine, numbered, np.arange(1, k + 1, dtype=np.uint64)), rows)
 
 
-def gather(engine: Engine, chosen: Secret, rows: Secret) -> Secret:
+def gather(engine: Engine, chosen: Secret, rows: Secret | FixedOperand) -> Secret:
     """chosen (batch, k, n) of zeros and ones, a one in each row, times rows (batch, n, w)."""
     return engine.matmul(chosen, rows)
 

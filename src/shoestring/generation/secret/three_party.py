@@ -36,6 +36,9 @@ class PlainOperand(FixedOperand):
     def reshape(self, *shape: int) -> "PlainOperand":
         return PlainOperand(self.secret.reshape(*shape))
 
+    def rows(self, start: int, stop: int) -> "PlainOperand":
+        return PlainOperand(self.secret[..., start:stop, :])
+
 
 class ThreeParty(Engine):
     """Party 0, 1 or 2. keys: of the draws in common with the one before and with the one after it.

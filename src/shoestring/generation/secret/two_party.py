@@ -11,7 +11,7 @@ Source: Beaver 1991, "Efficient Multiparty Protocols Using Circuit Randomization
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,8 @@ from shoestring.generation.secret.shares import Secret
 from shoestring.numbers.ring import Ring, RingFormat, ring_matmul, truncate_first, truncate_second
 
 DEALER = 2
+TOLD = ("fix", "extend", "done")
+"""Requests that need no answer."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +48,9 @@ class MaskedOperand(FixedOperand):
     def reshape(self, *shape: int) -> "MaskedOperand":
         return self._seen(("reshape", *shape))
 
+    def rows(self, start: int, stop: int) -> "MaskedOperand":
+        return self._seen(("rows", start, stop))
+
     def _seen(self, step: tuple[Any, ...]) -> "MaskedOperand":
         opened, own = seen(self.opened, [step]), seen(self.own, [step])
         return replace(self, opened=opened, own=own, steps=(*self.steps, step))
@@ -53,24 +58,49 @@ class MaskedOperand(FixedOperand):
 
 def seen(array: Ring, steps: Sequence[Sequence[Any]]) -> Ring:
     """An array through the steps of a view, which the dealer repeats on the mask."""
-    for name, *shape in steps:
-        array = array.swapaxes(-1, -2) if name == "swap" else array.reshape(shape)
+    for name, *numbers in steps:
+        if name == "rows":
+            array = array[..., slice(*numbers), :]
+        else:
+            array = array.swapaxes(-1, -2) if name == "swap" else array.reshape(numbers)
     return array
 
 
+class Deals(Protocol):
+    """Who computes party 1's share of products of masks."""
+
+    def answer(self, request: dict[str, Any]) -> Ring | None:
+        """The share, or None for a request that only tells something."""
+        ...
+
+
+class RemoteDealer:
+    """A dealer in a process of its own, asked over the channel."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
+
+    def answer(self, request: dict[str, Any]) -> Ring | None:
+        """Ask it. Only requests for a product are answered."""
+        self.channel.offline({DEALER: json.dumps(request).encode()}, ())
+        if request["kind"] in TOLD:
+            return None
+        return np.frombuffer(self.channel.offline({}, (DEALER,))[DEALER], dtype=np.uint64)
+
+
 class TwoParty(Engine):
-    """Party 0 or 1. key: its own, known to the dealer too; party 1 also talks to the dealer.
+    """Party 0 or 1. key: its own, known to the dealer too. dealer: whom party 1 asks.
 
     Raises: ValueError where party 1 has no dealer to ask.
     """
 
     parties, components = 2, 1
 
-    def __init__(self, channel: Channel, form: RingFormat, key: bytes) -> None:
+    def __init__(self, channel: Channel, form: RingFormat, key: bytes, dealer: Deals | None) -> None:
         super().__init__(channel, form)
-        if channel.rank == 1 and DEALER not in channel.sockets:
-            raise ValueError("two parties need a dealer for their products; start one as party 2.")
-        self.prg, self._operands = Prg(key), 0
+        if channel.rank == 1 and dealer is None:
+            raise ValueError("two parties need a dealer for their products; give party 1 one.")
+        self.prg, self.dealer, self._operands = Prg(key), dealer, 0
 
     @property
     def public_parts(self) -> Sequence[int]:
@@ -185,14 +215,15 @@ class TwoParty(Engine):
         self._second = drawn
         if self.rank == 0:
             return drawn
-        self._tell(kind, **request)
-        payload = self.channel.offline({}, (DEALER,))[DEALER]
-        return np.frombuffer(payload, dtype=np.uint64).reshape(shape)
+        dealt = self._tell(kind, **request)
+        assert dealt is not None
+        return dealt.reshape(shape)
 
-    def _tell(self, kind: str, **request: Any) -> None:
-        if self.rank == 1:
-            request = {"kind": kind, "counter": self.prg.counter, **request}
-            self.channel.offline({DEALER: json.dumps(request).encode()}, ())
+    def _tell(self, kind: str, **request: Any) -> Ring | None:
+        if self.rank == 0:
+            return None
+        assert self.dealer is not None
+        return self.dealer.answer({"kind": kind, "counter": self.prg.counter, **request})
 
     def _exchange(self, mine: NDArray[np.uint64]) -> Ring:
         peer = 1 - self.rank
