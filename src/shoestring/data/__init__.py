@@ -6,6 +6,7 @@ from shoestring.data.digits import load_digits
 from shoestring.data.fashion_mnist import load_fashion_mnist
 from shoestring.data.labelled_images import LabelledImages, TrainTest
 from shoestring.data.listops import ListOps
+from shoestring.data.needles import RecallPrompt, key_value_prompts, needle_prompts
 from shoestring.data.pathfinder import Pathfinder
 from shoestring.data.pixel_sequences import PixelSequences, PixelTask, digit_pixels, fashion_pixels
 from shoestring.data.recall import AssociativeRecall, PairRecall, ScatteredRecall
@@ -24,6 +25,7 @@ __all__ = [
     "Pathfinder",
     "PixelSequences",
     "PixelTask",
+    "RecallPrompt",
     "ScatteredRecall",
     "SelectiveCopying",
     "ShuffledBatches",
@@ -31,7 +33,9 @@ __all__ = [
     "TrainTest",
     "digit_pixels",
     "fashion_pixels",
+    "key_value_prompts",
     "load_corpus",
     "load_digits",
     "load_fashion_mnist",
+    "needle_prompts",
 ]

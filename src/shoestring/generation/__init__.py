@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from shoestring.generation.batch_memory import BatchMemory, batch_memory
 from shoestring.generation.block_allocator import BlockAllocator, FreedBlock, OutOfBlocks
 from shoestring.generation.cache_bytes import bytes_for
+from shoestring.generation.clusters import ClusterOptions, LinearSimilarity, mpcache_select
 from shoestring.generation.decode import Finish, Generation, Piece, Stream, generate, stream
 from shoestring.generation.dense_cache import DenseCache
 from shoestring.generation.evicting_cache import (
@@ -17,6 +18,7 @@ from shoestring.generation.evicting_cache import (
     Ranking,
 )
 from shoestring.generation.importance import ColumnImportance
+from shoestring.generation.mpcache import KeepAbove, KeepShare, MPCache
 from shoestring.generation.paged_cache import PagedCache
 from shoestring.generation.quantised_cache import QuantCache
 from shoestring.generation.sampling import Sampling
@@ -36,6 +38,7 @@ __all__ = [
     "ByImportance",
     "ByRecency",
     "CachePolicy",
+    "ClusterOptions",
     "ColumnImportance",
     "DenseCache",
     "Evicting",
@@ -43,6 +46,10 @@ __all__ = [
     "FreedBlock",
     "Generation",
     "Inverted",
+    "KeepAbove",
+    "KeepShare",
+    "LinearSimilarity",
+    "MPCache",
     "OutOfBlocks",
     "PagedCache",
     "Piece",
@@ -59,6 +66,7 @@ __all__ = [
     "generate",
     "gumbel_noise",
     "marked_slots",
+    "mpcache_select",
     "sample_images",
     "stream",
     "top_k",
