@@ -44,12 +44,13 @@ class RingFormat:
         if not np.isfinite(values).all():
             raise ValueError("x holds NaN or infinities, which fixed point has no code for; clean it first.")
         self.check_range(values, inner=inner)
-        return np.rint(np.ldexp(values, self.frac_bits)).astype(np.int64).view(np.uint64)
+        scaled = np.asarray(np.rint(np.ldexp(values, self.frac_bits)))
+        return scaled.astype(np.int64).view(np.uint64)
 
     def decode(self, r: Ring, *, frac_bits: int | None = None) -> NDArray[np.float64]:
         """Ring elements as numbers. frac_bits: those that `r` has, by default the format's."""
         bits = self.frac_bits if frac_bits is None else frac_bits
-        return np.ldexp(np.asarray(r, dtype=np.uint64).view(np.int64).astype(np.float64), -bits)
+        return np.asarray(np.ldexp(np.asarray(r, dtype=np.uint64).view(np.int64).astype(np.float64), -bits))
 
     def check_range(self, x: NDArray[np.float64], *, inner: int = 1) -> None:
         """Raises: OverflowError where a product of `inner` terms of `x` may leave the ring."""

@@ -40,7 +40,7 @@ from shoestring.systems.mpcache_claims import (
     SMALL_WAN,
     WAN,
 )
-from shoestring.yardstick.comparison import Row
+from shoestring.yardstick.comparison import Number, Row
 
 KEPT = 3 / 8
 """Of the prompt, after static eviction."""
@@ -64,10 +64,12 @@ class Layer:
 
 @dataclass(frozen=True)
 class Spent:
-    """What a stretch of a program took: payload of one party, its dependent rounds, its processor time."""
+    """What a stretch of a program took of one party: payload sent, the dependent rounds before and after it,
+    processor time."""
 
     sent_bytes: int
-    rounds: int
+    began: int
+    ended: int
     seconds: float
 
 
@@ -82,7 +84,7 @@ class Meter:
         """Since the last lap."""
         now, last = self._now(), self._last
         self._last = now
-        return Spent(now[0] - last[0], now[1] - last[1], now[2] - last[2])
+        return Spent(now[0] - last[0], last[1], now[1], now[2] - last[2])
 
     def _now(self) -> tuple[int, int, float]:
         return self.counters.sent_bytes, self.counters.rounds, time.process_time()
@@ -214,7 +216,7 @@ def _predicted(middle: int, shape: StepShape, parties: int) -> list[Row]:
     ]  # fmt: skip
 
 
-def _row(metric: str, kind: str, unit: str, baseline: float, method: float) -> Row:
+def _row(metric: str, kind: str, unit: str, baseline: Number, method: Number) -> Row:
     return Row(metric=metric, kind=kind, unit=unit, better="lower", baseline=baseline, method=method)
 
 
@@ -250,7 +252,9 @@ def _error(group: PartyGroup, results: list[Any], index: int, layer: Layer, chos
 def _cost(results: list[Any], index: int) -> Cost:
     """A layer's rounds, and bytes of all parties."""
     laps = [result[index][1] for result in results]
-    return Cost(max(lap.rounds for lap in laps), sum(lap.sent_bytes for lap in laps))
+    # One party may be a message ahead: the chain of all of them counts.
+    rounds = max(lap.ended for lap in laps) - max(lap.began for lap in laps)
+    return Cost(rounds, sum(lap.sent_bytes for lap in laps))
 
 
 def _expected(parties: int, layer: Layer, options: ClusterOptions) -> list[Cost]:

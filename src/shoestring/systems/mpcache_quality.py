@@ -21,7 +21,7 @@ from shoestring.generation.slot_cache import SlotCache
 from shoestring.models.decoder import Decoder
 from shoestring.models.decoder_step import Want
 from shoestring.systems.mpcache_claims import AGAINST, NEEDLE, PERPLEXITY, RIVALS
-from shoestring.yardstick.comparison import Row
+from shoestring.yardstick.comparison import Number, Row
 from shoestring.yardstick.decode_quality import decoded_scores
 
 SINKS = 4
@@ -182,7 +182,7 @@ def as_tasks(prompts: Sequence[RecallPrompt]) -> list[tuple[Sequence[int], Seque
     return [(prompt.prompt, prompt.answer) for prompt in prompts]
 
 
-def _perplexity(metric: str, baseline: float, method: float) -> Row:
+def _perplexity(metric: str, baseline: Number, method: Number) -> Row:
     return Row(metric=metric, kind="quality", unit="", better="lower", baseline=baseline, method=method)
 
 

@@ -11,7 +11,7 @@ Source: Beaver 1991, "Efficient Multiparty Protocols Using Circuit Randomization
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +66,7 @@ def seen(array: Ring, steps: Sequence[Sequence[Any]]) -> Ring:
     return array
 
 
+@runtime_checkable
 class Deals(Protocol):
     """Who computes party 1's share of products of masks."""
 
