@@ -35,7 +35,7 @@ class Watch:
         self.q.setdefault(layer, []).append(q)
 
         def attend(call):
-            view, mask = call.read()
+            view, _ = call.read()
             self.read[layer] = view.pos
             return call.default()
 
@@ -60,7 +60,9 @@ def test_last_queries_see_the_whole_prompt(decoder, chunk):
         q, k = torch.cat(watch.q[layer], 2)[0], cache.view(layer).k[0]
         k = k.repeat_interleave(q.shape[0] // k.shape[0], 0)
         scores = (q @ k.mT * q.shape[-1] ** -0.5).masked_fill(torch.ones(40, 40).triu(1).bool(), -torch.inf)
-        torch.testing.assert_close(queries.attention(layer, cache.view(layer).k), scores.softmax(-1).mean(0)[-8:])
+        torch.testing.assert_close(
+            queries.attention(layer, cache.view(layer).k), scores.softmax(-1).mean(0)[-8:]
+        )
 
 
 def test_static_rules():
@@ -102,7 +104,9 @@ def test_a_step_reads_what_the_rules_say(decoder):
     assert policy.selections == len(kept)
 
 
-@pytest.mark.parametrize("policy", [MPCache(KeepShare(1.0), ALL), MPCache(None, ALL), MPCache(KeepAbove(0.0), ALL)])
+@pytest.mark.parametrize(
+    "policy", [MPCache(KeepShare(1.0), ALL), MPCache(None, ALL), MPCache(KeepAbove(0.0), ALL)]
+)
 def test_a_policy_that_keeps_everything_changes_nothing(decoder, policy):
     assert isinstance(policy, CachePolicy)
     expected = generate(decoder, PROMPT[0].tolist(), max_new_tokens=64, stop_tokens=())

@@ -43,7 +43,9 @@ def test_layers_are_taken_as_the_decoder_has_them(work):
 
 def test_rows_follow_from_what_was_counted():
     def one(full, ours, reused):
-        return Measured((Cost(10, full), Cost(10, full)), (Cost(9, ours), Cost(7, reused)), 0.5, 0.25, 1e-4, 0)
+        return Measured(
+            (Cost(10, full), Cost(10, full)), (Cost(9, ours), Cost(7, reused)), 0.5, 0.25, 1e-4, 0
+        )
 
     measured = {256: one(1000, 300, 100), 512: one(4000, 900, 100), 1024: one(9000, 1000, 500)}
     rows = {row.metric: row for row in network_rows(measured, 512, StepShape(3, 1, 64), 2)}

@@ -1,10 +1,12 @@
 """Clusters of consecutive cached keys, their bounds, and which of them a query should read.
 
-rmax_i = max over the cluster of k_i, rmin_i likewise; Sim(q, c) = q · (α rmax + (1 − α) rmin), which is linear in
+rmax_i = max over the cluster of k_i, rmin_i likewise; Sim(q, c) = q · (α rmax + (1 − α) rmin), which is
+linear in
 q. Coarse clusters are chosen first, then fine ones among their children; the first and the last always count.
 
 Source: Zeng et al. 2025, "MPCache: MPC-Friendly KV Cache Eviction for Efficient Private Large Language Model
-Inference", sections 4.2 and 4.3; the bound Σ max(q_i rmax_i, q_i rmin_i) is that of Tang et al. 2024, "Quest".
+Inference", sections 4.2 and 4.3; the bound Σ max(q_i rmax_i, q_i rmin_i) is that of Tang et al. 2024,
+"Quest".
 """
 
 from collections.abc import Callable
@@ -22,8 +24,8 @@ Scorer = Callable[[Tensor, Tensor, Tensor], Tensor]
 class ClusterPlan:
     """What is public of a selection over `tokens` cached tokens.
 
-    coarse, fine: numbers of clusters; keep_coarse: chosen beside the first and the last; keep_fine: chosen among
-    the candidates. always: fine clusters that are candidates whatever was chosen, ascending.
+    coarse, fine: numbers of clusters; keep_coarse: chosen beside the first and the last; keep_fine: chosen
+    among the candidates. always: fine clusters that are candidates whatever was chosen, ascending.
     """
 
     tokens: int
@@ -176,7 +178,7 @@ def chosen_slots(clusters: Bool[Tensor, "*rows fine"], plan: ClusterPlan) -> Int
 def mpcache_select(
     q: Float[Tensor, "kv_heads dim"],
     k: Float[Tensor, "kv_heads tokens dim"],
-    options: ClusterOptions = ClusterOptions(),  # noqa: B008  (frozen)
+    options: ClusterOptions = ClusterOptions(),
 ) -> Bool[Tensor, "kv_heads tokens"]:
     """Which tokens each KV head reads, step by step and head by head: the meaning of `choose_clusters`.
 

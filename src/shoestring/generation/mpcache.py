@@ -1,7 +1,7 @@
 """MPCache as a policy of a plain cache: drop once after the prompt, then read few clusters at every step.
 
-Dropping: a token stays for its attention from the last prompt queries, A = softmax(Q_w Kᵀ / √d), causal, meant
-over heads. Reading: see `clusters`. Later layers of a group read what the first one of it chose.
+Dropping: a token stays for its attention from the last prompt queries, A = softmax(Q_w Kᵀ / √d), causal,
+meant over heads. Reading: see `clusters`. Later layers of a group read what the first one of it chose.
 
 Source: Zeng et al. 2025, "MPCache", sections 4.1 to 4.4. Layers in a group: the paper shares between adjacent
 layers and does not say how many; 2 here, and none by default.
@@ -81,7 +81,7 @@ class LastQueries:
 
     def attn_plan(self, layer: int, q: Tensor, pos: Tensor, ctx: Context) -> AttnPlan | None:
         """Keep what may still be among the last ones: the share of what has been seen so far."""
-        if ctx.phase is Phase.PREFILL or layer in self._kept and self._open(layer, pos):
+        if ctx.phase is Phase.PREFILL or (layer in self._kept and self._open(layer, pos)):
             before, seen, _ = self._kept.get(layer, (q[:, :, :0], 0, 0.0))
             seen += q.shape[2]
             rows = max(1, int(SHARE * seen))
@@ -92,7 +92,7 @@ class LastQueries:
         self, layer: int, k: Float[Tensor, "1 kv_heads tokens dim"], scale: float | None = None
     ) -> Float[Tensor, "w tokens"]:
         """B = mean over heads of softmax(Q_w Kᵀ · scale), row i seeing the tokens up to its own."""
-        q, seen, usual = self._kept[layer]
+        q, _, usual = self._kept[layer]
         tokens = k.shape[2]
         rows = max(1, int((LONG_SHARE if tokens > LONG_PROMPT else SHARE) * tokens))
         q = q[:, :, -rows:]
@@ -124,7 +124,7 @@ class MPCache:
 
     def __init__(
         self,
-        static: KeepShare | KeepAbove | None = KeepShare(),  # noqa: B008  (frozen)
+        static: KeepShare | KeepAbove | None = KeepShare(),
         clusters: ClusterOptions = ClusterOptions(),  # noqa: B008  (frozen)
         *,
         layer_group: int = 1,
@@ -138,7 +138,8 @@ class MPCache:
             )
         if layer_group > 1 and isinstance(static, KeepAbove):
             raise ValueError(
-                "layers that share a choice must hold equally many tokens; use KeepShare with layer_group > 1."
+                "layers that share a choice must hold equally many tokens; use KeepShare with layer_group > "
+                "1."
             )
         self.static, self.clusters, self.layer_group = static, clusters, layer_group
         self.dense_layers, self._observes = dense_layers, queries is None

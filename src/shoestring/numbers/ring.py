@@ -1,7 +1,7 @@
 """Fixed point in the ring of integers modulo 2^64: what secret shares compute in.
 
-x is held as round(x · 2^f) mod 2^64 in uint64; sums and products wrap around. A product holds 2f fraction bits
-until it is truncated.
+x is held as round(x · 2^f) mod 2^64 in uint64; sums and products wrap around. A product holds 2f fraction
+bits until it is truncated.
 
 Source: Mohassel and Zhang 2017, "SecureML", section 4.1 (sharing in a ring, local truncation and its failure
 probability |x| · 2^(1−64), x being the integer that is truncated).

@@ -1,4 +1,5 @@
-"""MPCache: a cache from which a secret-shared model reads little, chosen by operations that are cheap in secret."""
+"""MPCache: a cache from which a secret-shared model reads little, chosen by operations that are cheap in
+secret."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -101,7 +102,8 @@ def measure(effort: Effort, seed: int) -> Comparison:
 
 
 def _network(work: Work, smoke: bool) -> tuple[dict[int, Measured], StepShape]:
-    """Both methods at every length; a smoke run has its parties in threads, as processes take long to start."""
+    """Both methods at every length; a smoke run has its parties in threads, as processes take long to
+    start."""
     setting = Setting(dealer=Dealing.STUB if smoke else Dealing.PROCESS)
     found = {}
     with PartyGroup(setting, threads=smoke) as group:

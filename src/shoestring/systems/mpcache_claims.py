@@ -4,8 +4,8 @@ from shoestring.systems.card import Claim
 
 LENGTHS = (256, 512, 1024)
 STEP = (
-    "attention of one decoded token, real Q, K, V of a layer of SmolLM2-135M (3 heads of 64), 2 parties and a "
-    "dealer over TCP; 3/8 of the prompt kept, ρ 0.5 and 0.2; the full cache's K and V are prepared once, too"
+    "attention of one decoded token, real Q, K, V of a layer of SmolLM2-135M (3 heads of 64), 2 parties and "
+    "a dealer over TCP; 3/8 of the prompt kept, ρ 0.5 and 0.2; the full cache's K and V are prepared once"
 )
 RIVALS = {
     "h2o": "H2O-like eviction",
@@ -66,7 +66,8 @@ ERROR = Claim(
 MODEL_ERROR = Claim(
     text="the cost model is exact",
     figure="-",
-    setting=f"{STEP}; bytes counted by the sockets against those of the closed form, both methods, all lengths",
+    setting=f"{STEP}; bytes counted by the sockets against those of the closed form, both methods, "
+    "all lengths",
     metric="bytes that the cost model is off",
     kind="other",
     unit="B",

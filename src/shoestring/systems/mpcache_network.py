@@ -1,9 +1,11 @@
-"""Two layers' attention of one decoded token between processes: bytes, rounds, errors, and what they predict."""
+"""Two layers' attention of one decoded token between processes: bytes, rounds, errors, and what they
+predict."""
 
 import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -147,7 +149,7 @@ def measure_step(group: PartyGroup, layers: tuple[Layer, Layer], options: Cluste
     )
     spent = [[_cost(run.results, i) for i in range(2)] for run in (full, ours)]
     expected = _expected(group.setting.parties, layers[0], options)
-    off = sum(abs(a.nbytes - b.nbytes) for a, b in zip(sum(spent, []), expected, strict=True))
+    off = sum(abs(a.nbytes - b.nbytes) for a, b in zip(chain(*spent), expected, strict=True))
     seconds = [max(result[0][1].seconds for result in run.results) for run in (full, ours)]
     return Measured(
         (spent[0][0], spent[0][1]), (spent[1][0], spent[1][1]), seconds[0], seconds[1], error, off
@@ -209,7 +211,8 @@ def _predicted(middle: int, shape: StepShape, parties: int) -> list[Row]:
     bounds = math.ceil(bounds_cost(model, shape, options.fine).nbytes / options.fine)
     return [
         *rows,
-        _row(f"bytes from the cost model, keys and values gathered by one-hot ranks, {middle} tokens", "other",
+        _row(f"bytes from the cost model, keys and values gathered by one-hot ranks, {middle} tokens",
+        "other",
              "B", full.nbytes, gathered.nbytes),
         _row(f"bytes from the cost model, bounds of new clusters included, {middle} tokens", "other", "B",
              full.nbytes, scores.nbytes + bounds),

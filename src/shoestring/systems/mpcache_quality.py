@@ -1,4 +1,5 @@
-"""What a small cache costs in quality: continuations and needles, MPCache against rivals with an equal budget.
+"""What a small cache costs in quality: continuations and needles, MPCache against rivals with an equal
+budget.
 
 A prompt is read once, densely; every policy then works on its own copy of the cache.
 """
@@ -50,7 +51,8 @@ class Prompted:
 
 
 class Continued:
-    """Decoding behind a prompt that has been read, under a policy; a `Feeder` whose first feed is the prompt."""
+    """Decoding behind a prompt that has been read, under a policy; a `Feeder` whose first feed is the
+    prompt."""
 
     def __init__(self, prompted: Prompted, policy: CachePolicy | None) -> None:
         self.prompted, self.policy, self.cache = prompted, policy, prompted.cache.clone()

@@ -1,4 +1,5 @@
-"""Parties in threads of the test's own process: the sockets and protocols of the processes, started at once."""
+"""Parties in threads of the test's own process: the sockets and protocols of the processes, started at
+once."""
 
 import pytest
 

@@ -1,4 +1,5 @@
-"""One decoded token over a secret cache: the plain selection, the plain output, and the bytes of the closed form."""
+"""One decoded token over a secret cache: the plain selection, the plain output, and the bytes of the closed
+form."""
 
 import numpy as np
 import pytest
@@ -91,9 +92,15 @@ def assert_cost(group, laps, expected):
     assert rounds == expected.rounds if group.setting.parties == 2 else rounds <= expected.rounds
 
 
-@pytest.mark.parametrize(("heads", "queries", "dim", "tokens"), [(1, 1, 1, 2), (2, 3, 8, 37), (3, 1, 64, 100)])
+@pytest.mark.parametrize(
+    ("heads", "queries", "dim", "tokens"), [(1, 1, 1, 2), (2, 3, 8, 37), (3, 1, 64, 100)]
+)
 def test_attention_over_everything(group, heads, queries, dim, tokens):
-    q, k, v = noise(heads, queries, dim) * dim**-0.5, noise(heads, tokens, dim, seed=1), noise(heads, tokens, dim)
+    q, k, v = (
+        noise(heads, queries, dim) * dim**-0.5,
+        noise(heads, tokens, dim, seed=1),
+        noise(heads, tokens, dim),
+    )
     results = group.run(full_program, shared(group, q, k, v)).results
     assert np.abs(opened(group, [out for out, _ in results]) - plain(q, k, v)).max() < 2e-3
     expected = attend_all_cost(cost_model(group.setting.parties), StepShape(heads, queries, dim), tokens)
@@ -105,7 +112,11 @@ def test_attention_over_everything(group, heads, queries, dim, tokens):
 @pytest.mark.parametrize("tokens", [37, 64])
 def test_attention_over_chosen_clusters(group, top_rows, attend, tokens):
     heads, queries, dim = 2, 3, 8
-    q, k, v = noise(heads, queries, dim) * dim**-0.5, noise(heads, tokens, dim, seed=4), noise(heads, tokens, dim)
+    q, k, v = (
+        noise(heads, queries, dim) * dim**-0.5,
+        noise(heads, tokens, dim, seed=4),
+        noise(heads, tokens, dim),
+    )
     inputs = shared(group, q, k, v, representatives(k, 4), representatives(k, 8))
     results = group.run(chosen_program, inputs, options=SMALL, top_rows=top_rows, attend=attend).results
     mask = mpcache_select(q.sum(1), k, SMALL)

@@ -23,7 +23,8 @@ def cost_of(found):
 
 
 def assert_costs(group, found, expected):
-    """Bytes to the last; rounds too, but that with three parties some wait for no message of the one before."""
+    """Bytes to the last; rounds too, but that with three parties some wait for no message of the one
+    before."""
     assert found.sent_bytes == expected.nbytes
     if group.setting.parties == 2:
         assert found.rounds == expected.rounds
@@ -136,7 +137,11 @@ def test_a_prepared_factor_grows_and_has_views(group):
     x, y, more = RNG.normal(size=(2, 3, 4)), RNG.normal(size=(2, 5, 4)), RNG.normal(size=(2, 1, 4))
     found = run(group, views_of_fixed, x, y, more)
     whole = np.concatenate([y, more], 1)
-    expected = [x @ whole.swapaxes(1, 2), x @ whole[:, 1:].swapaxes(1, 2), x[..., :2] @ whole.reshape(2, 2, -1)]
+    expected = [
+        x @ whole.swapaxes(1, 2),
+        x @ whole[:, 1:].swapaxes(1, 2),
+        x[..., :2] @ whole.reshape(2, 2, -1),
+    ]
     for i, values in enumerate(expected):
         np.testing.assert_allclose(opened(group, [r[i] for r in found.results], 32), values, atol=2**-10)
 
@@ -268,7 +273,8 @@ def view_of_a_product(engine, x, y):
 
 
 def test_a_view_is_uniform_and_its_length_says_nothing(group):
-    """Chi-square over the 256 values of a byte, of what each party receives while constants are multiplied."""
+    """Chi-square over the 256 values of a byte, of what each party receives while constants are
+    multiplied."""
     size = 13_000
     lengths = set()
     for value in (0.0, 3.25):

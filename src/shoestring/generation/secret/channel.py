@@ -24,8 +24,8 @@ class HandshakeError(ConnectionError):
 
 @dataclass
 class Counters:
-    """What a party has sent. sent_bytes: payload of the protocol. offline_bytes: payload to and from a dealer,
-    and what the dealer sent. rounds: dependent rounds, of the protocol only."""
+    """What a party has sent. sent_bytes: payload of the protocol. offline_bytes: payload to and from a
+    dealer, and what the dealer sent. rounds: dependent rounds, of the protocol only."""
 
     sent_bytes: int = 0
     offline_bytes: int = 0

@@ -1,7 +1,7 @@
 """Comparisons of secrets: an addition bit by bit gives the sign, a fold of all bits tells zero.
 
-Source: Kogge and Stone 1973, "A Parallel Algorithm for the Efficient Solution of a General Class of Recurrence
-Equations" (prefix adder); Mohassel and Rindal 2018, "ABY3", sections 5.3 and 5.4.
+Source: Kogge and Stone 1973, "A Parallel Algorithm for the Efficient Solution of a General Class of
+Recurrence Equations" (prefix adder); Mohassel and Rindal 2018, "ABY3", sections 5.3 and 5.4.
 """
 
 from shoestring.generation.secret.engine import Engine

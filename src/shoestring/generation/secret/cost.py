@@ -1,7 +1,7 @@
 """What protocols cost in closed form: bytes on the wire, summed over the parties, and dependent rounds.
 
-The channel counts the same; tests hold the two together byte for byte. Rounds are summed: three parties may need
-a few less, as a message that goes one way holds up its receiver only. Bytes of a dealer are not in it.
+The channel counts the same; tests hold the two together byte for byte. Rounds are summed: three parties may
+need a few less, as a message that goes one way holds up its receiver only. Bytes of a dealer are not in it.
 """
 
 import math

@@ -1,6 +1,7 @@
 """Attention of one decoded token over a secret cache: everything, or the clusters that it chooses in secret.
 
-Clusters are chosen by one-hot rows M. The paper multiplies M with the cache and attends to the result. Here the
+Clusters are chosen by one-hot rows M. The paper multiplies M with the cache and attends to the result. Here
+the
 scores of all tokens, which cost nothing once the cache is prepared, are multiplied with M instead, and the
 probabilities are put back with Mᵀ: two small products in place of one over keys and values. Softmax, the dear
 part, is over the chosen tokens either way.

@@ -1,7 +1,7 @@
 """What protocols are written in: the few operations in which two and three parties differ.
 
-Values that are shared as summands are `Secret`s modulo 2^64; "bits" are `Secret`s whose parts are added without
-carry (xor). All parties run the same calls in the same order on their own shares.
+Values that are shared as summands are `Secret`s modulo 2^64; "bits" are `Secret`s whose parts are added
+without carry (xor). All parties run the same calls in the same order on their own shares.
 """
 
 from abc import ABC, abstractmethod

@@ -9,8 +9,8 @@ from shoestring.generation.secret.engine import Engine, FixedOperand
 from shoestring.generation.secret.shares import Secret
 
 EXP_SQUARES, EXP_EXTRA_BITS = 7, 4
-"""exp(x) is (1 + y + y²/2)^(2^squares), y = x / 2^squares, with so many more fraction bits inside: an error of
-a unit grows 2^squares times."""
+"""exp(x) is (1 + y + y²/2)^(2^squares), y = x / 2^squares, with so many more fraction bits inside: an error
+of a unit grows 2^squares times."""
 RECIPROCAL_BITS = 13
 """Fraction bits of 1 / t inside Newton's iteration: enough for 2^-10, few enough for safe truncation."""
 
@@ -100,8 +100,8 @@ def softmax(engine: Engine, scores: Secret, clip_below: float | None = None) -> 
 def normalised(engine: Engine, sums: Secret, inverse: Secret, bits: int) -> Secret:
     """sums (…, d), with twice the usual fraction bits, times inverse (…) of `bits` fraction bits.
 
-    Half of the inverse's range is shifted out beforehand: the product then stays small enough for shares to be
-    truncated safely.
+    Half of the inverse's range is shifted out beforehand: the product then stays small enough for shares to
+    be truncated safely.
     """
     early = (bits - RECIPROCAL_BITS) // 2
     small = engine.truncate(sums, engine.form.frac_bits + early)

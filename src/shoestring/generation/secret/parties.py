@@ -1,6 +1,7 @@
 """Parties as processes of their own, joined by TCP on the loopback device; they stay for several programs.
 
-A program is a module-level function `program(engine, *inputs, **public)`, which every party runs on its shares.
+A program is a module-level function `program(engine, *inputs, **public)`, which every party runs on its
+shares.
 """
 
 import enum
@@ -9,7 +10,7 @@ import secrets
 import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any
@@ -34,15 +35,15 @@ class Dealing(enum.Enum):
 
 @dataclass(frozen=True)
 class Setting:
-    """parties: 2 (summands, with a dealer) or 3 (replicated, which needs no dealer). timeout: seconds of silence
-    after which a peer counts as dead. processes: how many to start in all.
+    """parties: 2 (summands, with a dealer) or 3 (replicated, which needs no dealer). timeout: seconds of
+    silence after which a peer counts as dead. processes: how many to start in all.
 
     Raises: ValueError for another number of parties or processes, or two without a dealer.
     """
 
     parties: int = 2
     dealer: Dealing | None = Dealing.PROCESS
-    form: RingFormat = RingFormat()
+    form: RingFormat = field(default_factory=RingFormat)
     timeout: float = 60.0
     processes: int = 3
 
@@ -53,7 +54,8 @@ class Setting:
             raise ValueError("parties=2 needs a dealer for its products; set dealer=Dealing.PROCESS.")
         if self.processes != 3:
             raise ValueError(
-                f"processes={self.processes}: both settings take 3, two parties and a dealer or three parties."
+                f"processes={self.processes}: both settings take 3, two parties and a dealer or three "
+                "parties."
             )
 
 
@@ -68,13 +70,13 @@ class Run:
 
 
 class PartyGroup:
-    """Three processes that run programs together; a context manager. threads: in this process instead, over the
-    same sockets, for tests and debugging.
+    """Three processes that run programs together; a context manager. threads: in this process instead, over
+    the same sockets, for tests and debugging.
 
     Raises: what a party raised, the party named in the message.
     """
 
-    def __init__(self, setting: Setting = Setting(), *, threads: bool = False) -> None:  # noqa: B008
+    def __init__(self, setting: Setting = Setting(), *, threads: bool = False) -> None:
         self.setting = setting
         spawn = multiprocessing.get_context("spawn")
         self._links: list[Connection] = []
@@ -100,8 +102,8 @@ class PartyGroup:
             link.send(ports)
 
     def run(self, program: Callable[..., Any], inputs: Sequence[Sequence[Any]] = (), /, **public: Any) -> Run:
-        """Run a program in all parties. inputs: for each argument, what every party gets (shares); public: the
-        same for all, or a mapping by party under the name `of_party`.
+        """Run a program in all parties. inputs: for each argument, what every party gets (shares); public:
+        the same for all, or a mapping by party under the name `of_party`.
 
         Raises: HandshakeError where parties disagree; ConnectionError naming a dead party.
         """

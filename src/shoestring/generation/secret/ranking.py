@@ -35,7 +35,8 @@ def one_hot(engine: Engine, numbers: Secret, values: Ring) -> Secret:
 
 
 def ranked_rows(engine: Engine, scores: Secret, rows: Secret, k: int) -> Secret:
-    """By rank: k·n equality tests make a one-hot matrix, which is multiplied with the rows (integers stay so)."""
+    """By rank: k·n equality tests make a one-hot matrix, which is multiplied with the rows (integers stay
+    so)."""
     chosen = one_hot(engine, ranks(engine, scores), np.arange(k, dtype=np.uint64))
     return gather(engine, chosen, rows)
 
@@ -63,8 +64,9 @@ def shuffled_rows(engine: Engine, scores: Secret, rows: Secret, k: int) -> Secre
 
 
 def quick_select_rows(engine: Engine, scores: Secret, rows: Secret, k: int) -> Secret:
-    """As `shuffled_rows`, by comparisons with a pivot until k items are apart: about 3n of them instead of n²/2,
-    in rounds whose number depends on chance. For one row of many items; several are done one after the other."""
+    """As `shuffled_rows`, by comparisons with a pivot until k items are apart: about 3n of them instead of
+    n²/2, in rounds whose number depends on chance. For one row of many items; several are done one after the
+    other."""
     mixed = engine.shuffle(concatenate([scores.reshape(*scores.shape, 1), rows], -1))
     found = []
     for row in range(scores.shape[0]):

@@ -15,7 +15,8 @@ from shoestring.models.protocols import CacheCannot
 
 
 class Static(enum.Enum):
-    """How tokens are dropped after the prompt: by one-hot rows of tokens, of whole clusters, or in the open."""
+    """How tokens are dropped after the prompt: by one-hot rows of tokens, of whole clusters, or in the
+    open."""
 
     ONEHOT = "onehot"
     CLUSTER = "cluster"
@@ -24,8 +25,8 @@ class Static(enum.Enum):
 
 @dataclass
 class SecretLayer:
-    """keys, values (heads, tokens, dim). fine, coarse: rbar of the clusters that are full. recent: shares of the
-    keys of the tokens behind them, for the bounds of the next one."""
+    """keys, values (heads, tokens, dim). fine, coarse: rbar of the clusters that are full. recent: shares of
+    the keys of the tokens behind them, for the bounds of the next one."""
 
     keys: FixedOperand
     values: FixedOperand
@@ -45,7 +46,8 @@ class SecretCache:
     def __init__(self, engine: Engine, n_layers: int, clusters: ClusterOptions | None) -> None:
         if clusters is not None and clusters.coarse != 2 * clusters.fine:
             raise ValueError(
-                f"coarse={clusters.coarse} must be twice fine={clusters.fine} in a secret cache: the bounds of "
+                f"coarse={clusters.coarse} must be twice fine={clusters.fine} in a secret cache: the bounds "
+                "of "
                 "two fine clusters make those of a coarse one."
             )
         self.engine, self.clusters = engine, clusters
@@ -83,7 +85,8 @@ class SecretCache:
         return 0 if held is None else held.tokens
 
     def view(self, layer: int, select: Secret) -> tuple[Secret, Secret]:
-        """Keys and values of inner clusters (heads, k, n − 2 of n) chosen by one-hot rows: (heads, k·size, dim)."""
+        """Keys and values of inner clusters (heads, k, n − 2 of n) chosen by one-hot rows: (heads, k·size,
+        dim)."""
         assert self.clusters is not None
         held, size = self.layer(layer), self.clusters.fine
         heads, k, inner = select.shape
@@ -124,7 +127,8 @@ class SecretCache:
         held.coarse = self._extended(held.coarse, self._mixed(top[:heads], -top[heads:], options.alpha))
 
     def _extremes(self, grouped: Secret) -> tuple[Secret, Secret]:
-        """Largest and smallest of the last axis; the smallest of x is minus the largest of −x, in one batch."""
+        """Largest and smallest of the last axis; the smallest of x is minus the largest of −x, in one
+        batch."""
         heads = grouped.shape[0]
         top = maximum(self.engine, concatenate([grouped, -grouped], -4))
         return top[:heads], -top[heads:]
@@ -173,4 +177,3 @@ def static_eviction(
     rows = kv.reshape(heads, tokens // run, run * width).swap(-3, -2).reshape(1, tokens // run, -1)
     kept = keep_rows_in_order(engine, scores, rows, keep // run)
     return kept.reshape(keep // run, heads, run, width).swap(-4, -3).reshape(heads, keep, width)
-

@@ -2,8 +2,8 @@
 
 Products are local but for one message of the result's size; the inner dimension of a matrix product is free.
 
-Source: Araki et al. 2016, "High-Throughput Semi-Honest Secure Three-Party Computation with an Honest Majority"
-(products); Mohassel and Rindal 2018, "ABY3", sections 5.1 to 5.3 (truncation, bits).
+Source: Araki et al. 2016, "High-Throughput Semi-Honest Secure Three-Party Computation with an Honest
+Majority" (products); Mohassel and Rindal 2018, "ABY3", sections 5.1 to 5.3 (truncation, bits).
 """
 
 from collections.abc import Callable, Sequence

@@ -4,8 +4,8 @@ A factor of many products keeps one mask b for life: Y − b is opened once, and
 only, the dealer providing a and a·b for the same b. The same masked value is never opened with a second mask,
 nor a second value with the same mask.
 
-Source: Beaver 1991, "Efficient Multiparty Protocols Using Circuit Randomization" (triples); Mohassel and Zhang
-2017, "SecureML", section 4.1 (matrix triples, truncation of shares).
+Source: Beaver 1991, "Efficient Multiparty Protocols Using Circuit Randomization" (triples); Mohassel and
+Zhang 2017, "SecureML", section 4.1 (matrix triples, truncation of shares).
 """
 
 import json
