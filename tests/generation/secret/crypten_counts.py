@@ -1,4 +1,4 @@
-"""Run as a script where CrypTen is installed: bytes of its products on the wire between two processes, as JSON."""
+"""A script for where CrypTen is installed: bytes of its products between two processes, as JSON."""
 
 import json
 import sys
