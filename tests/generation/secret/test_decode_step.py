@@ -218,6 +218,10 @@ def leaked_program(engine, importance, kv):
         cache.evict(0, [0])
     with pytest.raises(ValueError, match="layer 0 of this secret cache is empty"):
         attend_all(engine, cache, 0, importance)
+    cache = SecretCache(engine, 1, SMALL)
+    cache.preset(0, kv, kv, kv[..., :1, :], kv[..., :0, :])
+    with pytest.raises(CacheCannot, match="append: layer 0 was preset"):
+        cache.append(0, kv, kv)
     with pytest.raises(ValueError, match="coarse=12 must be twice fine=4"):
         SecretCache(engine, 1, ClusterOptions(coarse=12, fine=4))
 

@@ -52,9 +52,15 @@ class SecretCache:
             )
         self.engine, self.clusters = engine, clusters
         self.layers: list[SecretLayer | None] = [None] * n_layers
+        self._preset: set[int] = set()
 
     def append(self, layer: int, k: Secret, v: Secret) -> None:
-        """Tokens (heads, n, dim), keys already rotated; clusters that they fill get their bounds."""
+        """Tokens (heads, n, dim), keys already rotated; clusters that they fill get their bounds.
+
+        Raises: CacheCannot for a layer that was preset.
+        """
+        if layer in self._preset:
+            raise CacheCannot("append", f"layer {layer} was preset, without the bounds of its last clusters")
         held = self.layers[layer]
         if held is None:
             held = SecretLayer(self.engine.fix(k), self.engine.fix(v), None, None, k, None, k.shape[-2])
@@ -66,8 +72,9 @@ class SecretCache:
             self._bound(held, self.clusters)
 
     def preset(self, layer: int, k: Secret, v: Secret, fine: Secret, coarse: Secret) -> None:
-        """A layer whose cluster representatives are known already, from whoever shared it."""
+        """A layer whose cluster representatives are known already; nothing can be appended to it."""
         assert self.clusters is not None
+        self._preset.add(layer)
         rest = k[..., fine.shape[-2] * self.clusters.fine :, :]
         operands = [self.engine.fix(part) for part in (k, v, fine, coarse)]
         self.layers[layer] = SecretLayer(*operands, rest, None, k.shape[-2])
