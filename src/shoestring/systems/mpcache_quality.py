@@ -5,7 +5,7 @@ A prompt is read once, densely; every policy then works on its own copy of the c
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -110,24 +110,25 @@ def losses(
     for prompt, tokens in tasks:
         prompted = Prompted.read(model, prompt)
 
-        def ours(prompted: Prompted = prompted, **options: object) -> MPCache:
-            return MPCache(static, clusters, queries=prompted.queries, **options)  # type: ignore[arg-type]
-
-        policy = ours()
-        read = _judge(found, OURS, prompted, policy, tokens)
-        budget = max(SINKS + 1, round(read))
-        rivals: dict[str, Callable[[], CachePolicy | None]] = {
-            DENSE: lambda: None,
-            "h2o": lambda budget=budget: Evicting(ByImportance(), budget, protect_last=budget // 2),
-            "sinks": lambda budget=budget: Evicting(ByRecency(), budget, protect_first=SINKS),
-            "window": lambda budget=budget: Evicting(ByRecency(), budget),
-            "chance": lambda ours=ours: ours(scorer=RandomScores(seed)),
-        }
+        ours = MPCache(static, clusters, queries=prompted.queries)
+        read = _judge(found, OURS, prompted, ours, tokens)
+        rivals: dict[str, CachePolicy | None] = {DENSE: None, **_evicting(max(SINKS + 1, round(read)))}
+        chance = RandomScores(seed)
+        rivals["chance"] = MPCache(static, clusters, scorer=chance, queries=prompted.queries)
         if pairs:
-            rivals[PAIRS] = lambda ours=ours: ours(layer_group=2)
-        for name, make in rivals.items():
-            _judge(found, name, prompted, make(), tokens)
+            rivals[PAIRS] = MPCache(static, clusters, layer_group=2, queries=prompted.queries)
+        for name, policy in rivals.items():
+            _judge(found, name, prompted, policy, tokens)
     return found
+
+
+def _evicting(budget: int) -> dict[str, CachePolicy]:
+    """Rivals that hold as many tokens as MPCache reads."""
+    return {
+        "h2o": Evicting(ByImportance(), budget, protect_last=budget // 2),
+        "sinks": Evicting(ByRecency(), budget, protect_first=SINKS),
+        "window": Evicting(ByRecency(), budget),
+    }
 
 
 def _judge(

@@ -109,7 +109,7 @@ def gather(engine: Engine, chosen: Secret, rows: Secret | FixedOperand) -> Secre
     return engine.matmul(chosen, rows)
 
 
-def _count(engine: Engine, behind: Secret, first: np.ndarray, second: np.ndarray, n: int) -> Secret:  # type: ignore[type-arg]
+def _count(engine: Engine, behind: Secret, first: np.ndarray, second: np.ndarray, n: int) -> Secret:
     """Item i of a pair falls back by the bit, item j by its opposite: all local."""
     ahead = engine.add_public(-behind, 1)
     places = np.zeros((*behind.parts.shape[:-1], n), dtype=np.uint64)

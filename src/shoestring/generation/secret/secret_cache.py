@@ -76,8 +76,8 @@ class SecretCache:
         assert self.clusters is not None
         self._preset.add(layer)
         rest = k[..., fine.shape[-2] * self.clusters.fine :, :]
-        operands = [self.engine.fix(part) for part in (k, v, fine, coarse)]
-        self.layers[layer] = SecretLayer(*operands, rest, None, k.shape[-2])
+        keys, values, small, large = (self.engine.fix(part) for part in (k, v, fine, coarse))
+        self.layers[layer] = SecretLayer(keys, values, small, large, rest, None, k.shape[-2])
 
     def layer(self, layer: int) -> SecretLayer:
         """What a layer holds. Raises: ValueError where it holds nothing."""

@@ -177,5 +177,5 @@ class ThreeParty(Engine):
         return np.frombuffer(payload, dtype=np.uint64).reshape(mine.shape)
 
 
-def _ordered(rows: Ring, order: np.ndarray) -> Ring:  # type: ignore[type-arg]
+def _ordered(rows: Ring, order: np.ndarray) -> Ring:
     return np.take_along_axis(rows, order[..., None], axis=-2)
