@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from shoestring.generation.batch_memory import BatchMemory, batch_memory
 from shoestring.generation.block_allocator import BlockAllocator, FreedBlock, OutOfBlocks
 from shoestring.generation.cache_bytes import bytes_for
+from shoestring.generation.clusters import ClusterOptions, LinearSimilarity, mpcache_select
 from shoestring.generation.decode import Finish, Generation, Piece, Stream, generate, stream
 from shoestring.generation.dense_cache import DenseCache
 from shoestring.generation.evicting_cache import (
@@ -19,6 +20,7 @@ from shoestring.generation.evicting_cache import (
 from shoestring.generation.hybrid_cache import HybridCache
 from shoestring.generation.importance import ColumnImportance
 from shoestring.generation.important_tokens import FixedShare, TopMass
+from shoestring.generation.mpcache import KeepAbove, KeepShare, MPCache
 from shoestring.generation.paged_cache import PagedCache
 from shoestring.generation.plane_cache import PlaneCache, PlaneFormat
 from shoestring.generation.quantised_cache import QuantCache
@@ -42,6 +44,7 @@ __all__ = [
     "ByImportance",
     "ByRecency",
     "CachePolicy",
+    "ClusterOptions",
     "ColumnImportance",
     "DenseCache",
     "Evicting",
@@ -51,6 +54,10 @@ __all__ = [
     "Generation",
     "HybridCache",
     "Inverted",
+    "KeepAbove",
+    "KeepShare",
+    "LinearSimilarity",
+    "MPCache",
     "OutOfBlocks",
     "PagedCache",
     "Piece",
@@ -73,6 +80,7 @@ __all__ = [
     "generate",
     "gumbel_noise",
     "marked_slots",
+    "mpcache_select",
     "sample_images",
     "stream",
     "tier_cache",

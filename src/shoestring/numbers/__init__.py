@@ -31,6 +31,7 @@ from shoestring.numbers.naive_rounding import naive_round_to_format
 from shoestring.numbers.packing import pack_bits, packed_bytes, unpack_bits
 from shoestring.numbers.philox import random_words, random_words_torch
 from shoestring.numbers.refinement import gmres_refinement, iterative_refinement
+from shoestring.numbers.ring import RingFormat, ring_matmul
 from shoestring.numbers.rounder import Rounder
 from shoestring.numbers.rounding import round_to_format
 from shoestring.numbers.rounding_bits import Rounding
@@ -65,6 +66,7 @@ __all__ = [
     "IntegerQuantizer",
     "IntegerScaling",
     "MicroscalingFormat",
+    "RingFormat",
     "Rounder",
     "Rounding",
     "TierFormat",
@@ -92,6 +94,7 @@ __all__ = [
     "quantize_mx",
     "random_words",
     "random_words_torch",
+    "ring_matmul",
     "round_to_blocks",
     "round_to_fixed_point",
     "round_to_format",
