@@ -76,30 +76,100 @@ def toy_target():
     generator = torch.Generator().manual_seed(3)
     return {
         text: (torch.randn(VOCAB, generator=generator, dtype=torch.float64) * 1.5).softmax(0)
-        for steps in range(STEPS)
+        for steps in range(STEPS + 1)
         for text in itertools.product(range(VOCAB), repeat=steps)
     }
 
 
 TARGET = toy_target()
+"""After three tokens too: a path that was accepted whole ends in one more token."""
 DRAFT = {text: (p.sqrt() + 0.1) / (p.sqrt() + 0.1).sum() for text, p in TARGET.items()}
 
 
-def sample_texts(accept, draft, seed=0):
-    """Texts of STEPS tokens, counted, from repeated drafting and acceptance."""
-    generator = torch.Generator().manual_seed(seed)
-    counts = torch.zeros((VOCAB,) * STEPS)
-    for _ in range(SAMPLES // 10):
+def chosen_tree(before):
+    """The two likeliest first tokens of the draft, and the likeliest after each."""
+    tokens, parents = [0], [-1]
+    for first in DRAFT[before].topk(2).indices.tolist():
+        tokens.append(first)
+        parents.append(0)
+        if len(before) + 1 < STEPS:
+            tokens.append(int(DRAFT[(*before, first)].argmax()))
+            parents.append(len(tokens) - 2)
+    return DraftTree(tuple(tokens), tuple(parents))
+
+
+def path_text(tree, node):
+    text = []
+    while node:
+        text.insert(0, tree.tokens[node])
+        node = tree.parents[node]
+    return tuple(text)
+
+
+def by_tree(before, generator):
+    """What one step with a tree adds."""
+    tree = chosen_tree(before)
+    return follow(tree, lambda node: draw_from(TARGET[(*before, *path_text(tree, node))], generator))[1]
+
+
+def drawn_chain(before, generator, draw=draw_from):
+    text, odds = before, []
+    while len(text) < STEPS:
+        odds.append(DRAFT[text])
+        text = (*text, draw(DRAFT[text], generator))
+    return DraftTree.chain(0, text[len(before) :], odds=torch.stack(odds))
+
+
+def by_chain(before, generator):
+    """What one step with a drawn chain adds."""
+    tree = drawn_chain(before, generator)
+    return follow_drawn(tree, lambda node: TARGET[(*before, *tree.tokens[1 : node + 1])], generator)[1]
+
+
+def with_argmax(before, generator):
+    """Wrong: the chain is the likeliest one, and is verified as if it had been drawn."""
+    tree = drawn_chain(before, generator, lambda odds, _: int(odds.argmax()))
+    return follow_drawn(tree, lambda node: TARGET[(*before, *tree.tokens[1 : node + 1])], generator)[1]
+
+
+def without_residual(before, generator):
+    """Wrong: after a rejection it draws from p, not from what q leaves of it."""
+    tree, tokens = drawn_chain(before, generator), []
+    for node, drafted in enumerate(tree.tokens[1:]):
+        p, q = TARGET[(*before, *tokens)], tree.odds[node]
+        if float(torch.rand((), generator=generator)) * q[drafted] >= p[drafted]:
+            return [*tokens, draw_from(p, generator)]
+        tokens.append(drafted)
+    return [*tokens, draw_from(TARGET[(*before, *tokens)], generator)]
+
+
+def p_value(step, samples, seed=0):
+    """That so many texts, made step by step, come from the target's joint distribution (chi-square)."""
+    generator, counts = torch.Generator().manual_seed(seed), dict.fromkeys(
+        itertools.product(range(VOCAB), repeat=STEPS), 0
+    )  # fmt: skip
+    for _ in range(samples):
         text = ()
         while len(text) < STEPS:
-            tree, before = draft(text, generator), text
-            text = (*text, *accept(tree, before, generator))[:STEPS]
+            text = (*text, *step(text, generator))[:STEPS]
         counts[text] += 1
-    return counts
+    exact = [
+        samples * float(torch.stack([TARGET[text[:i]][text[i]] for i in range(STEPS)]).prod()) for text in counts
+    ]
+    return stats.chisquare(list(counts.values()), exact).pvalue
 
 
-def p_value(counts):
-    exact = torch.zeros_like(counts, dtype=torch.float64)
-    for text in itertools.product(range(VOCAB), repeat=STEPS):
-        exact[text] = torch.stack([TARGET[text[:i]][text[i]] for i in range(STEPS)]).prod()
-    return stats.chisquare(counts.flatten().numpy(), (exact.flatten() * counts.sum()).numpy()).pvalue
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [by_tree, by_chain])
+def test_texts_have_the_targets_distribution(step):
+    assert p_value(step, SAMPLES) > 0.01
+
+
+@pytest.mark.parametrize("step", [by_tree, by_chain])
+def test_fewer_texts_have_the_targets_distribution(step):
+    assert p_value(step, 2500) > 0.01
+
+
+@pytest.mark.parametrize("step", [with_argmax, without_residual])
+def test_the_faulty_rules_are_found_out(step):
+    assert p_value(step, 2500) < 1e-4
