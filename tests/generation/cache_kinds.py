@@ -8,6 +8,7 @@ import torch
 from shoestring.generation.dense_cache import DenseCache
 from shoestring.generation.paged_cache import PagedCache
 from shoestring.generation.quantised_cache import QuantCache
+from shoestring.generation.ring_cache import RingCache
 from shoestring.generation.slot_cache import SlotCache
 from shoestring.generation.token_cache import TokenCache
 from shoestring.numbers.block_format import BlockFormat
@@ -57,8 +58,16 @@ def paged(form: BlockFormat) -> Callable[..., SlotCache]:
     return make
 
 
+def ring(window: int) -> Callable[..., SlotCache]:
+    def make(n_layers: int, batch: int, heads: int, dim: int, **options: object) -> SlotCache:
+        return RingCache(n_layers, batch, heads, dim, window, 8, **options)
+
+    return make
+
+
 KINDS = [
     CacheKind("dense", DenseCache),
+    CacheKind("ring, all in the window", ring(10_000)),
     CacheKind("quantised, all in the tail", quantised(4, tail_tokens=10_000)),
     CacheKind("quantised to 8 bits", quantised(8), step=1 / 255),
     CacheKind("quantised to 4 bits", quantised(4), step=1 / 15),

@@ -27,7 +27,7 @@ class Oracle:
     def draft(self, generator, temperature):
         return self
 
-    def begin(self, target, prompt):
+    def begin(self, target, text):
         self.at = 0
 
     def propose(self, root, most):

@@ -49,7 +49,7 @@ def with_draft(draft, family="llama", dtype=torch.float64, seed=0, tokens=64, **
 
 @pytest.mark.parametrize("branches", [1, 3], ids=["chain", "tree"])
 @pytest.mark.parametrize("wrong", [0, 3, 10])
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(i, marks=pytest.mark.slow) for i in range(2, 20))])
 def test_greedy_text_is_that_of_plain_decoding(seed, wrong, branches):
     expected = plain("llama", torch.float64, seed)
     oracle = Oracle(expected, VOCAB, wrong, branches)
@@ -63,7 +63,7 @@ def test_greedy_text_is_that_of_plain_decoding(seed, wrong, branches):
 
 
 def test_the_texts_are_worth_comparing():
-    assert all(len(set(plain("llama", torch.float64, seed))) > 10 for seed in range(20))
+    assert all(len(set(plain("llama", torch.float64, seed))) > 10 for seed in (0, 1))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -173,7 +173,7 @@ def runner_of(kind, **options):
 
 
 @pytest.mark.parametrize(("kind", "tolerance"), [("float32", 5e-4), ("float64", 1e-9), ("compiled", 5e-4)])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 @torch.inference_mode()
 def test_after_a_verified_step_the_cache_is_that_of_the_text(kind, tolerance, seed):
     generator = torch.Generator().manual_seed(seed)

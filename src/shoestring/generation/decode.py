@@ -39,7 +39,7 @@ class Piece:
 class Generation:
     """An output, complete or growing.
 
-    prompt_seconds: until the logits of the first token are there; decode_seconds: all steps after the first.
+    prompt_seconds: until the first token is there; decode_seconds: all steps after the first.
     """
 
     prompt_tokens: int
@@ -165,7 +165,10 @@ def _pieces(
             pieces = _taken(steps.step(ends), text, ends)
             steps.keep(len(pieces))
             result.passes = steps.passes
-            result.decode_seconds += time.perf_counter() - start if steps.passes else 0.0
+            seconds = time.perf_counter() - start
+            result.decode_seconds += seconds if steps.passes else 0.0
+            # A draft reads the prompt too.
+            result.prompt_seconds += 0.0 if steps.passes else seconds
             for piece in pieces:
                 result.tokens.append(piece.token)
                 result.text += piece.text

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from shoestring.layers.attention_masks import Causal, Full, KVView, Mask
+from shoestring.layers.attention_masks import Causal, Explicit, Full, KVView, Mask, Tree
 
 STATISTICS = frozenset({"lse", "colsum", "colcount", "rowmax", "absout"})
 BLOCK_SCORES = 1 << 20
@@ -176,7 +176,8 @@ def _fused(
 
 def _fuses_lse(q: Tensor, view: KVView, mask: Mask, policy: Tensor | None) -> bool:
     """Whether torch's kernel for CPUs, which knows the log-sum-exp of its rows, can do this."""
-    plain = policy is None and view.valid is None and isinstance(mask, Full | Tree)
+    alike = isinstance(mask, Full | Tree) or (isinstance(mask, Explicit) and mask.marked.shape[1] == 1)
+    plain = policy is None and view.valid is None and alike
     trained = torch.is_grad_enabled() and any(t.requires_grad for t in (q, view.k, view.v))
     same = q.dtype == view.k.dtype == view.v.dtype
     return plain and not trained and same and q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64)

@@ -4,6 +4,7 @@ from shoestring.generation.speculation.acceptance import follow, follow_drawn
 from shoestring.generation.speculation.draft import Draft, Speculation
 from shoestring.generation.speculation.draft_length import FixedLength, LengthRule, MeasuredLength
 from shoestring.generation.speculation.draft_tree import DraftTree
+from shoestring.generation.speculation.glide import Glide
 from shoestring.generation.speculation.prompt_lookup import PromptLookup
 from shoestring.generation.speculation.target import Target
 from shoestring.generation.speculation.tree_attention import TreeAttention, tree_attend
@@ -12,6 +13,7 @@ __all__ = [
     "Draft",
     "DraftTree",
     "FixedLength",
+    "Glide",
     "LengthRule",
     "MeasuredLength",
     "PromptLookup",

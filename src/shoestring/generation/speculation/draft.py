@@ -17,8 +17,8 @@ class Draft(Protocol):
     free: bool
     """Whether a guess costs next to nothing, so that one may be made and not be used."""
 
-    def begin(self, target: Target, prompt: Sequence[int]) -> None:
-        """The prompt has been read by the target; the token after it is not known yet."""
+    def begin(self, target: Target, text: Sequence[int]) -> None:
+        """The text so far: the prompt, which the target has read, and the first token after it."""
         ...
 
     def propose(self, root: int, most: int) -> DraftTree:

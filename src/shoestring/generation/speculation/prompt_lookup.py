@@ -37,7 +37,7 @@ class PromptLookup:
 
     def length_rule(self) -> LengthRule:
         """`length`, or one that goes by measured time."""
-        return (self.length or MeasuredLength(first_odds=0.3)).fresh()
+        return (self.length or MeasuredLength(first_odds=0.5)).fresh()
 
     def draft(self, generator: torch.Generator, temperature: float) -> "LookupDraft":
         """A draft with an empty index."""
@@ -53,9 +53,9 @@ class LookupDraft:
     text: list[int] = field(default_factory=list)
     _after: dict[tuple[int, ...], int] = field(default_factory=dict)
 
-    def begin(self, target: Target, prompt: Sequence[int]) -> None:
-        """Index the prompt."""
-        self.add(prompt)
+    def begin(self, target: Target | None, text: Sequence[int]) -> None:
+        """Index the text so far."""
+        self.add(text)
 
     def add(self, tokens: Sequence[int]) -> None:
         """Go on with the text."""
@@ -67,8 +67,6 @@ class LookupDraft:
 
     def propose(self, root: int, most: int) -> DraftTree:
         """What followed the longest run that is known; of its length is the kind of the draft."""
-        if not self.text or self.text[-1] != root:
-            self.add([root])
         for n in range(min(self.options.longest, len(self.text)), self.options.shortest - 1, -1):
             start = self._after.get(tuple(self.text[-n:]))
             if start is not None:

@@ -37,18 +37,14 @@ class SpeculativeSteps(DecodeSteps):
         self.tokens = most if compiled is None else min(most, compiled - 1)
         self._pending: tuple[DraftTree, list[int], list[int]] | None = None
 
-    def prefill(self) -> None:
-        """Run the prompt in chunks, and show it to the draft."""
-        super().prefill()
-        with torch.inference_mode():
-            self.draft.begin(self.target, self.ids[0, : self.prompt_length].tolist())
-
     @torch.inference_mode()
     def step(self, ends: Collection[int]) -> list[int]:
         """The next tokens, at least one; none behind one of `ends`."""
         self._settle()
         if self._logits is not None:
-            return super().step(ends)
+            tokens = super().step(ends)
+            self.draft.begin(self.target, self.ids[0, : self.prompt_length + 1].tolist())
+            return tokens
         start = self._clock()
         root = int(self.ids[0, self.prompt_length + self.count - 1])
         # The last token of a path is the target's own: a draft may be one shorter than the room.

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from shoestring.layers.attention import AttendOut, attend, merge
-from shoestring.layers.attention_masks import Causal, Explicit, Full, KVView, Mask, Tree
+from shoestring.layers.attention_masks import Causal, Explicit, Full, KVView, Mask
 from shoestring.models.hooks import AttendCall, AttnPlan, Context
 
 
@@ -17,23 +17,23 @@ def tree_attend(
     q: Float[Tensor, "batch heads n dim"],
     view: KVView,
     pos: Int[Tensor, "batch n"],
-    among: Bool[Tensor, "n n"],
+    among: Bool[Tensor, "n nodes"],
     scale: float,
     window: int | None = None,
 ) -> Float[Tensor, "batch heads n dim"]:
-    """Attention of the nodes of a tree, whose keys are the last n of `view`, in the order of the nodes.
+    """Attention of n nodes of a tree, whose keys are the last of `view`, in the order of the nodes.
 
-    pos: positions of the nodes. among: which nodes each node sees. Every node sees all slots before the tree,
+    pos: positions of the n nodes. among: which of all nodes so far each sees. Every node sees all slots before the tree,
     within the window if there is one.
     """
-    n = q.shape[2]
+    n = among.shape[1]
     text, tree = _part(view, slice(0, -n)), _part(view, slice(-n, None))
     before: Mask = Full()
     if window is not None and bool((pos.amax(1) - text.pos.amin((1, 2)) >= window).any()):
         before = Causal(pos, text.pos)
     else:
         window = None
-    own = Tree(among[None])
+    own = Explicit(among[None, None])
     if text.k.shape[2] == 0:
         return attend(q, tree, own, scale).out
     parts = (
@@ -48,12 +48,12 @@ def naive_tree_attend(
     q: Float[Tensor, "batch heads n dim"],
     view: KVView,
     pos: Int[Tensor, "batch n"],
-    among: Bool[Tensor, "n n"],
+    among: Bool[Tensor, "n nodes"],
     scale: float,
     window: int | None = None,
 ) -> Float[Tensor, "batch heads n dim"]:
     """The same with one mask over all keys."""
-    n, slots = q.shape[2], view.k.shape[2]
+    n, slots = among.shape[1], view.k.shape[2]
     behind = pos[:, None, :, None] - view.pos[:, :, None]
     seen = torch.ones_like(behind, dtype=torch.bool) if window is None else behind < window
     seen = torch.cat([seen[..., : slots - n], seen[..., slots - n :] & among], -1)
