@@ -20,7 +20,9 @@ def tokens(n, seed):
     window=st.integers(1, 9), slack=st.integers(1, 5), margin=st.integers(1, 6),
     sizes=st.lists(st.integers(1, 6), min_size=1, max_size=30), seed=st.integers(0, 10**6),
 )  # fmt: skip
-def test_windowed_attention_is_that_over_all_tokens_with_drafts_taken_back(window, slack, margin, sizes, seed):
+def test_windowed_attention_is_that_over_all_tokens_with_drafts_taken_back(
+    window, slack, margin, sizes, seed
+):
     ring = RingCache(1, 1, 2, 8, window, slack, margin=margin, dtype=torch.float64)
     dense = DenseCache(1, 1, 2, 8, dtype=torch.float64)
     generator = torch.Generator().manual_seed(seed)

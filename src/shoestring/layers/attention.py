@@ -180,7 +180,13 @@ def _fuses_lse(q: Tensor, view: KVView, mask: Mask, policy: Tensor | None) -> bo
     plain = policy is None and view.valid is None and alike
     trained = torch.is_grad_enabled() and any(t.requires_grad for t in (q, view.k, view.v))
     same = q.dtype == view.k.dtype == view.v.dtype
-    return plain and not trained and same and q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64)
+    return (
+        plain
+        and not trained
+        and same
+        and q.device.type == "cpu"
+        and q.dtype in (torch.float32, torch.float64)
+    )
 
 
 def _fused_lse(q: Tensor, view: KVView, mask: Mask, scale: float) -> AttendOut:

@@ -53,9 +53,7 @@ class GlideDraft(nn.Module):
             nn.Linear(hidden, cfg.intermediate_size, bias=False) for _ in range(2)
         )
         self.down_proj = nn.Linear(cfg.intermediate_size, hidden, bias=False)
-        self.self_norm, self.cross_norm, self.mlp_norm = (
-            RMSNorm(hidden, cfg.rms_norm_eps) for _ in range(3)
-        )
+        self.self_norm, self.cross_norm, self.mlp_norm = (RMSNorm(hidden, cfg.rms_norm_eps) for _ in range(3))
         self.rope = cfg.ropes[-1]
 
     def draw_weights(self, generator: torch.Generator, std: float = 0.02) -> "GlideDraft":
@@ -167,7 +165,11 @@ def lagged_attention(
     if lag >= n:
         return torch.zeros_like(q)
     seen = F.scaled_dot_product_attention(
-        q[:, :, lag:], k[:, :, : n - lag], v[:, :, : n - lag], is_causal=True, enable_gqa=q.shape[1] != k.shape[1]
+        q[:, :, lag:],
+        k[:, :, : n - lag],
+        v[:, :, : n - lag],
+        is_causal=True,
+        enable_gqa=q.shape[1] != k.shape[1],
     )
     return torch.cat([torch.zeros_like(q[:, :, :lag]), seen], 2)
 

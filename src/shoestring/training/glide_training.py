@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shoestring.data.seeded import seeded
+from shoestring.data.seeded import torch_generator
 from shoestring.generation.decoder_runner import decoder_cache
 from shoestring.models.decoder import Decoder
 from shoestring.models.decoder_step import Want
@@ -60,7 +60,7 @@ class GlideText:
 
     def __call__(self, step: int) -> tuple[Int[Tensor, "batch length"], Int[Tensor, "batch length"], Tensor]:
         """(ids, positions, lag) of one step."""
-        generator = seeded(self.seed, step)
+        generator = torch_generator(self.seed, step)
         start = torch.randint(len(self.prompts) - self.prompt_tokens, (self.batch, 1), generator=generator)
         ids = self._written(self.prompts[start + torch.arange(self.prompt_tokens)], generator)
         pos = anchor_offset_positions(

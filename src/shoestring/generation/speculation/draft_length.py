@@ -133,11 +133,12 @@ class MeasuredLength:
         known = self._seconds.get(drafted)
         # What disturbs a shared machine only ever makes a step slower: a slow one counts little.
         weight = 0.5 if known is not None and seconds < known else 0.1
-        self._seconds[drafted] = seconds if known is None else known + weight * (min(seconds, 2 * known) - known)
+        self._seconds[drafted] = (
+            seconds if known is None else known + weight * (min(seconds, 2 * known) - known)
+        )
         for other in self._seconds.keys() - {0, drafted}:
             # What has not been tried for long may have changed.
             self._seconds[other] += 0.01 * (self._guess(other) - self._seconds[other])
-
 
     def _odds(self, table: dict[int, _Odds], kind: int) -> _Odds:
         if kind not in table:

@@ -163,7 +163,9 @@ class GlideRun:
 
     def _layer(self, tokens: list[int], pos: Tensor, among: Tensor | None) -> Float[Tensor, "1 n vocab"]:
         module, scale = self.module, self.module.cfg.head_dim**-0.5
-        x = self.model.model.embed_tokens(torch.tensor([tokens], device=pos.device)).to(module.q_proj.weight.dtype)
+        x = self.model.model.embed_tokens(torch.tensor([tokens], device=pos.device)).to(
+            module.q_proj.weight.dtype
+        )
         q, k, v = module.project(x, pos)
         self.ring.append(0, k, v, pos)
         view, window = self.ring.view(0), module.options.window + 1

@@ -28,14 +28,14 @@ def tree_attend(
     """
     n = among.shape[1]
     text, tree = _part(view, slice(0, -n)), _part(view, slice(-n, None))
+    own = Explicit(among[None, None])
+    if text.k.shape[2] == 0:
+        return attend(q, tree, own, scale).out
     before: Mask = Full()
     if window is not None and bool((pos.amax(1) - text.pos.amin((1, 2)) >= window).any()):
         before = Causal(pos, text.pos)
     else:
         window = None
-    own = Explicit(among[None, None])
-    if text.k.shape[2] == 0:
-        return attend(q, tree, own, scale).out
     parts = (
         attend(q, text, before, scale, window, need={"lse"}),
         attend(q, tree, own, scale, need={"lse"}),
