@@ -1,11 +1,11 @@
-"""Decode speed with drafts against plain decoding, on copying and on free text, beside llama.cpp's prompt lookup.
+"""Decode speed with drafts against plain decoding, on copying and on free text, beside llama.cpp's.
 
 python benchmarks/speculation.py [--tokens 96] [--rounds 3] [--activation-bits 8] [--out FILE]
 
 Works: `copy` asks SmolLM2-135M to repeat a passage, where looking up must win; `free` goes on with a passage
 of text, where it must not lose. All arms read the same prompt, which is not timed, and decode greedily; they
-take turns. llama.cpp takes part where llama_cpp is installed, with and without its prompt lookup; transformers'
-prompt lookup with --transformers, which loads the weights once more, in float32.
+take turns. llama.cpp takes part where llama_cpp is installed, with and without its prompt lookup;
+transformers' prompt lookup with --transformers, which loads the weights once more, in float32.
 """
 
 import argparse

@@ -49,7 +49,7 @@ def test_random_weights_cost_nothing_but_time(shape, length):
 
 
 def reference(text, window):
-    """Logits of the draft after all of `text`, computed at once; the target has read all but its last token."""
+    """Logits of the draft after all of `text`, at once; the target has read all but its last token."""
     module, ids = draft(window), torch.tensor([text])
     cache = decoder_cache(target())
     seen = target()(ids[:, :-1], cache=cache).logits is not None and cache.view(3)

@@ -1,4 +1,4 @@
-"""The ring keeps what a window reaches, in a room that does not grow; the cache contract is tested elsewhere."""
+"""The ring keeps what a window reaches, in a room that does not grow."""
 
 import pytest
 import torch

@@ -6,6 +6,7 @@ import pytest
 import torch
 from tests.models.families import VOCAB, make
 
+from shoestring.generation.compiled_runner import CompiledRunner
 from shoestring.generation.decode import Finish, generate, stream
 from shoestring.generation.decoder_runner import DecoderRunner, decoder_cache
 from shoestring.generation.sampling import Sampling
@@ -13,8 +14,6 @@ from shoestring.generation.speculation.draft_length import FixedLength
 from shoestring.generation.speculation.draft_tree import DraftTree
 from shoestring.generation.speculation.prompt_lookup import PromptLookup
 from shoestring.generation.speculation.target import Target
-from shoestring.kernels.grouped_linear import Activations
-from shoestring.generation.compiled_runner import CompiledRunner
 from shoestring.models.decoder import Decoder
 from shoestring.numbers.cache_format import CacheFormat
 

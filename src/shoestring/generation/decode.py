@@ -96,8 +96,8 @@ def stream(
     activation_bits: of a `Decoder` on the CPU with packed weights: 8 rounds the inputs of its linear layers
     to int8, block by block, and keeps keys and values in float16, which is faster, above all for prompts, and
     costs 0.4 to 0.8 % in perplexity; 32, the default, computes with the weights as they are, in float32.
-    speculation: how a `Decoder` drafts tokens that it then verifies several at once, e.g. `PromptLookup()`; the
-    output is the same, and comes faster where drafts are right.
+    speculation: how a `Decoder` drafts tokens that it then verifies several at once, e.g. `PromptLookup()`;
+    the output is the same, and comes faster where drafts are right.
 
     Raises: ValueError for an empty prompt, one that the context cannot hold, ids outside the vocabulary, or
     numbers below 1; TypeError for a model that does not generate, or cannot verify drafts.

@@ -1,8 +1,8 @@
 """A cache of the last tokens only: as many bytes after eight thousand tokens as after one.
 
-Slots stay in the order of their tokens: when the room is full, what a window still reaches moves to its front.
-That costs a copy of the window every `margin` tokens, and a view is a plain window on the storage, where an
-index modulo the size would have to be gathered.
+Slots stay in the order of their tokens: when the room is full, what a window still reaches moves to its
+front. That costs a copy of the window every `margin` tokens, and a view is a plain window on the storage,
+where an index modulo the size would have to be gathered.
 """
 
 import torch
@@ -73,8 +73,8 @@ class RingCache(SlotCache):
         pos: Int[Tensor, "batch n"],
         store: Bool[Tensor, "batch n"] | None = None,
     ) -> Int[Tensor, "batch n"] | Int[Tensor, "batch heads n"]:
-        """As of every cache; the oldest tokens go when the ring is full. Tokens that do not outlast a step that
-        brings more than the ring holds get slot −1."""
+        """As of every cache; the oldest tokens go when the ring is full. Of a step that brings more than the
+        ring holds, tokens that do not outlast it get slot −1."""
         new = k.shape[2]
         table = self.layers[layer].table
         kept = self.window + self.slack

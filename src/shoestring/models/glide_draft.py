@@ -1,4 +1,4 @@
-"""A draft of one layer that reads its target's last keys and values, so that it needs no long cache of its own.
+"""A draft of one layer that reads its target's last keys and values: it needs no long cache of its own.
 
 x ← x + self-attention(norm(x)) over a window; x ← x + cross-attention(norm(x)) over the target's last layer;
 x ← x + W_down(silu(W_gate norm(x)) · W_up norm(x)). Embedding, head and, where `normalised`, the norm before
@@ -41,7 +41,7 @@ class GlideOptions:
 class GlideDraft(nn.Module):
     """The trained part of the draft, for targets of the shape `cfg`."""
 
-    def __init__(self, cfg: DecoderConfig, options: GlideOptions = GlideOptions()) -> None:  # noqa: B008
+    def __init__(self, cfg: DecoderConfig, options: GlideOptions = GlideOptions()) -> None:
         super().__init__()
         self.cfg, self.options = cfg, options
         hidden, inner = cfg.hidden_size, cfg.num_attention_heads * cfg.head_dim

@@ -1,4 +1,4 @@
-"""Speculative decoding: drafts, their verification in one pass, and the rules by which tokens are accepted."""
+"""Speculative decoding: drafts, their verification in one pass, and the rules that accept tokens."""
 
 from shoestring.generation.speculation.acceptance import follow, follow_drawn
 from shoestring.generation.speculation.draft import Draft, Speculation

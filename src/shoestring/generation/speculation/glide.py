@@ -93,8 +93,9 @@ class GlideRun:
         self.model, self.cache = target.runner.model, target.runner.cache
         if not self.options.allow_lossy_draft and not isinstance(self.cache, DenseCache):
             raise HookConflict(
-                f"cross-attention needs the exact last-layer cache, and this is a {type(self.cache).__name__}; "
-                "use a DenseCache, or allow_lossy_draft=True: the output stays the same, drafts get worse."
+                "cross-attention needs the exact last-layer cache, and this is a "
+                f"{type(self.cache).__name__}; use a DenseCache, or allow_lossy_draft=True: the output stays "
+                "the same, drafts get worse."
             )
         first = max(0, len(prompt) - self.module.options.window - 1)
         self.ring.next_pos += first

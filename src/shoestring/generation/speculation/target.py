@@ -29,7 +29,8 @@ class Target:
             )
         if not isinstance(runner.cache, SlotCache):
             raise TypeError(
-                f"speculation takes tokens back, which a {type(runner.cache).__name__} cannot; pass a DenseCache."
+                f"speculation takes tokens back, which a {type(runner.cache).__name__} cannot; pass a "
+                "DenseCache."
             )
         self.runner, self._cache = runner, runner.cache
         self._mark: Mark | None = None
@@ -47,14 +48,14 @@ class Target:
         ids = torch.tensor([tree.tokens], device=runner.device)
         if len(tree) == 1:
             return runner.feed(ids)
-        if isinstance(runner, CompiledRunner) and tree.is_chain and len(tree) <= MOST_TOKENS:
-            if runner.cache.plain_slots() is not None:
-                return runner.feed_all(ids)
+        short = tree.is_chain and len(tree) <= MOST_TOKENS
+        if short and isinstance(runner, CompiledRunner) and runner.cache.plain_slots() is not None:
+            return runner.feed_all(ids)
         self._mark = self._cache.mark()
         return self._by_module(ids, tree)
 
     def keep(self, path: list[int]) -> None:
-        """Of the nodes just verified keep these, from the root on; the cache is then as if only they had come.
+        """Of the nodes just verified keep these, from the root on, as if only they had come.
 
         Raises: ValueError if nothing was verified since the last time.
         """
@@ -71,7 +72,7 @@ class Target:
     def _by_module(self, ids: Tensor, tree: DraftTree) -> Tensor:
         runner = self.runner
         if tree.is_chain:
-            out = runner.model(ids, cache=runner.cache, ctx=runner.ctx, hooks=runner.hooks, want=Want("all"))
+            out = runner.model(ids, None, runner.cache, runner.ctx, runner.hooks, Want("all"))
         else:
             depths = torch.tensor([tree.depths()], device=runner.device)
             hook = TreeAttention(tree.ancestors().to(runner.device))

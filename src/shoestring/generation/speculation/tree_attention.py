@@ -23,8 +23,8 @@ def tree_attend(
 ) -> Float[Tensor, "batch heads n dim"]:
     """Attention of n nodes of a tree, whose keys are the last of `view`, in the order of the nodes.
 
-    pos: positions of the n nodes. among: which of all nodes so far each sees. Every node sees all slots before the tree,
-    within the window if there is one.
+    pos: positions of the n nodes. among: which of all nodes so far each sees. Every node sees all slots
+    before the tree, within the window if there is one.
     """
     n = among.shape[1]
     text, tree = _part(view, slice(0, -n)), _part(view, slice(-n, None))
@@ -61,7 +61,7 @@ def naive_tree_attend(
 
 
 class TreeAttention:
-    """A hook: the tokens of the forward pass are nodes of a tree, and see what `among` says of one another."""
+    """A hook: the tokens of the forward pass are nodes of a tree, of which each sees what `among` says."""
 
     def __init__(self, among: Bool[Tensor, "n n"]) -> None:
         self.among = among
