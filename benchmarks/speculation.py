@@ -107,6 +107,7 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--activation-bits", type=int, default=8, choices=(8, 32))
+    parser.add_argument("--work", choices=("copy", "free"), help="one of the two only")
     parser.add_argument("--transformers", action="store_true")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
@@ -121,7 +122,8 @@ def main() -> None:
         for name, lookup in (("transformers", False), ("transformers, prompt lookup", True)):
             arms[name] = transformers_lookup(file, given.tokens, lookup)
     table = []
-    for work, texts in prompts(tokenizer, given.context).items():
+    works = prompts(tokenizer, given.context)
+    for work, texts in works.items() if given.work is None else [(given.work, works[given.work])]:
         seconds: dict[str, list[float]] = {name: [] for name in arms}
         agree = dict.fromkeys(arms, True)
         for turn in range(given.rounds + 1):

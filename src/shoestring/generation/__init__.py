@@ -9,10 +9,12 @@ from shoestring.generation.decode import Finish, Generation, Piece, Stream, gene
 from shoestring.generation.dense_cache import DenseCache
 from shoestring.generation.paged_cache import PagedCache
 from shoestring.generation.quantised_cache import QuantCache
+from shoestring.generation.ring_cache import RingCache
 from shoestring.generation.sampling import Sampling
 from shoestring.generation.semi_parallel import gumbel_noise, sample_images
 from shoestring.generation.shared_rows import SharedRows
 from shoestring.generation.slot_cache import SlotCache
+from shoestring.generation.speculation.prompt_lookup import PromptLookup
 from shoestring.generation.token_cache import TokenCache
 
 if TYPE_CHECKING:
@@ -28,7 +30,9 @@ __all__ = [
     "OutOfBlocks",
     "PagedCache",
     "Piece",
+    "PromptLookup",
     "QuantCache",
+    "RingCache",
     "Sampling",
     "SharedRows",
     "SlotCache",
