@@ -109,7 +109,7 @@ class GlideDraft(nn.Module):
         """Queries, keys and values of self-attention, (batch, heads, n, channels), rotated."""
         normal = self.self_norm(x)
         q, k, v = (self._heads(proj(normal)) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        return self._rotate(q, pos), self._rotate(k, pos), v
+        return self._rotate(q, pos), self._rotate(k, pos), v.transpose(1, 2)
 
     def cross_queries(self, x: Hidden, pos: Int[Tensor, "batch n"]) -> Float[Tensor, "batch heads n dim"]:
         """Queries into the target's keys, rotated."""
@@ -186,4 +186,5 @@ def naive_lagged_attention(
     row, column = torch.arange(n)[:, None], torch.arange(n)
     seen = column <= row - lag
     weight = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).exp() * seen
-    return weight / weight.sum(-1, keepdim=True).clamp(min=torch.finfo(q.dtype).tiny) @ v
+    total = weight.sum(-1, keepdim=True)
+    return weight / total.masked_fill(total == 0, 1.0) @ v
