@@ -58,6 +58,7 @@ class SpeculativeSteps(DecodeSteps):
         self._pending = tree, path, tokens
         return tokens
 
+    @torch.inference_mode()
     def keep(self, count: int) -> None:
         """Forget the tokens of the last step from the `count`-th on."""
         if self._pending is not None:
