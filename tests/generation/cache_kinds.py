@@ -9,6 +9,7 @@ from shoestring.generation.dense_cache import DenseCache
 from shoestring.generation.paged_cache import PagedCache
 from shoestring.generation.plane_cache import PlaneCache, PlaneFormat
 from shoestring.generation.quantised_cache import QuantCache
+from shoestring.generation.ring_cache import RingCache
 from shoestring.generation.slot_cache import SlotCache
 from shoestring.generation.tier_cache import TierCache
 from shoestring.generation.token_cache import TokenCache
@@ -70,8 +71,16 @@ def in_planes(keys: BitPlanes | None, value_bits: int | None) -> Callable[..., S
     return make
 
 
+def ring(window: int) -> Callable[..., SlotCache]:
+    def make(n_layers: int, batch: int, heads: int, dim: int, **options: object) -> SlotCache:
+        return RingCache(n_layers, batch, heads, dim, window, 8, **options)
+
+    return make
+
+
 KINDS = [
     CacheKind("dense", DenseCache),
+    CacheKind("ring, all in the window", ring(10_000)),
     CacheKind("quantised, all in the tail", quantised(4, tail_tokens=10_000)),
     CacheKind("quantised to 8 bits", quantised(8), step=1 / 255),
     CacheKind("quantised to 4 bits", quantised(4), step=1 / 15),

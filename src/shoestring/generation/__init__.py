@@ -24,11 +24,13 @@ from shoestring.generation.mpcache import KeepAbove, KeepShare, MPCache
 from shoestring.generation.paged_cache import PagedCache
 from shoestring.generation.plane_cache import PlaneCache, PlaneFormat
 from shoestring.generation.quantised_cache import QuantCache
+from shoestring.generation.ring_cache import RingCache
 from shoestring.generation.sampling import Sampling
 from shoestring.generation.selection import marked_slots, top_k, top_mass
 from shoestring.generation.semi_parallel import gumbel_noise, sample_images
 from shoestring.generation.shared_rows import SharedRows
 from shoestring.generation.slot_cache import SlotCache
+from shoestring.generation.speculation.prompt_lookup import PromptLookup
 from shoestring.generation.tier_cache import TierCache, tier_cache
 from shoestring.generation.token_cache import TokenCache
 from shoestring.generation.zipvl import ZipVL
@@ -63,8 +65,10 @@ __all__ = [
     "Piece",
     "PlaneCache",
     "PlaneFormat",
+    "PromptLookup",
     "QuantCache",
     "Ranking",
+    "RingCache",
     "Sampling",
     "SharedRows",
     "SlotCache",

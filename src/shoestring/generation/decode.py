@@ -7,11 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from shoestring.generation.decode_steps import DecodeSteps
 from shoestring.generation.evicting_cache import CachePolicy, NeedsWholePrompt
 from shoestring.generation.runner import Runner, make_runner
 from shoestring.generation.sampling import Sampling
+from shoestring.generation.speculation.draft import Speculation
+from shoestring.generation.speculation.speculative_steps import SpeculativeSteps
 from shoestring.generation.text_stream import TextStream, Tokenizer
 from shoestring.kernels.grouped_linear import Activations
 
@@ -37,7 +40,7 @@ class Piece:
 class Generation:
     """An output, complete or growing.
 
-    prompt_seconds: until the logits of the first token are there; decode_seconds: all steps after the first.
+    prompt_seconds: until the first token is there; decode_seconds: all steps after the first.
     """
 
     prompt_tokens: int
@@ -47,6 +50,8 @@ class Generation:
     prompt_seconds: float = 0.0
     decode_seconds: float = 0.0
     cache_bytes: int = 0
+    passes: int = 0
+    """Forward passes after the prompt's: one for each further token, fewer where drafts are right."""
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -82,6 +87,7 @@ def stream(
     prefill_chunk: int = 512,
     activation_bits: int = 32,
     selection: CachePolicy | None = None,
+    speculation: Speculation | None = None,
 ) -> Stream:
     """Generate from `prompt`, text or token ids, one piece at a time.
 
@@ -93,10 +99,12 @@ def stream(
     to int8, block by block, and keeps keys and values in float16, which is faster, above all for prompts, and
     costs 0.4 to 0.8 % in perplexity; 32, the default, computes with the weights as they are, in float32.
     selection: what a `Decoder` keeps of its cache, and reads of it; one that needs the whole prompt at once
-    gets it in one chunk.
+    gets it in one chunk. speculation: how a `Decoder` drafts tokens that it then verifies several at once,
+    e.g. `PromptLookup()`; the output is the same, and comes faster where drafts are right.
 
-    Raises: ValueError for an empty prompt, one that the context cannot hold, ids outside the vocabulary, or
-    numbers below 1; TypeError for a model that does not generate, or does not take a selection.
+    Raises: ValueError for an empty prompt, one that the context cannot hold, ids outside the vocabulary,
+    numbers below 1, or a selection beside speculation; TypeError for a model that does not generate, does not
+    take a selection, or cannot verify drafts.
     """
     if max_new_tokens < 1 or prefill_chunk < 1:
         raise ValueError(
@@ -109,6 +117,8 @@ def stream(
     ids = tokenizer.encode(prompt) if isinstance(prompt, str) and tokenizer else [int(i) for i in prompt]
     if activation_bits not in [choice.value for choice in Activations]:
         raise ValueError(f"activation_bits={activation_bits} is not a way to compute; use 8 or 32.")
+    if selection is not None and speculation is not None:
+        raise ValueError("a selection reads part of the cache, a verified draft all of it: give one of them.")
     room = len(ids) + max_new_tokens
     runner = make_runner(model, cache, room, Activations(activation_bits), selection)
     if isinstance(selection, NeedsWholePrompt) and selection.whole_prompt:
@@ -120,7 +130,8 @@ def stream(
         seed if isinstance(seed, torch.Generator) else torch.Generator(runner.device).manual_seed(seed)
     )
     ends = runner.end_tokens if stop_tokens is None else frozenset(stop_tokens)
-    steps = _Steps(runner, ids, sampling, generator, max_new_tokens, prefill_chunk)
+    arguments = runner, ids, sampling, generator, max_new_tokens, prefill_chunk
+    steps = DecodeSteps(*arguments) if speculation is None else SpeculativeSteps(speculation, *arguments)
     return Stream(result, _pieces(steps, text, ends, result))
 
 
@@ -143,76 +154,37 @@ def generate(
     return output.result
 
 
-class _Steps:
-    """The tokens of one output, one after the other, and how much room there is for them."""
-
-    def __init__(
-        self,
-        runner: Runner,
-        prompt: list[int],
-        sampling: Sampling,
-        generator: torch.Generator,
-        max_new_tokens: int,
-        prefill_chunk: int,
-    ) -> None:
-        room = max_new_tokens if runner.context is None else runner.context - len(prompt)
-        self.limit = min(max_new_tokens, room)
-        self.finish = Finish.LENGTH if max_new_tokens <= room else Finish.CONTEXT
-        self.runner, self.sampling, self.generator = runner, sampling, generator
-        self.chunk, self.prompt_length = prefill_chunk, len(prompt)
-        # One buffer for the whole sequence: the repetition penalty looks at all of it, each step at its end.
-        self.ids = torch.empty(1, len(prompt) + self.limit, dtype=torch.long, device=runner.device)
-        self.ids[0, : len(prompt)] = torch.tensor(prompt)
-
-    @torch.inference_mode()
-    def prefill(self) -> Tensor:
-        """Run the prompt in chunks; the logits of the first token of the output."""
-        spans = range(0, self.prompt_length, self.chunk)
-        logits = None
-        for start in spans:
-            logits = self.runner.feed(self.ids[:, start : min(start + self.chunk, self.prompt_length)])
-        assert logits is not None
-        self.runner.prompt_is_read()
-        return logits
-
-    @torch.inference_mode()
-    def choose(self, logits: Tensor, index: int) -> int:
-        """The token of the output with this index."""
-        end = self.prompt_length + index
-        token = self.sampling.choose(logits, self.ids[:, :end], self.generator)
-        self.ids[0, end] = token[0]
-        return int(token)
-
-    @torch.inference_mode()
-    def advance(self, index: int) -> Tensor:
-        """Feed the token of the output with this index; the logits of the next."""
-        end = self.prompt_length + index
-        return self.runner.feed(self.ids[:, end : end + 1])
+@dataclass(frozen=True)
+class _Taken:
+    text: str
+    token: int
+    finish: Finish | None
 
 
 def _pieces(
-    steps: _Steps, text: TextStream | None, ends: frozenset[int], result: Generation
+    steps: DecodeSteps, text: TextStream | None, ends: frozenset[int], result: Generation
 ) -> Iterator[Piece]:
     try:
         start = time.perf_counter()
-        logits = steps.prefill()
+        steps.prefill()
         result.prompt_seconds = time.perf_counter() - start
-        for index in range(steps.limit):
+        while result.finish is None and len(result.tokens) < steps.limit:
             # Timed step by step: what the reader of the stream does in between is not decoding.
             start = time.perf_counter()
-            if index:
-                logits = steps.advance(index - 1)
-            token = steps.choose(logits, index)
-            result.tokens.append(token)
-            piece = text.push(token) if text else ""
-            result.decode_seconds += time.perf_counter() - start if index else 0.0
-            result.text += piece
-            yield Piece(piece, token)
-            if token in ends or (text and text.stopped is not None):
-                result.finish = Finish.END_TOKEN if token in ends else Finish.STOP_STRING
-                break
-        else:
-            result.finish = steps.finish
+            pieces = _taken(steps.step(ends), text, ends)
+            steps.keep(len(pieces))
+            result.passes = steps.passes
+            seconds = time.perf_counter() - start
+            result.decode_seconds += seconds if steps.passes else 0.0
+            # A draft reads the prompt too.
+            result.prompt_seconds += 0.0 if steps.passes else seconds
+            for piece in pieces:
+                result.tokens.append(piece.token)
+                result.text += piece.text
+                yield Piece(piece.text, piece.token)
+                result.finish = piece.finish
+        if result.finish is None:
+            result.finish = Finish.LENGTH if steps.fits else Finish.CONTEXT
         rest = text.finish() if text else ""
         result.text += rest
         if rest:
@@ -220,6 +192,22 @@ def _pieces(
     finally:
         # Also for a reader that leaves early.
         result.cache_bytes = steps.runner.cache_bytes
+
+
+def _taken(tokens: list[int], text: TextStream | None, ends: frozenset[int]) -> list[_Taken]:
+    """The tokens of a step with the text they complete, up to one that ends the output."""
+    taken: list[_Taken] = []
+    for token in tokens:
+        piece = text.push(token) if text else ""
+        finish = None
+        if token in ends:
+            finish = Finish.END_TOKEN
+        elif text and text.stopped is not None:
+            finish = Finish.STOP_STRING
+        taken.append(_Taken(piece, token, finish))
+        if finish is not None:
+            break
+    return taken
 
 
 def _check_prompt(ids: list[int], runner: Runner) -> None:

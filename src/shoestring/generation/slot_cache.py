@@ -252,6 +252,26 @@ class SlotCache:
             _check_order(index, order, since)
             self.layers[index].permute(start.expand(-1, table.rows), order)
 
+    def keep_path(self, mark: Mark, path: Int[Tensor, "batch m"]) -> None:
+        """Of the tokens since `mark`, the last one, keep `path` in all layers: tokens at the positions that
+        follow the mark's, one after the other. The next position follows theirs.
+
+        path: ascending, −1 fills up rows that keep fewer. Raises: ValueError for another mark than the last,
+        or slots that are not there.
+        """
+        if mark not in self._marks or any(other.number > mark.number for other in self._marks):
+            raise ValueError("a path is kept since the last mark; this one is of another cache, or not last.")
+        m = path.shape[1]
+        if bool((path == torch.arange(m, device=path.device)).all()):
+            for layer, counts in zip(self.layers, self._marks[mark], strict=True):
+                layer.truncate(counts + m)
+        else:
+            permuted = self.permuted
+            self.compact(None, path)
+            # Slots stand in the order of their positions again.
+            self.permuted = permuted
+        self.next_pos, self._last_pos = mark.next_pos + (path >= 0).sum(1), None
+
     def reorder(self, samples: Int[Tensor, " new_batch"]) -> None:
         """Make sample i a copy of the present sample `samples[i]`. Raises: ValueError if there is none."""
         if samples.numel() == 0 or not 0 <= int(samples.min()) <= int(samples.max()) < self.batch:

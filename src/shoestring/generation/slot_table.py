@@ -142,6 +142,12 @@ class SlotTable:
         self.reserve(self._uniform + n)
         self._uniform += n
 
+    def unclaim(self, n: int) -> None:
+        """Count the last `n` slots of every row as unused. Raises: ValueError where rows differ in length."""
+        if self._uniform is None or n > self._uniform:
+            raise ValueError(f"{n} slots are not held by all rows alike; truncate takes counts of each.")
+        self._uniform -= n
+
     def gather(self, keep: Int[Tensor, "batch rows m"]) -> None:
         """Keep these slots, in this order, and free the rest; −1 is no slot and stands at the end of a row.
 

@@ -58,7 +58,7 @@ class StepCache(SlotCache):
     def give_back(self, n: int) -> None:
         """Take back the claim of the last `n` slots."""
         for layer in self.layers:
-            layer.table.truncate(layer.table.counts - n)
+            layer.table.unclaim(n)
         self.next_pos, self._last_pos = self.next_pos - n, None
 
     def storage(self) -> list[dict[str, Tensor]]:

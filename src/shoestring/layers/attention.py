@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from shoestring.layers.attention_masks import Causal, Full, KVView, Mask
+from shoestring.layers.attention_masks import Causal, Explicit, Full, KVView, Mask, Tree
 
 STATISTICS = frozenset({"lse", "colsum", "colcount", "rowmax", "absout"})
 BLOCK_SCORES = 1 << 20
@@ -59,6 +59,8 @@ def attend(
     _check(q, view, mask, window, policy, wanted)
     if view.k.shape[2] == 0:
         return _nothing(q, view, wanted)
+    if wanted == {"lse"} and _fuses_lse(q, view, mask, policy):
+        return _fused_lse(q, view, mask, scale)
     if wanted or (policy is not None and policy.dtype != torch.bool):
         return _by_rows(q, view, mask, scale, window, policy, wanted)
     return AttendOut(_fused(q, view, mask, scale, window, policy))
@@ -170,6 +172,35 @@ def _fused(
             )
         )  # fmt: skip
     return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+
+
+def _fuses_lse(q: Tensor, view: KVView, mask: Mask, policy: Tensor | None) -> bool:
+    """Whether torch's kernel for CPUs, which knows the log-sum-exp of its rows, can do this."""
+    alike = isinstance(mask, Full | Tree) or (isinstance(mask, Explicit) and mask.marked.shape[1] == 1)
+    plain = policy is None and view.valid is None and alike
+    trained = torch.is_grad_enabled() and any(t.requires_grad for t in (q, view.k, view.v))
+    same = q.dtype == view.k.dtype == view.v.dtype
+    return (
+        plain
+        and not trained
+        and same
+        and q.device.type == "cpu"
+        and q.dtype in (torch.float32, torch.float64)
+    )
+
+
+def _fused_lse(q: Tensor, view: KVView, mask: Mask, scale: float) -> AttendOut:
+    """`attend` with "lse" for masks that treat all query heads of a KV head alike: they are so many rows."""
+    batch, heads, n, dim = q.shape
+    group = heads // view.k.shape[1]
+    seen = mask.seen(slice(0, n), slice(0, view.k.shape[2]), None)
+    hidden = None
+    if seen is not None:
+        hidden = torch.zeros_like(seen, dtype=q.dtype).masked_fill(~seen, -torch.inf).repeat(1, 1, group, 1)
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        q.reshape(batch, -1, group * n, dim), view.k, view.v, attn_mask=hidden, scale=scale
+    )
+    return AttendOut(out.reshape(q.shape), lse.reshape(batch, heads, n))
 
 
 def _last(

@@ -231,7 +231,8 @@ class Step:
         assert self.cache is not None
         if not self.newest:
             present = self.pos >= 0
-            store = present if store is None else store & present
+            if store is not None or not bool(present.all()):
+                store = present if store is None else store & present
         self.cache.append(layer, k, v, self.pos, store)
 
     def _view(self, layer: int) -> tuple[KVView, bool]:

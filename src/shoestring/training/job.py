@@ -1,0 +1,20 @@
+"""A training task that is ready to run: model, data, loss, and how the result is judged and saved."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Job:
+    """A model about to be trained. `metric` names what `evaluate` gives; lower is better."""
+
+    model: nn.Module
+    loss: Callable[[nn.Module, Any], Tensor]
+    batches: Callable[[int], Any]
+    metric: str
+    evaluate: Callable[[nn.Module], float]
+    save: Callable[[nn.Module, Path], None]
