@@ -42,8 +42,8 @@ def gathered_attention(
         index = marks.nonzero()[:, 0]
         shared = slice(row * each, (row + 1) * each)
         heads = slice(shared.start * group, shared.stop * group)
-        parts = [t.index_select(2, index) for t in (q[:, heads], k[:, shared], v[:, shared])]
-        out[:, heads, index] = _causal(*parts, pos[:, index], scale, window)
+        own_q, own_k, own_v = (t.index_select(2, index) for t in (q[:, heads], k[:, shared], v[:, shared]))
+        out[:, heads, index] = _causal(own_q, own_k, own_v, pos[:, index], scale, window)
     return out
 
 

@@ -82,10 +82,10 @@ class GlideDraft(nn.Module):
         }  # fmt: skip
         for own, theirs in pairs.items():
             module, source = self.get_submodule(own), layer.get_submodule(theirs)
-            module.weight.copy_(source.weight)  # type: ignore[union-attr, operator, arg-type]
+            module.weight.copy_(source.weight)  # type: ignore[operator, arg-type]
             bias = getattr(source, "bias", None)
             if getattr(module, "bias", None) is not None:
-                module.bias.copy_(bias if bias is not None else torch.zeros_like(module.bias))  # type: ignore[union-attr, operator, arg-type]
+                module.bias.copy_(bias if bias is not None else torch.zeros_like(module.bias))  # type: ignore[operator, arg-type]
         for halved in (self.o_proj, self.cross_o_proj):
             halved.weight.mul_(0.5)
         return self

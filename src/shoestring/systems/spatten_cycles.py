@@ -1,5 +1,7 @@
 """SpAtten's accelerator in its cycle model, beside the same machine without pruning and two toy rivals."""
 
+from typing import Any
+
 from shoestring.accelerators import (
     Cycles,
     HeadWork,
@@ -17,8 +19,8 @@ from shoestring.yardstick.comparison import Row
 
 LENGTH, HEAD_DIM, LAYERS, HEADS = 1024, 64, 24, 16
 V_KEEP, LOW_SHARE = 0.3, 0.06
-OURS = {"key_bits": 8, "low_bits": 4, "value_bits": 8}
-PLAIN = {"key_bits": 12, "value_bits": 8}
+OURS: dict[str, Any] = {"key_bits": 8, "low_bits": 4, "value_bits": 8}
+PLAIN: dict[str, Any] = {"key_bits": 12, "value_bits": 8}
 
 
 def pruned_work() -> list[LayerWork]:

@@ -42,6 +42,6 @@ def probe_accuracy(
         return value
 
     with torch.enable_grad():
-        optimizer.step(loss)  # type: ignore[no-untyped-call]
+        optimizer.step(loss)
     found = (test_features.double() @ weight.detach() + bias.detach()).argmax(1)
     return float((found == test_labels).double().mean())

@@ -57,8 +57,10 @@ class CascadeEncoder:
             raise TypeError(f"{type(bert).__name__} is no BertModel: it has no `embeddings` and `encoder`.")
         if protect_first < 0:
             raise ValueError(f"protect_first={protect_first} must be 0 or more.")
-        self.bert: Any = bert
-        self.layers: list[Any] = list(self.bert.encoder.layer)
+        model: Any = bert
+        self.bert = bert
+        self.embeddings: Any = model.embeddings
+        self.layers: list[Any] = list(model.encoder.layer)
         if tokens is not None:
             tokens.check_layers(len(self.layers))
         self.tokens, self.protect_first, self.gamma, self.rank = tokens, protect_first, gamma, rank
@@ -70,7 +72,7 @@ class CascadeEncoder:
             raise ValueError("a sample has no token at all; give each at least one.")
         present = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
         index = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape).masked_fill(~present, -1)
-        x = self.bert.embeddings(input_ids=ids)
+        x = self.embeddings(input_ids=ids)
         scores = TokenScores(len(ids), self.gamma, ids.device)
         scores.grow(ids.shape[1])
         if self.tokens is not None and self.tokens[0] < ids.shape[1]:

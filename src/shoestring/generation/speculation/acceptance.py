@@ -76,7 +76,8 @@ def naive_greedy(tree: DraftTree, best: Sequence[int]) -> tuple[list[int], list[
     for node in range(1, len(tree)):
         parent = tree.parents[node]
         stands.append(stands[parent] and best[parent] == tree.tokens[node])
-    node, path = max(i for i, ok in enumerate(stands) if ok), []
+    node = max(i for i, ok in enumerate(stands) if ok)
+    path: list[int] = []
     while node >= 0:
         path.insert(0, node)
         node = tree.parents[node]
