@@ -139,5 +139,5 @@ def test_cost():
     with CostCounter() as counter:
         dplr_spectrum(output, -vector, vector, vector, torch.ones(3), 8)
     # 2 x 3 spectra of 5 frequencies, 5 poles each; 30 + 3 x 15 complex numbers and 3 floats in, 30 out
-    assert counter.flops == 39 * 2 * 3 * 5 * 5
-    assert counter.bytes == 8 * (30 + 45 + 30) + 4 * 3
+    assert counter.stated_flops == 39 * 2 * 3 * 5 * 5
+    assert counter.bytes_by_operation["dplr_spectrum"] == 8 * (30 + 45 + 30) + 4 * 3
