@@ -12,6 +12,7 @@ from shoestring.kernels import cauchy_compiled
 from shoestring.kernels.cauchy import dplr_spectrum, naive_dplr_spectrum
 from shoestring.kernels.cauchy_torch import blocked_spectrum
 from shoestring.notices import record_fallbacks
+from shoestring.yardstick.flops import CostCounter
 from shoestring.yardstick.memory import LiveMemory
 
 
@@ -131,3 +132,12 @@ def test_odd_lengths_are_refused(length):
         ValueError, match=rf"length={length} must be even .* use {max(2, length + 1)} and crop"
     ):
         dplr_spectrum(*state_space(1, 1, 1), length)
+
+
+def test_cost():
+    output, vector = torch.ones(2, 3, 5, dtype=torch.complex64), torch.ones(3, 5, dtype=torch.complex64)
+    with CostCounter() as counter:
+        dplr_spectrum(output, -vector, vector, vector, torch.ones(3), 8)
+    # 2 x 3 spectra of 5 frequencies, 5 poles each; 30 + 3 x 15 complex numbers and 3 floats in, 30 out
+    assert counter.stated_flops == 39 * 2 * 3 * 5 * 5
+    assert counter.bytes_by_operation["dplr_spectrum"] == 8 * (30 + 45 + 30) + 4 * 3

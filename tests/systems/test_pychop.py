@@ -36,7 +36,7 @@ def test_accuracies_and_their_paired_spread_are_those_counted_by_hand():
     assert rows["accuracy, half, nearest"].method == 100.0
     nearest = rows["accuracy, e5m2, nearest"]  # 1.01 becomes 1, which is not above 1; 0.99 becomes 1 too
     assert nearest.method == 75.0
-    margin = 1.96 * (0.25 * 0.75 * 100 / 99) ** 0.5 * 100 / 10
+    margin = 1.959964 * (0.25 * 0.75 * 100 / 99) ** 0.5 * 100 / 10
     assert nearest.spread == pytest.approx((-25 - margin, -25 + margin))
     assert rows["accuracy, e5m2, up"].method == 100.0  # 1.01 becomes 1.25, 0.99 becomes 1
     assert rows["points lost, e5m2, up"].method == 0.0

@@ -94,7 +94,7 @@ def test_accuracies_are_compared_picture_by_picture():
     assert (row.method, row.baseline, row.difference) == (75, 50, 25)
     low, high = row.spread
     assert (low + high) / 2 == pytest.approx(25)
-    assert high - low == pytest.approx(2 * 1.96 * 50 / 2)
+    assert high - low == pytest.approx(2 * 1.959964 * 50 / 2)
 
 
 def test_a_delayed_signal_is_learnt():

@@ -50,7 +50,14 @@ def test_no_kernel_is_forgotten():
     compiled = {m.__name__.rpartition(".")[2] for m in modules() if hasattr(m, "load_library")} - {"native"}
     here = {"dequantise", "grouped_rounding", "ngram_counting", "rounding"}
     as_linear_kernels = {"dense_linear", "grouped_linear", "linear_kernel"}
-    elsewhere = {"cached_attention", "causal_conv1d", "decode_batch", "decode_step", "dual_binary"}
+    elsewhere = {
+        "cached_attention",
+        "cauchy_compiled",
+        "causal_conv1d",
+        "decode_batch",
+        "decode_step",
+        "dual_binary",
+    }
     elsewhere |= {"row_gather", "selective_scan_compiled"}
     assert compiled == here | as_linear_kernels | elsewhere
 

@@ -88,8 +88,10 @@ def cached_classifier(
 
 
 @torch.inference_mode()
-def hits(model: nn.Module, inputs: Inputs, labels: Labels, batch_size: int = 500) -> Bool[Tensor, " n"]:
-    """Which pictures the model names rightly. A result that is not a number is a miss."""
+def hits(
+    model: nn.Module, inputs: Float[Tensor, "n *sample"], labels: Labels, batch_size: int = 500
+) -> Bool[Tensor, " n"]:
+    """Which samples the model names rightly. A result that is not a number is a miss."""
     found = []
     for x, y in zip(inputs.split(batch_size), labels.split(batch_size), strict=True):
         logits = model(x)
