@@ -55,7 +55,7 @@ def kernel_rows(features: int, d_state: int, taps: int, rounds: int, seed: int) 
 
 
 def in_one_thread(make: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """Made by the calling thread alone, for which denormals are flushed; more of them only slow these down."""
+    """Made by the calling thread alone, for which denormals are flushed; more threads only slow it down."""
 
     def alone() -> Tensor:
         threads = torch.get_num_threads()
