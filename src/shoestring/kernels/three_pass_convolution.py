@@ -6,7 +6,7 @@ at each of its levels makes log₂ N passes.
 
     U = (F_m · u.view(m, l)) ∘ T,   Y[r] = IFFT_l(FFT_l(U[r]) ∘ K̂[r]),   y = Re(F_mᴴ/m · (Y ∘ T̄))
 
-For real u, U[m−r][j] = exp(−2πi j/l) · conj(U[r][j]), and Y alike, so that rows 0 … ⌊m/2⌋ say all.
+For real u, U[m−r, j] = exp(−2πi j/l) · conj(U[r, j]), and Y alike, so that rows 0 … ⌊m/2⌋ say all.
 
 Source: Fu et al. 2023, "Simple Hardware-Efficient Long Convolutions for Sequence Modeling", section 3.2 and
 appendix C; the relation between the rows is our own.
