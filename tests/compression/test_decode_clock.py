@@ -105,6 +105,9 @@ def test_steps_lead_up_to_the_context(monkeypatch):
             self.sizes.append(ids.shape[1])
             return torch.zeros(1, 7)
 
+        def prompt_is_read(self):
+            pass
+
     clock = itertools.count()
     monkeypatch.setattr(decode_clock.time, "perf_counter", lambda: float(next(clock)))
     for context, steps in ((128, 48), (2000, 48), (60, 29), (3, 1), (2, 1)):
