@@ -89,6 +89,13 @@ def test_pieces_and_steps_make_the_whole(pieces, width):
     assert torch.equal(state, stepped)
 
 
+def test_what_is_carried_on_keeps_nothing_else_in_memory():
+    x, weight = torch.randn(2, 500, 3), torch.randn(3, 4)
+    _, state = prefill_conv1d(x, torch.zeros(2, 3, 3), weight)
+    assert torch.equal(state, x[:, -3:])
+    assert state.untyped_storage().nbytes() == state.nbytes
+
+
 def test_bfloat16_is_computed_in_float32():
     x, weight, bias = (part.detach().bfloat16() for part in problem(1, 9, 5, 4, 0))
     y = causal_conv1d(x, weight, bias)

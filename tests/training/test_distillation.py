@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.models.families import ids_of, make
+from tests.models.hybrids import tiny
 from torch import nn
 from torch.nn import functional as F
 
@@ -151,3 +152,10 @@ def test_a_model_writes_its_own_text():
     assert not torch.equal(ids, model_text(model, 5, 20, generator=torch.Generator().manual_seed(1)))
     with pytest.raises(ValueError, match="97 first tokens"):
         model_text(model, 98, 4, generator=torch.Generator())
+
+
+def test_a_hybrid_writes_its_own_text():
+    model = tiny("tmmt", dtype=torch.float64)
+    ids = model_text(model, 3, 12, generator=torch.Generator().manual_seed(0))
+    for step in range(1, GREEDY_TOKENS + 1):
+        assert torch.equal(ids[:, step], model(ids[:, :step]).logits[:, -1].argmax(-1))

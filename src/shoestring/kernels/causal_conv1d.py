@@ -89,7 +89,8 @@ def prefill_conv1d(
     _check_before(x, before, weight)
     joined = torch.cat([before.to(x.dtype), x], 1)
     y = causal_conv1d(joined, weight, bias, silu=silu)[:, before.shape[1] :]
-    return y, joined[:, x.shape[1] :].to(before.dtype)
+    # A copy: a window on `joined` would keep all of the sequence.
+    return y, joined[:, x.shape[1] :].to(before.dtype, copy=True)
 
 
 def step_conv1d(

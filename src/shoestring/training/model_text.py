@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from shoestring.generation.dense_cache import DenseCache
+from shoestring.generation.decoder_runner import decoder_cache
 from shoestring.models.decoder import Decoder
 from shoestring.models.decoder_step import Want
 
@@ -35,8 +35,7 @@ def model_text(
         start = getattr(model.config, "bos_token_id", None) or 0
     first = model(torch.tensor([[start]]), want=Want(logits="last")).logits[0, -1]
     ids = first.topk(sequences).indices[:, None]
-    shape = cfg.num_hidden_layers, sequences, cfg.num_key_value_heads, cfg.head_dim
-    cache = DenseCache(*shape, dtype=next(model.parameters()).dtype, capacity=length)
+    cache = decoder_cache(model, batch=sequences, capacity=length)
     last = ids
     while ids.shape[1] < length:
         logits = model(last, cache=cache, want=Want(logits="last")).logits[:, -1].float()
