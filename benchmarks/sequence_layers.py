@@ -1,12 +1,16 @@
 """Time and peak memory of one training step of sequence layers, ours and other people's, as sequences grow.
 
     python benchmarks/sequence_layers.py [--longest 65536] [--seconds 2] [--gib 4] [--out FOLDER]
+        [--state-spaces FOLDER]
 
 One layer each on a batch of one, 128 features, forward and backward, in turns. A layer whose step takes more
 than --seconds is left out from there on, one that takes more than --gib after it. Every length is saved when
 it is done, and a second call goes on from there; delete the folder to begin anew. Layers and peers that are
-not installed are named and left out. Written: a JSON document and a page of curves. Exit 1 where a bar falls
-short.
+not installed are named and left out; the S4 of its authors comes from a checkout of their repository.
+
+Bars: no slower than the fastest peer of the same kind at any length, twice as fast as each at 16,384, memory
+that grows with the exponent of the layer. Written: a JSON document and a page of curves. Exit 1 where a bar
+falls short.
 """
 
 import argparse
@@ -22,160 +26,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sequence_contestants import DIM, Contestant, contestants
 from shoestring.files import write_text
 from shoestring.yardstick.environment import Environment
 from shoestring.yardstick.memory import LiveMemory
 from shoestring.yardstick.timing import time_interleaved
 
-DIM, HEADS = 128, 4
 FIRST_LENGTH = 1024
 JUDGED_LENGTH = 16384
 FITTED_FROM = 4096
 """Below it the fixed cost of a call hides the growth."""
-
-
-@dataclass(frozen=True)
-class Contestant:
-    """build: length -> layer. kind: what it is compared with; exponent: the bar on its growth, if ours."""
-
-    name: str
-    kind: str
-    build: Callable[[int], nn.Module]
-    exponent: float | None = None
-
-    @property
-    def is_ours(self) -> bool:
-        return self.exponent is not None
-
-
-def s4(length: int) -> nn.Module:
-    from shoestring.layers.state_space.s4 import S4
-
-    return S4(DIM)
-
-
-def long_convolution(length: int) -> nn.Module:
-    from shoestring.layers.long_convolution.long_convolution import LongConv
-
-    return LongConv(DIM, length, causal=True)
-
-
-def mamba(length: int) -> nn.Module:
-    from shoestring.layers.mamba.mamba import MambaMixer
-
-    return MambaMixer(DIM)
-
-
-def clusters(length: int) -> int:
-    """sqrt(length), rounded to a power of two: clusters of as many tokens as there are clusters."""
-    return 2 ** round(math.log2(length) / 2)
-
-
-def routing(length: int) -> nn.Module:
-    from shoestring.layers.routing.routing_attention import HeadSplit, RoutingAttention
-    from shoestring.layers.routing.routing_options import RoutingOptions
-
-    k = clusters(length)
-    options = RoutingOptions(n_clusters=k, window=length // k)
-    return RoutingAttention(DIM, HeadSplit(HEADS, HEADS // 2, HEADS // 2, routing=options))
-
-
-def axial(length: int) -> nn.Module:
-    """A row and a column layer on a grid that is as square as the length allows."""
-    from shoestring.layers.axial.axial_attention import AxialAttention
-
-    height = clusters(length)
-
-    class Grid(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layers = nn.Sequential(*(AxialAttention(DIM, HEADS, axis=axis, n_axes=2) for axis in (1, 0)))
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.layers(x.unflatten(1, (height, -1))).flatten(1, 2)
-
-    return Grid()
-
-
-def linformer(length: int) -> nn.Module:
-    from shoestring.layers.low_rank.linformer import LinformerAttention
-
-    return LinformerAttention(DIM, HEADS, length, 256)
-
-
-def seqboat(length: int) -> nn.Module:
-    from shoestring.layers.seqboat.seqboat import SeqBoat
-
-    return SeqBoat(DIM)
-
-
-def peer_mambapy(length: int) -> nn.Module:
-    from mambapy.mamba import MambaBlock, MambaConfig
-
-    return MambaBlock(MambaConfig(d_model=DIM, n_layers=1))
-
-
-def peer_transformers_mamba(length: int) -> nn.Module:
-    from transformers.models.mamba.configuration_mamba import MambaConfig
-    from transformers.models.mamba.modeling_mamba import MambaMixer
-
-    return MambaMixer(MambaConfig(hidden_size=DIM, num_hidden_layers=1), layer_idx=0)
-
-
-def peer_transformers_mamba2(length: int) -> nn.Module:
-    from transformers.models.mamba2.configuration_mamba2 import Mamba2Config
-    from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
-
-    config = Mamba2Config(
-        hidden_size=DIM, num_heads=HEADS, head_dim=2 * DIM // HEADS, n_groups=1, num_hidden_layers=1
-    )
-    return Mamba2Mixer(config, layer_idx=0)
-
-
-def peer_linformer(length: int) -> nn.Module:
-    from linformer import LinformerSelfAttention
-
-    return LinformerSelfAttention(DIM, length, k=256, heads=HEADS)
-
-
-def peer_routing(length: int) -> nn.Module:
-    from routing_transformer.routing_transformer import SelfAttention
-
-    return SelfAttention(
-        DIM, 1, length, HEADS, HEADS // 2, window_size=length // clusters(length), causal=True,
-        local_attn_window_size=256,
-    )  # fmt: skip
-
-
-def peer_attention(length: int) -> nn.Module:
-    from x_transformers.x_transformers import Attention
-
-    return Attention(DIM, heads=HEADS, dim_head=DIM // HEADS, causal=True, flash=True)
-
-
-def torch_attention(length: int) -> nn.Module:
-    from shoestring.layers.axial.line_attention import LineAttention
-
-    return LineAttention(DIM, HEADS, causal=True)
-
-
-CONTESTANTS = (
-    Contestant("S4", "exact", s4, 1.1),
-    Contestant("long convolution", "exact", long_convolution, 1.1),
-    Contestant("Mamba", "mamba", mamba, 1.1),
-    Contestant("routing", "routing", routing, 1.6),
-    Contestant("axial, row and column", "exact", axial, 1.55),
-    Contestant("Linformer", "linformer", linformer, 1.1),
-    Contestant("SeqBoat", "exact", seqboat, 1.1),
-    Contestant("mambapy", "mamba", peer_mambapy),
-    Contestant("transformers, Mamba", "mamba", peer_transformers_mamba),
-    Contestant("transformers, Mamba-2", "mamba", peer_transformers_mamba2),
-    Contestant("linformer", "linformer", peer_linformer),
-    Contestant("routing-transformer", "routing", peer_routing),
-    Contestant("x-transformers, exact attention", "exact", peer_attention),
-    Contestant("torch, exact attention", "exact", torch_attention),
-)
-"""Layers that no package offers are compared with exact attention, which a user would take instead."""
 
 
 @dataclass
@@ -220,14 +80,14 @@ def first_steps(contestant: Contestant, length: int, seconds: float) -> tuple[Ca
     return step, took, memory.peak_dynamic_bytes
 
 
-def measure_length(length: int, names: list[str], seconds: float, limit_bytes: int) -> dict[str, Any]:
+def measure_length(
+    length: int, running: list[Contestant], seconds: float, limit_bytes: int
+) -> dict[str, Any]:
     """Points of the layers that could run, and why the others are out from here on."""
     works: dict[str, Callable[[], None]] = {}
     peaks: dict[str, int] = {}
     out: dict[str, str] = {}
-    for contestant in CONTESTANTS:
-        if contestant.name not in names:
-            continue
+    for contestant in running:
         try:
             step, took, peak = first_steps(contestant, length, seconds)
         except ImportError as error:
@@ -267,40 +127,43 @@ def exponent(lengths: list[int], values: list[float]) -> float | None:
     return sum((x - mean_x) * (y - mean_y) for x, y in pairs) / sum((x - mean_x) ** 2 for x, _ in pairs)
 
 
-def judge(results: dict[str, Any]) -> list[tuple[str, str, bool]]:
-    """(layer, what was found, whether the bar holds) for each of our layers and each bar."""
-    verdicts = []
-    for ours in filter(lambda contestant: contestant.is_ours, CONTESTANTS):
+def judge(everyone: tuple[Contestant, ...], results: dict[str, Any]) -> list[tuple[str, str, bool | None]]:
+    """(layer, what was found, whether the bar holds, None without one) for each of our layers."""
+    verdicts: list[tuple[str, str, bool | None]] = []
+    for ours in filter(lambda contestant: contestant.is_ours, everyone):
         curve = {int(n): result["points"].get(ours.name) for n, result in results.items()}
         curve = {length: point for length, point in curve.items() if point is not None}
-        peers = [c.name for c in CONTESTANTS if c.kind == ours.kind and not c.is_ours]
-        worst: list[tuple[float, int, str]] = []
-        for length, point in curve.items():
-            rivals = [(point["ratios"][peer], length, peer) for peer in peers if peer in point["ratios"]]
-            if rivals:
-                worst.append(max(rivals))
-        if worst:
-            ratio, length, peer = max(worst)
-            found = f"at worst {ratio:.2f} of the time of {peer}, at {length}"
-            verdicts.append((ours.name, found, ratio <= 1))
-        for ratio, length, peer in worst:
-            if length == JUDGED_LENGTH:
-                verdicts.append((ours.name, f"{ratio:.2f} of the time of {peer} at {length}", ratio <= 0.5))
-        for what, key in (("time", "seconds"), ("memory", "peak_bytes")):
-            slope = exponent(list(curve), [point[key] for point in curve.values()])
-            if slope is not None and ours.exponent is not None:
+        for kind in ours.rivals:
+            peers = [c.name for c in everyone if c.kind == kind]
+            ratios = [
+                (point["ratios"][peer], length, peer)
+                for length, point in curve.items()
+                for peer in peers
+                if peer in point["ratios"]
+            ]
+            if ratios:
+                ratio, length, peer = max(ratios)
                 verdicts.append(
-                    (ours.name, f"{what} grows with exponent {slope:.2f}", slope <= ours.exponent)
+                    (ours.name, f"at worst {ratio:.2f} of the time of {peer}, at {length}", ratio <= 1)
                 )
+            far = [found for found in ratios if found[1] == JUDGED_LENGTH]
+            if far:
+                ratio, length, peer = max(far)
+                verdicts.append((ours.name, f"{ratio:.2f} of the time of {peer} at {length}", ratio <= 0.5))
+        for what, key, bar in (("time", "seconds", None), ("memory", "peak_bytes", ours.growth)):
+            slope = exponent(list(curve), [point[key] for point in curve.values()])
+            if slope is not None:
+                holds = None if bar is None else slope <= bar
+                verdicts.append((ours.name, f"{what} grows with exponent {slope:.2f}", holds))
     return verdicts
 
 
-def picture(results: dict[str, Any], path: Path) -> None:
+def picture(everyone: tuple[Contestant, ...], results: dict[str, Any], path: Path) -> None:
     """Both curves of every layer, ours drawn through, peers dashed, on one page."""
     from plotly.subplots import make_subplots
 
     figure = make_subplots(cols=2, rows=1, subplot_titles=("seconds of a step", "peak MiB of a step"))
-    for contestant in CONTESTANTS:
+    for contestant in everyone:
         curve = [(int(n), r["points"][contestant.name]) for n, r in results.items()
                  if contestant.name in r["points"]]  # fmt: skip
         line = {"dash": "solid" if contestant.is_ours else "dash"}
@@ -322,7 +185,9 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--gib", type=float, default=4.0)
     parser.add_argument("--out", type=Path, default=Path("build/sequence_layers"))
+    parser.add_argument("--state-spaces", type=Path, help="a checkout of github.com/state-spaces/s4")
     options = parser.parse_args()
+    everyone = contestants(options.state_spaces)
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "sequence_layers.json"
     document = json.loads(path.read_text()) if path.exists() else {"results": {}}
@@ -332,8 +197,8 @@ def main() -> int:
     while length <= options.longest:
         if str(length) not in results:
             gone = {name for result in results.values() for name in result["out"]}
-            names = [c.name for c in CONTESTANTS if c.name not in gone]
-            found = measure_length(length, names, options.seconds, int(options.gib * 2**30))
+            running = [c for c in everyone if c.name not in gone]
+            found = measure_length(length, running, options.seconds, int(options.gib * 2**30))
             results[str(length)] = found
             write_text(path, json.dumps(document, indent=1) + "\n")
             for name, reason in found["out"].items():
@@ -342,11 +207,11 @@ def main() -> int:
             cost = f"{point['seconds'] * 1e3:10.1f} ms  {point['peak_bytes'] / 2**20:8.1f} MiB"
             print(f"{length:6} {name:34} {cost}")
         length *= 2
-    picture(results, options.out / "sequence_layers.html")
-    verdicts = judge(results)
+    picture(everyone, results, options.out / "sequence_layers.html")
+    verdicts = judge(everyone, results)
     for name, found, holds in verdicts:
-        print(f"{'holds' if holds else 'SHORT'}  {name:24} {found}")
-    return 0 if all(holds for _, _, holds in verdicts) else 1
+        print(f"{ {True: 'holds', False: 'SHORT', None: ''}[holds]:6} {name:24} {found}")
+    return 1 if any(holds is False for _, _, holds in verdicts) else 0
 
 
 if __name__ == "__main__":
