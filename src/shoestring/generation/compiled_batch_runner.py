@@ -23,7 +23,6 @@ from shoestring.models.compiled_decoder import CannotCompile
 from shoestring.models.decoder import Decoder
 from shoestring.notices import notice_fallback
 
-
 MOST_PLAIN_ROWS = 32
 """Of plain weights more rows are a product of matrices, which torch does best."""
 

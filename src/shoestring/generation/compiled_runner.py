@@ -36,8 +36,8 @@ class CompiledRunner(DecoderRunner):
     """A decoder that runs each step in one compiled call; long prompts of plain weights go the usual way.
 
     cache: an empty `DenseCache` or `TokenCache` for one sequence, or a hybrid of one; by default a new one in
-    the model's `kv_cache_format`, else of the model's type, or in float16 where inputs are rounded to int8. activations:
-    in what inputs of packed layers take part. kernel_of: as of `CompiledDecoder`.
+    the model's `kv_cache_format`, else of the model's type, or in float16 where inputs are rounded to int8.
+    activations: in what inputs of packed layers take part. kernel_of: as of `CompiledDecoder`.
 
     Raises: CannotCompile, NoCompiler; TypeError for another cache.
     """
@@ -116,9 +116,7 @@ class CompiledRunner(DecoderRunner):
         self._storage = held
 
 
-def by_layer(
-    cache: StepCache, kept: Sequence[Kept], states: Mapping[int, State]
-) -> list[Kept | LayerState]:
+def by_layer(cache: StepCache, kept: Sequence[Kept], states: Mapping[int, State]) -> list[Kept | LayerState]:
     """Of every layer what it keeps: its state, else the next of what layers with attention keep."""
     keys = iter(kept)
     return [

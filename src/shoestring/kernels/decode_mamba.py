@@ -83,8 +83,8 @@ class StepMixer:
         self.width, self.states = conv_weight.shape[1], A.shape[1]
         if self.inner % shared or shared % self.states:
             raise ValueError(
-                f"a mixer of {self.inner} channels from {shared}, with {self.states} states: each must divide "
-                "the one before."
+                f"a mixer of {self.inner} channels from {shared}, with {self.states} states: each must "
+                "divide the one before."
             )
         held = [dt_weight, dt_bias, conv_weight.T, conv_bias, A * math.log2(math.e), D]
         self._alive = [part.detach().float().contiguous().clone() for part in held]

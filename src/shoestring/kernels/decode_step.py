@@ -253,7 +253,7 @@ class DecodeStep:
         """Operations and bytes of a call for sequences of (start, tokens, wants logits): a multiply-add for
         every weight and row, and for every channel of the keys and values that a row of a query head sees.
         """
-        layers, _, head = self._alive
+        _, _, head = self._alive
         attention, row_flops = self._attention, self._row_flops
         inner = self.shape.num_attention_heads * self.shape.head_dim
         flops = n_bytes = 0

@@ -35,9 +35,12 @@ INLINE void product(const linear_kernel *self, const float *x, float *y, int64_t
     }
     float each[ROWS * OUTPUTS];
     /* Both ways add the same numbers in the same order. */
-    if (rows * outputs == LANES) store_lanes(each, sum_each(sums[0]));
-    else for (int r = 0; r < rows; r++)
-        for (int o = 0; o < outputs; o++) each[r * outputs + o] = sum_lanes(sums[r][o]);
+    if (rows * outputs == LANES) {
+        store_lanes(each, sum_each(sums[0]));
+    } else {
+        for (int r = 0; r < rows; r++)
+            for (int o = 0; o < outputs; o++) each[r * outputs + o] = sum_lanes(sums[r][o]);
+    }
     for (int r = 0; r < rows; r++)
         for (int o = 0; o < outputs; o++) {
             float sum = each[r * outputs + o];

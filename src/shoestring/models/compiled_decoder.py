@@ -214,7 +214,8 @@ def _require_known_layers(cfg: DecoderConfig) -> None:
             )
     if LayerKind.MAMBA in cfg.layout and cfg.mamba.scan is not ScanKind.SELECTIVE:
         raise CannotCompile(
-            f"the mixers have the {cfg.mamba.scan.value} scan; the compiled step knows only the selective one."
+            f"the mixers have the {cfg.mamba.scan.value} scan; the compiled step knows only the selective "
+            "one."
         )
 
 

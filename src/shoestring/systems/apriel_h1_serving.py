@@ -31,6 +31,7 @@ from shoestring.systems.apriel_h1_claims import (
 from shoestring.yardstick.comparison import Row
 from shoestring.yardstick.timing import InterleavedTimes, time_interleaved
 
+
 @dataclass(frozen=True, kw_only=True)
 class Serving:
     """A decoder's shape, by default that of SmolLM2-135M, and how it is served."""
@@ -157,9 +158,7 @@ def read_bytes(runner: DecoderRunner) -> int:
 def bytes_note(attention: DecoderRunner, hybrid: DecoderRunner, count: int) -> str:
     """What a step would gain that only read what it must."""
     ratio = read_bytes(attention) / read_bytes(hybrid)
-    return (
-        f"{count} mixers: by the bytes that a token reads at most {ratio:.2f} times as fast as attention"
-    )
+    return f"{count} mixers: by the bytes that a token reads at most {ratio:.2f} times as fast as attention"
 
 
 def break_even_note(short: InterleavedTimes, long: InterleavedTimes, name: str, serving: Serving) -> str:
