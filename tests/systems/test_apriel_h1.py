@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from shoestring.data.tokens import TextBatches
 from shoestring.generation.compiled_batch_runner import CompiledBatchRunner
 from shoestring.generation.decoder_runner import DecoderRunner
 from shoestring.models.layer_layout import LayerKind
@@ -87,20 +88,25 @@ def test_steps_to_equal_loss():
 def test_every_arm_learns_equally_long(monkeypatch):
     from shoestring.systems import apriel_h1_learning as learning
 
-    runs = []
+    runs, read = [], {}
 
     def distil(student, teacher, batches, plan, *, divergence):
+        read[plan.schedule, plan.steps] = batches(0)[0]
         runs.append((len(student.cfg.layers_of(LayerKind.MAMBA)), plan.steps, plan.learning_rate))
         return type("Record", (), {"losses": (1.0,) * plan.steps})
 
     monkeypatch.setattr(learning, "distil_logits", distil)
-    lesson = dataclasses.replace(TINY_LESSON, steps=5)
+    lesson = dataclasses.replace(TINY_LESSON, steps=5, stage_steps=(3, 4))
     rows, notes = learning_rows(_noise(lesson, 0)[0], lesson, 0)
     assert len({rate for _, _, rate in runs}) == 1
     one, many = (sorted(steps for count, steps, _ in runs if count == n) for n in (1, 2))
-    assert one == [5] * 5  # a stage, two other orders, random mixers, the other divergence
-    assert many == [1, 1, 5, 10]  # two probes, a stage, all at once
+    assert one == [3] + [5] * 5  # a stage, three orders, random mixers, the other divergence
+    assert many == [1, 1, 4, 7]  # two probes, a stage, all at once
     assert len(rows) == 6
+    # A stage reads on where the one before stopped; its rate falls only in the last.
+    whole = TextBatches(_noise(lesson, 0)[0].train, lesson.length, lesson.batch_size, 1)
+    assert read["constant", 3].equal(whole(0)[0])
+    assert read["cosine", 4].equal(whole(3)[0])
     assert any("at random" in note for note in notes)
 
 
