@@ -101,7 +101,7 @@ class HybridCache(StepCache):
         return self._exact_tokens
 
     def state(self, layer: int) -> State:
-        """The state of a layer after all tokens so far; to be read only.
+        """The state of a layer after all tokens so far; to be read only, and good until the cache changes.
 
         Raises: CacheCannot for a layer with keys and values.
         """

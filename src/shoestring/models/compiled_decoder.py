@@ -43,7 +43,8 @@ class CompiledDecoder:
 
     kernel_of: asked first for every linear layer; where it gives None, and without it, `usual_kernel` is.
     activations: in what the inputs of packed layers take part; those of others are float32. Weights are used
-    where they are, or as the kernels have packed them; gains of norms are copied.
+    where they are, or as the kernels have packed them; gains of norms, and what mixers hold beside their
+    projections, are copied.
 
     Raises: CannotCompile for a module without a kernel, or weights elsewhere than on the CPU; NoCompiler.
     """
@@ -154,10 +155,9 @@ class CompiledDecoder:
         name = f"model.layers.{index}.mixer"
         if mixer.conv_weight.device.type != "cpu":
             raise CannotCompile(f"{name} is on {mixer.conv_weight.device}; the step runs on the CPU.")
-        if type(mixer.dt_proj) is not nn.Linear:
+        if not isinstance(getattr(mixer.dt_proj, "weight", None), Tensor):
             raise CannotCompile(
-                f"{name}.dt_proj is a {type(mixer.dt_proj).__name__}; the compiled step takes its weights "
-                "plain: leave it out of what is rewritten."
+                f"{name}.dt_proj is a {type(mixer.dt_proj).__name__}, which has no weight to compute with."
             )
         return {
             "q": self._kernel_in(index, "mixer.in_proj", mixer.in_proj),
