@@ -34,6 +34,7 @@ TESTS = (
     *(HERE / "tile" / "c" / f"test_{name}.py" for name in ("casts", "compute", "matmul")),
     HERE.parent / "models" / "test_compiled_decoder.py",
     HERE.parent / "models" / "test_compiled_batch.py",
+    HERE.parent / "models" / "test_compiled_hybrid.py",
 )
 
 

@@ -5,6 +5,9 @@ import dataclasses
 import pytest
 import torch
 
+from shoestring.data.tokens import TextBatches
+from shoestring.generation.compiled_batch_runner import CompiledBatchRunner
+from shoestring.generation.decoder_runner import DecoderRunner
 from shoestring.models.layer_layout import LayerKind
 from shoestring.systems import apriel_h1_family as family
 from shoestring.systems import apriel_h1_serving as serving
@@ -28,17 +31,33 @@ def test_the_default_is_the_shape_of_smollm2():
     assert sum(parameter.numel() for parameter in decoder.parameters()) == 134_515_008
 
 
-def test_models_share_what_is_the_same_and_a_step_repeats_itself():
+def test_models_share_what_is_the_same_and_a_step_is_one_compiled_call():
     models = serving.build_models(TINY_SERVING, 0)
     assert sorted(models) == [0, 3, 4]
     for model in models.values():
         assert model.model.embed_tokens.weight.data_ptr() == models[0].model.embed_tokens.weight.data_ptr()
-        cache = serving.filled_cache(model, 2, 20, 0)
+        runner = serving._runner(model, 2, 20, TINY_SERVING, 0)
+        assert isinstance(runner, CompiledBatchRunner)
+        cache, nbytes = runner.cache, runner.cache.nbytes()
         assert cache.next_pos.tolist() == [20, 20]
-        step = serving.decode(model, cache)
-        first, nbytes = step(), cache.nbytes()
-        assert torch.equal(step(), first)
-        assert (cache.next_pos.tolist(), cache.nbytes()) == ([20, 20], nbytes)
+        step, expected = serving.decode(runner), serving.decode(DecoderRunner(model, cache.clone()))
+        for _ in range(TINY_SERVING.rounds + 1):
+            torch.testing.assert_close(step(), expected(), rtol=1e-4, atol=1e-4)
+        # There is room for all rounds: nothing is allocated while time is taken.
+        assert (cache.plain_slots(), cache.nbytes()) == (20 + TINY_SERVING.rounds + 1, nbytes)
+
+
+def test_what_a_token_reads():
+    models = serving.build_models(TINY_SERVING, 0)
+    full, hybrid = (serving._runner(models[n], 2, 20, TINY_SERVING, 0) for n in (0, 3))
+    cfg = TINY_SERVING.config
+    keys = 2 * 2 * 4 * 20 * cfg.num_key_value_heads * cfg.head_dim
+    weights = sum(parameter.nbytes for parameter in models[0].parameters())
+    assert serving.read_bytes(full) == weights + 5 * keys
+    states = sum(t.nbytes for t in hybrid.cache.state(0 if 0 in hybrid.cache.own_states() else 1).values())
+    weights = sum(parameter.nbytes for parameter in models[3].parameters())
+    assert serving.read_bytes(hybrid) == weights + 2 * keys + 3 * states
+    assert "3 mixers: by the bytes" in serving.bytes_note(full, hybrid, 3)
 
 
 def test_keys_are_those_of_attention_alone():
@@ -69,20 +88,25 @@ def test_steps_to_equal_loss():
 def test_every_arm_learns_equally_long(monkeypatch):
     from shoestring.systems import apriel_h1_learning as learning
 
-    runs = []
+    runs, read = [], {}
 
     def distil(student, teacher, batches, plan, *, divergence):
+        read[plan.schedule, plan.steps] = batches(0)[0]
         runs.append((len(student.cfg.layers_of(LayerKind.MAMBA)), plan.steps, plan.learning_rate))
         return type("Record", (), {"losses": (1.0,) * plan.steps})
 
     monkeypatch.setattr(learning, "distil_logits", distil)
-    lesson = dataclasses.replace(TINY_LESSON, steps=5)
+    lesson = dataclasses.replace(TINY_LESSON, steps=5, stage_steps=(3, 4))
     rows, notes = learning_rows(_noise(lesson, 0)[0], lesson, 0)
     assert len({rate for _, _, rate in runs}) == 1
     one, many = (sorted(steps for count, steps, _ in runs if count == n) for n in (1, 2))
-    assert one == [5] * 5  # a stage, two other orders, random mixers, the other divergence
-    assert many == [1, 1, 5, 10]  # two probes, a stage, all at once
+    assert one == [3] + [5] * 5  # a stage, three orders, random mixers, the other divergence
+    assert many == [1, 1, 4, 7]  # two probes, a stage, all at once
     assert len(rows) == 6
+    # A stage reads on where the one before stopped; its rate falls only in the last.
+    whole = TextBatches(_noise(lesson, 0)[0].train, lesson.length, lesson.batch_size, 1)
+    assert read["constant", 3].equal(whole(0)[0])
+    assert read["cosine", 4].equal(whole(3)[0])
     assert any("at random" in note for note in notes)
 
 

@@ -30,10 +30,15 @@ PUBLISHED_COUNTS = (25, 27, 30, 34, 37, 40)
 class Distil(Protocol):
     """Trains `student` in place to predict as `teacher` does, and gives the loss at the end.
 
-    name: of the run, for files; it says the stage, and the layer of a probe.
+    name: of the run, for files; it says the stage (`stage_number`), and the layer of a probe.
     """
 
     def __call__(self, student: Decoder, teacher: Decoder, *, steps: int, name: str) -> float: ...
+
+
+def stage_number(name: str) -> int:
+    """The stage, from 1 on, that a run of this name is of, or a probe before it."""
+    return int(name.split("-")[1])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,8 +3,8 @@
 What the step cannot do, the decoder itself does, token by token where need be: both work on one cache.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -12,27 +12,32 @@ from torch import Tensor
 
 from shoestring.errors import NoCompiler
 from shoestring.generation.decoder_runner import DecoderRunner, decoder_cache
-from shoestring.generation.dense_cache import DenseCache
+from shoestring.generation.dense_cache import DenseCache, DenseStore
+from shoestring.generation.hybrid_cache import HybridCache
 from shoestring.generation.slot_cache import POS
 from shoestring.generation.step_cache import StepCache
-from shoestring.generation.token_cache import TokenCache, grid_column
+from shoestring.generation.token_cache import TokenCache, TokenStore, grid_column
+from shoestring.kernels.decode_mamba import LayerState
 from shoestring.kernels.decode_step import MOST_TOKENS, LayerCache
 from shoestring.kernels.dense_linear import STORAGE_KINDS
 from shoestring.kernels.grouped_linear import Activations
 from shoestring.layers.packed_linear import PackedLinear
 from shoestring.layers.row_sparse_linear import row_sparse_layers
+from shoestring.layers.state import State
 from shoestring.models.compiled_decoder import CannotCompile, CompiledDecoder, KernelOf
 from shoestring.models.decoder import Decoder
 from shoestring.notices import notice_fallback
 from shoestring.numbers.cache_format import CacheFormat
 
+Kept = TypeVar("Kept")
+
 
 class CompiledRunner(DecoderRunner):
     """A decoder that runs each step in one compiled call; long prompts of plain weights go the usual way.
 
-    cache: an empty `DenseCache` or `TokenCache` for one sequence; by default a new one in the model's
-    `kv_cache_format`, else of the model's type, or in float16 where inputs are rounded to int8. activations:
-    in what inputs of packed layers take part. kernel_of: as of `CompiledDecoder`.
+    cache: an empty `DenseCache` or `TokenCache` for one sequence, or a hybrid of one; by default a new one in
+    the model's `kv_cache_format`, else of the model's type, or in float16 where inputs are rounded to int8.
+    activations: in what inputs of packed layers take part. kernel_of: as of `CompiledDecoder`.
 
     Raises: CannotCompile, NoCompiler; TypeError for another cache.
     """
@@ -55,9 +60,12 @@ class CompiledRunner(DecoderRunner):
             narrow = self._packed and activations is Activations.INT8
             cache = decoder_cache(model, capacity=capacity, dtype=torch.float16 if narrow else None)
         super().__init__(model, cache, capacity)
-        if reason := _unfit_cache(cache):
+        if reason := unfit_cache(cache):
             raise TypeError(f"the compiled step cannot use this cache: {reason}.")
         self._storage: list[Tensor] = []
+        # A state cannot be given back; only codes can turn out not to hold what they should.
+        columns = cache.storage()[0] if cache.storage() else {}
+        self._marks = isinstance(cache, HybridCache) and any(grid_column(part) in columns for part in "kv")
 
     def feed(self, ids: Int[Tensor, "1 n"]) -> Float[Tensor, "1 vocab"]:
         """Append tokens to the sequence; the logits of the token that follows, float32 from the step."""
@@ -83,6 +91,7 @@ class CompiledRunner(DecoderRunner):
         return self._step(ids, start, ids.shape[1])
 
     def _step(self, ids: Tensor, start: int, logit_rows: int) -> Tensor:
+        mark = self.cache.mark() if self._marks else None
         self.cache.claim(ids.shape[1])
         self._follow_storage()
         self.cache.count_reads()
@@ -91,16 +100,29 @@ class CompiledRunner(DecoderRunner):
             return self.compiled(ids[0], start, logit_rows).clone()
         except ValueError:
             # Keys or values that the cache cannot hold: it is left as it was.
-            self.cache.give_back(ids.shape[1])
+            if mark is None:
+                self.cache.give_back(ids.shape[1])
+            else:
+                self.cache.rollback(mark)
             raise
 
     def _follow_storage(self) -> None:
         storage = self.cache.storage()
-        keys = [columns["k"] for columns in storage]
-        if len(self._storage) == len(keys) and all(a is b for a, b in zip(self._storage, keys, strict=True)):
+        states = self.cache.own_states() if isinstance(self.cache, HybridCache) else {}
+        held = [columns["k"] for columns in storage] + [state["ssm"] for state in states.values()]
+        if len(self._storage) == len(held) and all(a is b for a, b in zip(self._storage, held, strict=True)):
             return
-        self.compiled.use([_layer_cache(columns) for columns in storage])
-        self._storage = keys
+        self.compiled.use(by_layer(self.cache, [_layer_cache(columns) for columns in storage], states))
+        self._storage = held
+
+
+def by_layer(cache: StepCache, kept: Sequence[Kept], states: Mapping[int, State]) -> list[Kept | LayerState]:
+    """Of every layer what it keeps: its state, else the next of what layers with attention keep."""
+    keys = iter(kept)
+    return [
+        LayerState(states[layer]["conv"], states[layer]["ssm"]) if layer in states else next(keys)
+        for layer in range(cache.n_layers)
+    ]
 
 
 def _layer_cache(columns: Mapping[str, Tensor]) -> LayerCache:
@@ -139,14 +161,20 @@ def _asks_for_another_path(model: Decoder, cache: Any) -> bool:
         return True
     if cache is None:
         return isinstance(model.kv_cache_format, CacheFormat)
-    return _unfit_cache(cache) is not None
+    return unfit_cache(cache) is not None
 
 
-def _unfit_cache(cache: Any) -> str | None:
-    if type(cache) not in (DenseCache, TokenCache):
+def unfit_cache(cache: Any, batch: int = 1) -> str | None:
+    """Why the compiled step cannot work on a cache of so many sequences; None where it can."""
+    if type(cache) not in (DenseCache, TokenCache, HybridCache):
         return f"it is a {type(cache).__name__}"
-    if cache.batch != 1:
+    others = [store for store in cache.step_layers if type(store) not in (DenseStore, TokenStore)]
+    if others:
+        return f"it keeps keys and values in a {type(others[0]).__name__}"
+    if cache.batch != batch:
         return f"it holds {cache.batch} sequences"
+    if not cache.step_layers:
+        return None
     keys = cache.storage()[0]["k"]
     if keys.device.type != "cpu" or keys.dtype not in (torch.uint8, *STORAGE_KINDS):
         return f"it holds {keys.dtype} on {keys.device}"

@@ -26,7 +26,7 @@ from shoestring.numbers.token_cache_format import TokenCacheFormat
 class DecoderRunner:
     """Our own decoder, through a cache of ours.
 
-    cache: an empty `KVCache` for one sequence; by default a new one in the model's `kv_cache_format`. hooks,
+    cache: an empty `KVCache`; by default a new one for one sequence in the model's `kv_cache_format`. hooks,
     ctx: passed on to every forward pass. selection: what is kept of the cache, and read of it.
 
     Raises: TypeError for a cache of another kind, or one that a selection cannot work on.
@@ -60,8 +60,8 @@ class DecoderRunner:
             selection.start(self.cache)
             self.hooks += tuple(selection.hooks)
 
-    def feed(self, ids: Int[Tensor, "1 n"]) -> Float[Tensor, "1 vocab"]:
-        """Append tokens to the sequence; the logits of the token that follows."""
+    def feed(self, ids: Int[Tensor, "batch n"]) -> Float[Tensor, "batch vocab"]:
+        """Append tokens to every sequence of the cache; the logits of the tokens that follow."""
         out = self.model(ids, cache=self.cache, ctx=self.ctx, hooks=self.hooks, want=Want(logits="last"))
         if self._prompt_read and self.selection is not None:
             assert isinstance(self.cache, SlotCache)

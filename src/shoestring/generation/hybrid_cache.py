@@ -3,11 +3,13 @@
 from collections.abc import Mapping, Sequence
 from weakref import WeakKeyDictionary
 
+import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from shoestring.generation.slot_cache import LayerStore, Mark, SlotCache
 from shoestring.generation.slot_table import SlotTable
+from shoestring.generation.step_cache import StepCache
 from shoestring.layers.state import State, clone_state, reorder_state, state_bytes
 from shoestring.models.protocols import CacheCannot
 
@@ -51,7 +53,7 @@ class StateStore:
         return StateStore(self.table.clone(), clone_state(self.state))
 
 
-class HybridCache(SlotCache):
+class HybridCache(StepCache):
     """Keys and values in the stores of another cache, and states beside them.
 
     attention: an empty cache with a layer for every layer with attention, in their order; None without any.
@@ -59,8 +61,9 @@ class HybridCache(SlotCache):
     that mixes nothing.
 
     A mark remembers the states by reference, which is exact and takes no copy, because a new state is a new
-    tensor; until the mark is forgotten they stay in memory. What would take single tokens out of a state
-    raises `CacheCannot`: roll back to a mark and feed the tokens again.
+    tensor (`own_states` makes copies of what marks hold); until the mark is forgotten they stay in memory.
+    What would take single tokens out of a state raises `CacheCannot`: roll back to a mark and feed the tokens
+    again.
 
     Raises: ValueError where the layers do not add up, or there are neither keys nor states.
     """
@@ -85,6 +88,12 @@ class HybridCache(SlotCache):
         super().__init__(stores, heads, head_dim)
         self._exact_tokens = None if attention is None else attention.exact_tokens
         self._snapshots: WeakKeyDictionary[Mark, dict[int, State]] = WeakKeyDictionary()
+        self._own: dict[int, State] = {}
+
+    @property
+    def step_layers(self) -> list[LayerStore]:
+        """The layers that hold keys and values."""
+        return [store for store in self.layers if not isinstance(store, StateStore)]
 
     @property
     def exact_tokens(self) -> int | None:
@@ -92,11 +101,27 @@ class HybridCache(SlotCache):
         return self._exact_tokens
 
     def state(self, layer: int) -> State:
-        """The state of a layer after all tokens so far; to be read only.
+        """The state of a layer after all tokens so far; to be read only, and good until the cache changes.
 
         Raises: CacheCannot for a layer with keys and values.
         """
         return self._state_store(layer).state
+
+    def own_states(self) -> dict[int, State]:
+        """The states by layer, contiguous and held by nobody but this cache: its caller may overwrite them,
+        once for all tokens that it claims. Good until the next mark, rollback or `set_state`."""
+        held = [state for states in self._snapshots.values() for state in states.values()]
+        for layer, store in self._state_stores():
+            mine = store.state is self._own.get(layer) and not any(state is store.state for state in held)
+            if not mine:
+                form = torch.contiguous_format
+                store.state = {name: t.clone(memory_format=form) for name, t in store.state.items()}
+                self._own[layer] = store.state
+        return {layer: store.state for layer, store in self._state_stores()}
+
+    def give_back(self, n: int) -> None:
+        """Raises: CacheCannot; roll back to a mark instead."""
+        raise CacheCannot("give slots back", "the states have seen their tokens; roll back to a mark")
 
     def set_state(self, layer: int, state: State, pos: Int[Tensor, "batch n"]) -> None:
         """Replace it by the state after tokens at logical positions `pos`, −1 where there is none.
@@ -137,6 +162,10 @@ class HybridCache(SlotCache):
         for layer, store in self._state_stores():
             store.state = self._snapshots[mark][layer]
 
+    def keep_path(self, mark: Mark, path: Int[Tensor, "batch m"]) -> None:
+        """Raises: CacheCannot; roll back to the mark and feed the path again."""
+        raise CacheCannot("keep a path", "the states have seen the other tokens too; roll back to the mark")
+
     def reorder(self, samples: Int[Tensor, " new_batch"]) -> None:
         """As `SlotCache.reorder`, the states and those of marks included."""
         super().reorder(samples)
@@ -148,6 +177,7 @@ class HybridCache(SlotCache):
         other = super().clone()
         assert isinstance(other, HybridCache)
         other._exact_tokens, other._snapshots = self._exact_tokens, WeakKeyDictionary()
+        other._own = {}
         return other
 
     def _state_stores(self) -> Sequence[tuple[int, StateStore]]:

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from shoestring.generation.slot_cache import SlotCache
+from shoestring.generation.slot_cache import LayerStore, SlotCache
 from shoestring.generation.slot_table import SlotTable
 
 
@@ -36,43 +36,50 @@ class ColumnStore:
 class StepCache(SlotCache):
     """A cache of `ColumnStore`s: slots may be claimed and written by others."""
 
+    @property
+    def step_layers(self) -> list[LayerStore]:
+        """The layers that hold keys and values."""
+        return self.layers
+
     def plain_slots(self) -> int | None:
         """The slots of every layer, where slot i of each holds the token at position i and nothing else is
-        kept beside keys and values; None where tokens were evicted, reordered or left out."""
-        tables = [layer.table for layer in self.layers]
-        slots, columns = tables[0].uniform, len(self._columns())
-        plain = all(
-            table.uniform == slots and table.rows == 1 and len(table.columns) == columns for table in tables
-        )
+        kept beside keys and values; None where tokens were evicted, reordered or left out, or samples differ
+        in length."""
+        tables = [layer.table for layer in self.step_layers]
+        seen, last = (int(x) for x in self.next_pos.aminmax())
+        columns = len(self._columns())
         # As many slots as positions so far: none is missing.
-        return (
-            slots if plain and not self.permuted and self.batch == 1 and slots == int(self.next_pos) else None
+        plain = all(
+            table.uniform == seen and table.rows == 1 and len(table.columns) == columns for table in tables
         )
+        return seen if plain and seen == last and not self.permuted else None
 
     def claim(self, n: int) -> None:
         """Count `n` more slots and positions as filled: the caller writes them, keys rotated, there."""
-        for layer in self.layers:
+        for layer in self.step_layers:
             layer.table.claim(n)
         self.next_pos, self._last_pos = self.next_pos + n, None
 
     def give_back(self, n: int) -> None:
         """Take back the claim of the last `n` slots."""
-        for layer in self.layers:
+        for layer in self.step_layers:
             layer.table.unclaim(n)
         self.next_pos, self._last_pos = self.next_pos - n, None
 
     def storage(self) -> list[dict[str, Tensor]]:
-        """Of each layer: its columns by name, (batch, heads or 1, capacity, …), as they are allocated now; a
-        growing cache allocates anew."""
+        """Of each layer with keys and values: its columns by name, (batch, heads or 1, capacity, …), as they
+        are allocated now; a growing cache allocates anew."""
         names = self._columns()
-        return [{name: layer.table.columns[name].data for name in names} for layer in self.layers]
+        return [{name: layer.table.columns[name].data for name in names} for layer in self.step_layers]
 
     def count_reads(self) -> None:
         """Note in `traffic` that all keys and values of all layers are read once."""
-        for layer in self.layers:
+        for layer in self.step_layers:
             self.traffic.count(*layer.read_bits)
 
     def _columns(self) -> tuple[str, ...]:
-        first = self.layers[0]
+        if not self.step_layers:
+            return ()
+        first = self.step_layers[0]
         assert isinstance(first, ColumnStore)
         return first.columns

@@ -11,10 +11,12 @@
 typedef struct {
     int64_t first_row, tokens, start, wants_logits; /* of its last row */
     const int32_t *blocks;                          /* those of its slots, in order */
+    int64_t sample;                                 /* whose states are its own, where mixers keep some */
 } batch_sequence;
 
 typedef struct {
     cache_rows keys, values; /* (blocks, kv_heads, slots) rows */
+    mamba_states states;     /* of a mixer, instead */
 } paged_layer;
 
 typedef struct {
@@ -149,6 +151,9 @@ int decode_batch(const decode_model *model, const paged_memory *memory, const fl
     team_barrier barrier = {0};
     shared_room shared;
     batch b = {model, memory, sequences, owners, n_sequences, rows, 0};
+    token_run runs[n_sequences];
+    for (int64_t i = 0; i < n_sequences; i++)
+        runs[i] = (token_run){sequences[i].first_row, sequences[i].tokens, sequences[i].sample};
     int64_t offset = lay_out_shared(model, rows, rows, room, &shared);
 #pragma omp parallel num_threads(threads)
     {
@@ -161,8 +166,12 @@ int decode_batch(const decode_model *model, const paged_memory *memory, const fl
         lay_out_thread(model, rows, rows, n_threads, room + offset + thread * size, &own);
         memcpy(own.stream, x + share.first * model->hidden, (size_t)(share.count * model->hidden) * 4);
         for (int64_t l = 0; l < model->n_layers; l++) {
-            paged_block(&b, l, &shared, &own, &share, &barrier);
-            feed_forward_block(model, model->layers + l, &shared, &own, &share, &barrier);
+            const decode_layer *layer = model->layers + l;
+            if (layer->mamba)
+                mamba_block(model, layer, &memory->layers[l].states, runs, n_sequences, &shared, &own, &share, &barrier);
+            else
+                paged_block(&b, l, &shared, &own, &share, &barrier);
+            feed_forward_block(model, layer, &shared, &own, &share, &barrier);
         }
         int64_t wanted = wanted_rows(&b, &shared, &own, &share, &barrier);
         if (wanted) model->head->run(model->head, own.input, logits, wanted, thread, n_threads, own.scratch);

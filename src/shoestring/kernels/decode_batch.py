@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from shoestring.kernels.cached_attention import CacheRows, StoredRows
 from shoestring.kernels.costs import cost_is_wanted, count_cost
-from shoestring.kernels.decode_step import PROMPT_TOKENS, DecodeStep
+from shoestring.kernels.decode_mamba import LayerState, StateFields
+from shoestring.kernels.decode_step import PROMPT_TOKENS, DecodeStep, check_place
 from shoestring.kernels.dense_linear import FLAGS
 from shoestring.kernels.linear_kernel import aligned_copy, aligned_room
 from shoestring.kernels.native import load_library
@@ -22,17 +24,18 @@ from shoestring.kernels.native import load_library
 @dataclass(frozen=True)
 class BatchSequence:
     """Of one sequence: rows for positions and slots start … start + tokens − 1, and the blocks of all its
-    slots, in order. wants_logits: of its last row.
+    slots, in order. wants_logits: of its last row. sample: whose states are its own, in a hybrid.
     """
 
     start: int
     tokens: int
     blocks: Sequence[int]
     wants_logits: bool = True
+    sample: int = 0
 
 
 class _Layer(ctypes.Structure):
-    _fields_ = (("keys", CacheRows), ("values", CacheRows))
+    _fields_ = (("keys", CacheRows), ("values", CacheRows), ("states", StateFields))
 
 
 class _Memory(ctypes.Structure):
@@ -40,28 +43,40 @@ class _Memory(ctypes.Structure):
 
 
 _SEQUENCE = np.dtype(
-    [(name, np.int64) for name in ("first_row", "tokens", "start", "wants_logits", "blocks")]
+    [(name, np.int64) for name in ("first_row", "tokens", "start", "wants_logits", "blocks", "sample")]
 )
 
 
 class DecodeBatch:
     """A decoder as one function of (embeddings of many sequences, blocks) -> logits.
 
-    layers: keys and values of each layer, rows (block · kv_head, slot, …), all in blocks of `slots` tokens.
-    The angles of `step` must reach all positions.
+    layers: keys and values of each layer, rows (block · kv_head, slot, …), all in blocks of as many tokens;
+    of a layer with a mixer, its states, a sample for each sequence. The angles of `step` must reach all
+    positions.
 
-    Raises: ValueError where keys or values do not fit the decoder; NoCompiler.
+    Raises: ValueError or TypeError where keys, values or states do not fit the decoder; NoCompiler.
     """
 
-    def __init__(self, step: DecodeStep, layers: Sequence[tuple[StoredRows, StoredRows]]) -> None:
-        self.step, self.slots = step, layers[0][0].rows.shape[1]
+    def __init__(
+        self, step: DecodeStep, layers: Sequence[tuple[StoredRows, StoredRows] | LayerState]
+    ) -> None:
+        parts = [part for layer in layers if not isinstance(layer, LayerState) for part in layer]
+        # Without any attention nothing is kept in blocks, and one has room for all tokens.
+        self.step, self.slots = step, parts[0].rows.shape[1] if parts else sys.maxsize
         _check(step, layers, self.slots)
-        blocks = min(part.rows.shape[0] for pair in layers for part in pair)
+        blocks = min((part.rows.shape[0] for part in parts), default=0)
         self.n_blocks = blocks // step.shape.num_key_value_heads
-        self._library, self._alive = _library(), tuple(layers)
+        self._library, self._alive, self._parts = _library(), tuple(layers), parts
+        self.samples = min(
+            (len(layer.ssm) for layer in layers if isinstance(layer, LayerState)), default=None
+        )
+        """Sequences whose states there is room for; None where no layer keeps any."""
         self._layers = (_Layer * len(layers))()
-        for to, pair in zip(self._layers, layers, strict=True):
-            to.keys, to.values = (part.struct for part in pair)
+        for to, layer in zip(self._layers, layers, strict=True):
+            if isinstance(layer, LayerState):
+                to.states = layer.struct
+            else:
+                to.keys, to.values = (part.struct for part in layer)
         self._memory = _Memory(ctypes.addressof(self._layers), self.slots)
         self._room = self._logits = aligned_room(0)
 
@@ -69,7 +84,7 @@ class DecodeBatch:
     def slot_bytes(self) -> int:
         """Bytes of keys and values of one token in all layers, grids included."""
         heads = self.step.shape.num_key_value_heads
-        return heads * sum(part.row_bytes for pair in self._alive for part in pair)
+        return heads * sum(part.row_bytes for part in self._parts)
 
     def __call__(
         self, x: Float[Tensor, "rows hidden"], sequences: Sequence[BatchSequence]
@@ -80,7 +95,8 @@ class DecodeBatch:
         call overwrites.
 
         Raises: ValueError for rows that do not fit the sequences, blocks that are not there or too few of
-        them, or keys and values without codes (NaN, infinite, or beyond float16).
+        them, samples that are not there or two sequences with the same, or keys and values without codes
+        (NaN, infinite, or beyond float16; states have gone on then, as blocks may have).
         """
         self._check_sequences(x.shape[0], sequences)
         tables = np.concatenate([np.asarray(s.blocks, dtype=np.int32) for s in sequences])
@@ -88,7 +104,7 @@ class DecodeBatch:
         rows = np.cumsum([0, *(s.tokens for s in sequences)])
         described = np.array(
             [
-                (row, s.tokens, s.start, s.wants_logits, tables.ctypes.data + 4 * end)
+                (row, s.tokens, s.start, s.wants_logits, tables.ctypes.data + 4 * end, s.sample)
                 for row, end, s in zip(rows, ends, sequences, strict=False)
             ],
             dtype=_SEQUENCE,
@@ -116,11 +132,14 @@ class DecodeBatch:
                 f"{rows} rows for sequences of {[s.tokens for s in sequences]} tokens; "
                 f"give a row for each, at most {PROMPT_TOKENS}."
             )
+        self._check_samples([s.sample for s in sequences])
         for number, s in enumerate(sequences):
             if s.tokens < 1 or s.start < 0:
                 raise ValueError(
                     f"sequence {number} has {s.tokens} tokens from {s.start} on; at least 1 from 0."
                 )
+            if not self._parts:
+                continue
             if len(s.blocks) * self.slots < s.start + s.tokens:
                 raise ValueError(
                     f"sequence {number} has {len(s.blocks)} blocks of {self.slots} tokens for "
@@ -128,6 +147,14 @@ class DecodeBatch:
                 )
             if not 0 <= min(s.blocks) <= max(s.blocks) < self.n_blocks:
                 raise ValueError(f"sequence {number} names blocks outside the {self.n_blocks} there are.")
+
+    def _check_samples(self, samples: list[int]) -> None:
+        if self.samples is None:
+            return
+        if len(set(samples)) < len(samples) or not 0 <= min(samples) <= max(samples) < self.samples:
+            raise ValueError(
+                f"samples {samples} must be different ones, each one of the {self.samples} with states."
+            )
 
     def _reserve(self, rows: int, logits: int) -> None:
         needed = room_bytes(self.step, rows)
@@ -148,15 +175,26 @@ def room_bytes(step: DecodeStep, rows: int) -> int:
     return int(_library().decode_batch_room(step.address, rows, torch.get_num_threads()))
 
 
-def _check(step: DecodeStep, layers: Sequence[tuple[StoredRows, StoredRows]], slots: int) -> None:
+def _check(
+    step: DecodeStep, layers: Sequence[tuple[StoredRows, StoredRows] | LayerState], slots: int
+) -> None:
+    for number, (mixer, layer) in enumerate(zip(step.mixers, layers, strict=True)):
+        if isinstance(layer, LayerState):
+            check_place(number, mixer, layer)
+            continue
+        check_place(number, mixer, None)
+        for part in layer:
+            _check_part(step, number, part, slots)
+
+
+def _check_part(step: DecodeStep, number: int, part: StoredRows, slots: int) -> None:
     heads, dim = step.shape.num_key_value_heads, step.shape.head_dim
-    for number, part in ((i, part) for i, pair in enumerate(layers) for part in pair):
-        rows, held, channels = part.rows.shape[0], part.rows.shape[1], part.head_dim
-        if rows % heads or (held, channels) != (slots, dim) or not part.rows.is_contiguous():
-            raise ValueError(
-                f"layer {number}: rows of {channels} channels, {tuple(part.rows.shape)}, do not fit "
-                f"(blocks · {heads}, {slots}, {dim}), contiguous."
-            )
+    rows, held, channels = part.rows.shape[0], part.rows.shape[1], part.head_dim
+    if rows % heads or (held, channels) != (slots, dim) or not part.rows.is_contiguous():
+        raise ValueError(
+            f"layer {number}: rows of {channels} channels, {tuple(part.rows.shape)}, do not fit "
+            f"(blocks · {heads}, {slots}, {dim}), contiguous."
+        )
 
 
 @functools.cache

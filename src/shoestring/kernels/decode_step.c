@@ -9,6 +9,7 @@
 #include <omp.h>
 
 #include "attention.h"
+#include "decode_mamba.h"
 #include "decode_team.h"
 #include "head_placement.h"
 #include "lanes.h"
@@ -20,12 +21,15 @@ enum { MOST_LOGITS = 8 };
 /* The same fields in the same order as `DecodeLayer` and `DecodeModel` of decode_step.py. Norms are gains as
    they are multiplied (an offset is added already), NULL where there is none. */
 typedef struct {
+    /* Of a mixer q, k and o project to z, x, B and C, to the input of its step sizes, and back; v is NULL. */
     const linear_kernel *q, *k, *v, *o, *gate, *up, *down;
     const float *before_attention, *after_attention, *before_mlp, *after_mlp, *q_norm, *k_norm;
     const float *cosines, *sines; /* (positions, head_dim): the sines signed for the half-split order */
     cache_rows keys, values;
     int32_t *positions; /* (capacity) what the cache notes beside each slot */
     int64_t capacity, window;
+    const mamba_mixer *mamba; /* NULL: attention; else what follows counts, not keys and values */
+    mamba_states states;
 } decode_layer;
 
 typedef struct {
@@ -38,7 +42,7 @@ typedef struct {
 
 /* What one call works on. The first block is shared, the second belongs to one thread. */
 typedef struct {
-    float *q, *k, *v, *pieces, *attended, *gate, *up, *down;
+    float *q, *k, *v, *pieces, *attended, *gate, *up, *down, *mixed, *low;
     int64_t *refused; /* 1 + a layer whose keys or values could not be stored, else 0 */
 } shared_room;
 
@@ -89,8 +93,22 @@ static void need_for(const linear_kernel *kernel, int64_t tokens, int64_t rows, 
 static kernel_bytes bytes_of_kernels(const decode_model *model, int64_t tokens, int64_t rows, int64_t logit_rows) {
     kernel_bytes needed = {0, whole_lines(model->head->scratch_bytes(model->head, logit_rows))};
     for (int64_t l = 0; l < model->n_layers; l++)
-        for (int i = 0; i < 7; i++) need_for((&model->layers[l].q)[i], tokens, rows, &needed);
+        for (int i = 0; i < 7; i++) {
+            const linear_kernel *kernel = (&model->layers[l].q)[i];
+            if (kernel) need_for(kernel, tokens, rows, &needed);
+        }
     return needed;
+}
+
+/* The most floats of a token that mixers need for z, x, B and C, and for the input of the step sizes. */
+static void mixer_floats(const decode_model *m, int64_t *mixed, int64_t *low) {
+    *mixed = *low = 0;
+    for (int64_t l = 0; l < m->n_layers; l++) {
+        const mamba_mixer *mixer = m->layers[l].mamba;
+        if (!mixer) continue;
+        if (mixed_width(mixer) > *mixed) *mixed = mixed_width(mixer);
+        if (mixer->rank > *low) *low = mixer->rank;
+    }
 }
 
 /* few: tokens that are not of a prompt, at most. */
@@ -105,6 +123,10 @@ static int64_t lay_out_shared(const decode_model *m, int64_t tokens, int64_t few
     to->down = cut(&room, &used, tokens * m->hidden);
     to->pieces = cut(&room, &used, partial_results_floats(m->heads, m->head_dim, few));
     to->refused = (int64_t *)cut(&room, &used, 2);
+    int64_t mixed, low;
+    mixer_floats(m, &mixed, &low);
+    to->mixed = cut(&room, &used, tokens * mixed);
+    to->low = cut(&room, &used, tokens * low);
     return used;
 }
 
@@ -252,6 +274,19 @@ static void attention_block(const decode_model *m, const decode_layer *layer, co
     add_attention(m, layer, seen + share->first * m->heads * m->head_dim, room, own, share, barrier);
 }
 
+/* The mixer of a Mamba layer, over runs of rows that follow what `states` has seen. */
+static void mamba_block(const decode_model *m, const decode_layer *layer, const mamba_states *states,
+                        const token_run *runs, int64_t n_runs, const shared_room *room, const own_room *own,
+                        const row_share *share, team_barrier *barrier) {
+    const mamba_mixer *mixer = layer->mamba;
+    normalise_rows(own->stream, layer->before_attention, m->epsilon, share->count, m->hidden, own->input);
+    multiply(&layer->q, (float *const[]){room->mixed, room->low}, 2, own->input, share, own);
+    meet(barrier);
+    scan_runs(mixer, states, room->mixed, room->low, room->q, runs, n_runs, share->thread, share->n_threads);
+    meet(barrier);
+    add_attention(m, layer, room->q + share->first * mixer->inner, room, own, share, barrier);
+}
+
 static void feed_forward_block(const decode_model *m, const decode_layer *layer, const shared_room *room,
                                const own_room *own, const row_share *share, team_barrier *barrier) {
     int64_t wide = share->first * m->intermediate;
@@ -284,6 +319,7 @@ int64_t decode_step(const decode_model *model, const float *x, int64_t tokens, i
                  int64_t logit_rows, char *room, int threads) {
     team_barrier barrier = {0};
     shared_room shared;
+    const token_run run = {0, tokens, 0};
     int64_t offset = lay_out_shared(model, tokens, few_tokens(model, tokens), room, &shared);
     *shared.refused = 0;
 #pragma omp parallel num_threads(threads)
@@ -297,8 +333,12 @@ int64_t decode_step(const decode_model *model, const float *x, int64_t tokens, i
         lay_out_thread(model, tokens, MOST_LOGITS, n_threads, room + offset + thread * size, &own);
         memcpy(own.stream, x + share.first * model->hidden, (size_t)(share.count * model->hidden) * 4);
         for (int64_t l = 0; l < model->n_layers; l++) {
-            attention_block(model, model->layers + l, &shared, &own, &share, start, &barrier);
-            feed_forward_block(model, model->layers + l, &shared, &own, &share, &barrier);
+            const decode_layer *layer = model->layers + l;
+            if (layer->mamba)
+                mamba_block(model, layer, &layer->states, &run, 1, &shared, &own, &share, &barrier);
+            else
+                attention_block(model, layer, &shared, &own, &share, start, &barrier);
+            feed_forward_block(model, layer, &shared, &own, &share, &barrier);
         }
         if (logit_rows) {
             const float *last = last_rows(model, &shared, &own, &share, logit_rows, &barrier);

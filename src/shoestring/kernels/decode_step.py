@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from shoestring.kernels.cached_attention import CacheRows, StoredRows
 from shoestring.kernels.costs import cost_is_wanted, count_cost
+from shoestring.kernels.decode_mamba import LayerState, StateFields, StepMixer
 from shoestring.kernels.dense_linear import FLAGS
 from shoestring.kernels.linear_kernel import LinearKernel, aligned_copy, aligned_room
 from shoestring.kernels.native import load_library
@@ -40,11 +42,14 @@ class StepShape:
 @dataclass(frozen=True)
 class StepLayer:
     """One layer: its linear maps, gains of norms (float32, offset included; None: no such norm), its window
-    (None: all positions) and which of the tables of angles it uses."""
+    (None: all positions) and which of the tables of angles it uses.
+
+    mamba: a mixer in place of attention; q, k and o are then its projections to z, x, B and C, to the input
+    of the step sizes, and back, and v is None."""
 
     q: LinearKernel
     k: LinearKernel
-    v: LinearKernel
+    v: LinearKernel | None
     o: LinearKernel
     gate: LinearKernel
     up: LinearKernel
@@ -57,6 +62,24 @@ class StepLayer:
     k_norm: Tensor | None
     window: int | None
     angles: int
+    mamba: StepMixer | None = None
+
+    @property
+    def kernels(self) -> list[LinearKernel]:
+        """Its linear maps."""
+        maps = (self.q, self.k, self.v, self.o, self.gate, self.up, self.down)
+        return [kernel for kernel in maps if kernel is not None]
+
+    @property
+    def weights(self) -> int:
+        """Numbers in their matrices."""
+        return sum(kernel.inputs * kernel.outputs for kernel in self.kernels)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that a token reads of it."""
+        mixer = 0 if self.mamba is None else self.mamba.nbytes
+        return mixer + sum(kernel.nbytes for kernel in self.kernels)
 
 
 @dataclass(frozen=True)
@@ -83,6 +106,8 @@ class _Layer(ctypes.Structure):
         ("positions", ctypes.c_void_p),
         ("capacity", ctypes.c_int64),
         ("window", ctypes.c_int64),
+        ("mamba", ctypes.c_void_p),
+        ("states", StateFields),
     )
 
 
@@ -117,7 +142,9 @@ class DecodeStep:
         self._layers = (_Layer * len(layers))()
         for to, layer in zip(self._layers, layers, strict=True):
             for name in ("q", "k", "v", "o", "gate", "up", "down"):
-                setattr(to, name, getattr(layer, name).address)
+                kernel = getattr(layer, name)
+                setattr(to, name, None if kernel is None else kernel.address)
+            to.mamba = None if layer.mamba is None else layer.mamba.address
             for name in (
                 "before_attention", "after_attention", "before_mlp", "after_mlp", "q_norm", "k_norm"
             ):  # fmt: skip
@@ -129,16 +156,12 @@ class DecodeStep:
             shape.head_dim, len(layers), int(shape.gelu), shape.rms_norm_eps, shape.scale,
             ctypes.addressof(self._layers), final_norm.data_ptr(), head.address,
         )  # fmt: skip
-        self.weight_bytes = head.nbytes + sum(
-            getattr(layer, name).nbytes
-            for layer in layers
-            for name in ("q", "k", "v", "o", "gate", "up", "down")
-        )
+        self.weight_bytes = head.nbytes + sum(layer.nbytes for layer in layers)
         self._room = aligned_room(0)
         self._logits = aligned_room(4 * MOST_TOKENS * shape.vocab_size).view(torch.float32)
         self._known: tuple[int, ...] = ()
-        self._cache: tuple[LayerCache, ...] = ()
-        self._stored: tuple[tuple[StoredRows, StoredRows], ...] = ()
+        self._cache: tuple[LayerCache | LayerState, ...] = ()
+        self._token_bytes, self._capacity = 0, 0
 
     @property
     def address(self) -> int:
@@ -149,8 +172,12 @@ class DecodeStep:
     def tensors(self) -> list[Tensor]:
         """The weights that a call reads, as the kernels hold them."""
         layers, _, head = self._alive
-        names = ("q", "k", "v", "o", "gate", "up", "down")
-        return head.tensors + [t for layer in layers for name in names for t in getattr(layer, name).tensors]
+        return head.tensors + [t for layer in layers for kernel in layer.kernels for t in kernel.tensors]
+
+    @property
+    def mixers(self) -> list[StepMixer | None]:
+        """Of every layer, its mixer; None where it has attention."""
+        return [layer.mamba for layer in self._alive[0]]
 
     def set_angles(self, tables: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Cosines and signed sines, each (positions, head_dim) float32, for every kind of layer."""
@@ -159,19 +186,28 @@ class DecodeStep:
             to.cosines, to.sines = cosines.data_ptr(), sines.data_ptr()
         self._tables = tuple(tables)
 
-    def set_cache(self, caches: Sequence[LayerCache]) -> None:
-        """Where keys and values are; to be called again whenever that changes.
+    def set_cache(self, caches: Sequence[LayerCache | LayerState]) -> None:
+        """Where keys and values are, or the states of a mixer; to be called again whenever that changes.
 
-        Raises: as `StoredRows`.
+        Raises: as `StoredRows`, `StepMixer.check_state`; TypeError for states where a layer has attention or
+        the reverse.
         """
-        dim, stored = self.shape.head_dim, []
-        for to, cache in zip(self._layers, caches, strict=True):
+        dim, capacities, token_bytes = self.shape.head_dim, [], 0
+        for number, (to, mixer, cache) in enumerate(zip(self._layers, self.mixers, caches, strict=True)):
+            if isinstance(cache, LayerState):
+                check_place(number, mixer, cache)
+                to.states = cache.struct
+                continue
+            check_place(number, mixer, None)
             keys = StoredRows(cache.keys, dim, cache.key_grids)
             values = StoredRows(cache.values, dim, cache.value_grids)
             to.keys, to.values, to.positions = keys.struct, values.struct, cache.positions.data_ptr()
             to.capacity = cache.keys.shape[1]
-            stored.append((keys, values))
-        self._cache, self._stored = tuple(caches), tuple(stored)
+            capacities.append(cache.keys.shape[1])
+            token_bytes = keys.token_bytes + values.token_bytes
+        # States have room for any number of tokens.
+        self._capacity = min(capacities, default=sys.maxsize)
+        self._cache, self._token_bytes = tuple(caches), token_bytes
 
     def __call__(
         self, x: Float[Tensor, "tokens hidden"], start: int, logit_rows: int = 1
@@ -190,7 +226,7 @@ class DecodeStep:
                 f"{tokens} tokens in one step, logits of {logit_rows}; it takes 1 to {PROMPT_TOKENS} "
                 f"tokens and gives logits of up to {MOST_TOKENS}."
             )
-        if not self._cache or start + tokens > self._cache[0].keys.shape[1]:
+        if not self._cache or start + tokens > self._capacity:
             raise ValueError(f"the cache has no room for slots {start} to {start + tokens - 1}.")
         threads, model, x = torch.get_num_threads(), ctypes.addressof(self._model), aligned_copy(x)
         key = tokens, threads
@@ -217,45 +253,66 @@ class DecodeStep:
         """Operations and bytes of a call for sequences of (start, tokens, wants logits): a multiply-add for
         every weight and row, and for every channel of the keys and values that a row of a query head sees.
         """
-        layers, _, head = self._alive
-        names = ("q", "k", "v", "o", "gate", "up", "down")
-        weights = sum(
-            getattr(layer, name).inputs * getattr(layer, name).outputs for layer in layers for name in names
-        )
+        _, _, head = self._alive
+        attention, row_flops = self._attention, self._row_flops
         inner = self.shape.num_attention_heads * self.shape.head_dim
         flops = n_bytes = 0
         for start, tokens, wants_logits in sequences:
-            flops += 2 * tokens * weights + 2 * wants_logits * head.inputs * head.outputs
-            for layer in layers:
+            flops += tokens * row_flops + 2 * wants_logits * head.inputs * head.outputs
+            for layer in attention:
                 seen = [min(slots, layer.window or slots) for slots in range(start + 1, start + tokens + 1)]
                 flops += 4 * inner * sum(seen)
-                n_bytes += slot_bytes * min(start + tokens, seen[-1] + tokens - 1) // len(layers)
+                n_bytes += slot_bytes * min(start + tokens, seen[-1] + tokens - 1) // len(attention)
         return flops, self.weight_bytes + n_bytes
 
     def _cost(self, slots: int) -> tuple[int, int]:
         """Of one token over so many slots: a multiply-add for every weight, and for every channel of every
         key and value that is seen, of each query head; and the bytes of weights, keys and values."""
-        layers, _, head = self._alive
-        weights = head.inputs * head.outputs + sum(
-            (kernel := getattr(layer, name)).inputs * kernel.outputs
-            for layer in layers
-            for name in ("q", "k", "v", "o", "gate", "up", "down")
-        )
-        seen = sum(min(slots, layer.window or slots) for layer in layers)
+        _, _, head = self._alive
+        seen = sum(min(slots, layer.window or slots) for layer in self._attention)
         inner = self.shape.num_attention_heads * self.shape.head_dim
-        cache_bytes = seen * sum(rows.token_bytes for rows in self._stored[0])
-        return 2 * weights + 4 * inner * seen, self.weight_bytes + cache_bytes
+        flops = self._row_flops + 2 * head.inputs * head.outputs + 4 * inner * seen
+        return flops, self.weight_bytes + seen * self._token_bytes
+
+    @property
+    def _attention(self) -> list[StepLayer]:
+        return [layer for layer in self._alive[0] if layer.mamba is None]
+
+    @property
+    def _row_flops(self) -> int:
+        """Of a token: the weights of all layers, and what mixers do."""
+        mixers = sum(mixer.flops for mixer in self.mixers if mixer is not None)
+        return mixers + 2 * sum(layer.weights for layer in self._alive[0])
+
+
+def check_place(number: int, mixer: StepMixer | None, state: LayerState | None) -> None:
+    """That a layer with a mixer gets a state that fits, and one with attention none.
+
+    Raises: TypeError where it does not; ValueError, as `StepMixer.check_state`.
+    """
+    if (mixer is None) != (state is None):
+        wants, gets = ("a state", "keys and values") if state is None else ("keys and values", "a state")
+        raise TypeError(f"layer {number} keeps {wants}, and is given {gets}.")
+    if mixer is not None and state is not None:
+        mixer.check_state(state)
 
 
 def _check(shape: StepShape, layers: Sequence[StepLayer], head: LinearKernel) -> None:
     hidden, wide = shape.hidden_size, shape.intermediate_size
     inner, shared = (n * shape.head_dim for n in (shape.num_attention_heads, shape.num_key_value_heads))
-    expected = {
-        "q": (hidden, inner), "k": (hidden, shared), "v": (hidden, shared), "o": (inner, hidden),
-        "gate": (hidden, wide), "up": (hidden, wide), "down": (wide, hidden),
-    }  # fmt: skip
-    found = {(f"{name} of layer {i}", sizes): getattr(layer, name) for i, layer in enumerate(layers)
-             for name, sizes in expected.items()}  # fmt: skip
+    mlp = {"gate": (hidden, wide), "up": (hidden, wide), "down": (wide, hidden)}
+    found: dict[tuple[str, tuple[int, int]], LinearKernel] = {}
+    for i, layer in enumerate(layers):
+        expected = {"q": (hidden, inner), "k": (hidden, shared), "v": (hidden, shared)}
+        if (mixer := layer.mamba) is not None:
+            expected = {"q": (hidden, mixer.mixed), "k": (hidden, mixer.rank)}
+            if (mixer.inner, mixer.shared) != (inner, shared):
+                raise ValueError(
+                    f"the mixer of layer {i} has {mixer.inner} channels from {mixer.shared}; "
+                    f"the heads have {inner} and {shared}."
+                )
+        for name, sizes in {**expected, "o": (inner, hidden), **mlp}.items():
+            found[(f"{name} of layer {i}", sizes)] = getattr(layer, name)
     found[("the head", (hidden, shape.vocab_size))] = head
     for (name, sizes), kernel in found.items():
         if (kernel.inputs, kernel.outputs) != sizes:

@@ -8,14 +8,19 @@
 
 enum { OUTPUTS = 4, ROWS = 4 };
 
+/* ahead: whether to ask for the rows of the matrix behind these, which are wanted next: while rows of x meet what
+   is in the cache already, memory would have nothing to do. */
 INLINE void product(const linear_kernel *self, const float *x, float *y, int64_t first, int outputs, int rows,
-                    int kind) {
+                    int kind, int ahead) {
     int64_t inputs = self->inputs, whole = inputs - inputs % LANES;
     const char *weight = (const char *)self->weights[0] + first * inputs * storage_bytes(kind);
     lanes sums[ROWS][OUTPUTS] = {0};
     for (int64_t c = 0; c < whole; c += LANES) {
         lanes w[OUTPUTS];
-        for (int o = 0; o < outputs; o++) w[o] = load_stored(weight, o * inputs + c, kind);
+        for (int o = 0; o < outputs; o++) {
+            w[o] = load_stored(weight, o * inputs + c, kind);
+            if (ahead) __builtin_prefetch(weight + ((outputs + o) * inputs + c) * storage_bytes(kind));
+        }
         for (int r = 0; r < rows; r++) {
             lanes part = load_lanes(x + r * inputs + c);
             for (int o = 0; o < outputs; o++) sums[r][o] += w[o] * part;
@@ -28,9 +33,17 @@ INLINE void product(const linear_kernel *self, const float *x, float *y, int64_t
             for (int r = 0; r < rows; r++) sums[r][o] += w * load_some(x, r * inputs + whole, rest, FLOAT32);
         }
     }
+    float each[ROWS * OUTPUTS];
+    /* Both ways add the same numbers in the same order. */
+    if (rows * outputs == LANES) {
+        store_lanes(each, sum_each(sums[0]));
+    } else {
+        for (int r = 0; r < rows; r++)
+            for (int o = 0; o < outputs; o++) each[r * outputs + o] = sum_lanes(sums[r][o]);
+    }
     for (int r = 0; r < rows; r++)
         for (int o = 0; o < outputs; o++) {
-            float sum = sum_lanes(sums[r][o]);
+            float sum = each[r * outputs + o];
             y[r * self->outputs + first + o] = self->bias ? sum + self->bias[first + o] : sum;
         }
 }
@@ -39,8 +52,9 @@ INLINE void all_rows(const linear_kernel *self, const float *x, float *y, int64_
                      int kind) {
     int64_t r = 0;
     for (; r + ROWS <= tokens; r += ROWS)
-        product(self, x + r * self->inputs, y + r * self->outputs, first, outputs, ROWS, kind);
-    for (; r < tokens; r++) product(self, x + r * self->inputs, y + r * self->outputs, first, outputs, 1, kind);
+        product(self, x + r * self->inputs, y + r * self->outputs, first, outputs, ROWS, kind, r + ROWS >= tokens);
+    for (; r < tokens; r++)
+        product(self, x + r * self->inputs, y + r * self->outputs, first, outputs, 1, kind, r + 1 == tokens);
 }
 
 INLINE void run(const linear_kernel *self, const float *x, float *y, int64_t tokens, int thread, int n_threads,

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from shoestring.kernels.cached_attention import StoredRows
 from shoestring.kernels.decode_batch import BatchSequence, DecodeBatch
+from shoestring.kernels.decode_mamba import LayerState
 from shoestring.models.compiled_decoder import CompiledDecoder
 
 
@@ -15,8 +16,9 @@ class CompiledBatch(CompiledDecoder):
     own.
     """
 
-    def use_blocks(self, layers: Sequence[tuple[StoredRows, StoredRows]]) -> None:
-        """Keep keys and values of each layer here from now on. layers, Raises: as `DecodeBatch`."""
+    def use_blocks(self, layers: Sequence[tuple[StoredRows, StoredRows] | LayerState]) -> None:
+        """Keep keys and values, or states, of each layer here from now on. layers, Raises: as
+        `DecodeBatch`."""
         self.batch = DecodeBatch(self.step, layers)
 
     def run(

@@ -12,11 +12,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from shoestring.errors import ShoestringError
+from shoestring.kernels.decode_mamba import LayerState, StepMixer
 from shoestring.kernels.decode_step import PROMPT_TOKENS, DecodeStep, LayerCache, StepLayer, StepShape
 from shoestring.kernels.dense_linear import STORAGE_KINDS, dense_linear
 from shoestring.kernels.grouped_linear import Activations
 from shoestring.kernels.linear_kernel import LinearKernel
 from shoestring.layers.dual_binary_linear import DualBinaryLinear
+from shoestring.layers.mamba.grouped_mamba import GroupedMambaMixer, ScanKind
 from shoestring.layers.norm import RMSNorm
 from shoestring.layers.packed_kernel import packed_kernel
 from shoestring.layers.packed_linear import PackedEmbedding, PackedLinear, PackedWeight
@@ -29,6 +31,7 @@ from shoestring.models.layer_layout import LayerKind
 KernelOf = Callable[[nn.Module], LinearKernel | None]
 """The kernel of a linear layer, or None where the usual one will do."""
 _FIRST_POSITIONS = 1024
+_KNOWN = (Decoder, DecoderLayer, Attention, FeedForward, RMSNorm, GroupedMambaMixer)
 
 
 class CannotCompile(ShoestringError, TypeError):
@@ -40,7 +43,8 @@ class CompiledDecoder:
 
     kernel_of: asked first for every linear layer; where it gives None, and without it, `usual_kernel` is.
     activations: in what the inputs of packed layers take part; those of others are float32. Weights are used
-    where they are, or as the kernels have packed them; gains of norms are copied.
+    where they are, or as the kernels have packed them; gains of norms, and what mixers hold beside their
+    projections, are copied.
 
     Raises: CannotCompile for a module without a kernel, or weights elsewhere than on the CPU; NoCompiler.
     """
@@ -53,7 +57,7 @@ class CompiledDecoder:
         activations: Activations = Activations.FLOAT32,
     ) -> None:
         cfg = decoder.cfg
-        _require_attention(cfg)
+        _require_known_layers(cfg)
         _require_plain_modules(decoder)
         self.decoder, self.activations = decoder, activations
         self._kernel_of = kernel_of
@@ -73,8 +77,9 @@ class CompiledDecoder:
         """Bytes of weights that a token reads."""
         return self.step.weight_bytes
 
-    def use(self, caches: Sequence[LayerCache]) -> None:
-        """Work on these keys and values from now on; to be called again when they move."""
+    def use(self, caches: Sequence[LayerCache | LayerState]) -> None:
+        """Work on these keys and values, and states of mixers, from now on; to be called again when they
+        move."""
         self.step.set_cache(caches)
 
     def __call__(
@@ -115,33 +120,60 @@ class CompiledDecoder:
 
     def _layer(self, index: int, layer: nn.Module) -> StepLayer:
         # What a rewritten model holds in these places is only known by asking it.
-        attention: Any = layer.self_attn
-        mlp: Any = layer.mlp
-        after: Any = layer.post_attention_layernorm
         inner: Any = layer
+        mlp: Any = inner.mlp
+        after: Any = inner.post_attention_layernorm
         cfg = self.decoder.cfg
-
-        def kernel(owner: Any, path: str) -> LinearKernel:
-            name = path.rpartition(".")[2]
-            return self._kernel(f"model.layers.{index}.{path}", getattr(owner, name))
-
+        hybrid = cfg.layout[index] is LayerKind.MAMBA
         return StepLayer(
-            q=kernel(attention, "self_attn.q_proj"),
-            k=kernel(attention, "self_attn.k_proj"),
-            v=kernel(attention, "self_attn.v_proj"),
-            o=kernel(attention, "self_attn.o_proj"),
-            gate=kernel(mlp, "mlp.gate_proj"),
-            up=kernel(mlp, "mlp.up_proj"),
-            down=kernel(mlp, "mlp.down_proj"),
+            **(self._mixer(index, inner.mixer) if hybrid else self._attention(index, inner.self_attn)),
+            gate=self._kernel_in(index, "mlp.gate_proj", mlp.gate_proj),
+            up=self._kernel_in(index, "mlp.up_proj", mlp.up_proj),
+            down=self._kernel_in(index, "mlp.down_proj", mlp.down_proj),
             before_attention=_gain(inner.input_layernorm),
             after_attention=_gain(after) if cfg.post_norms else None,
             before_mlp=_gain(inner.pre_feedforward_layernorm if cfg.post_norms else after),
             after_mlp=_gain(inner.post_feedforward_layernorm) if cfg.post_norms else None,
-            q_norm=_gain(attention.q_norm) if cfg.qk_norm else None,
-            k_norm=_gain(attention.k_norm) if cfg.qk_norm else None,
             window=cfg.windows[index],
             angles=self._ropes.index(cfg.ropes[index]),
         )
+
+    def _attention(self, index: int, attention: Any) -> dict[str, Any]:
+        """The fields of `StepLayer` that attention fills."""
+        normalised = self.decoder.cfg.qk_norm
+        return {
+            **{
+                part: self._kernel_in(index, f"self_attn.{part}_proj", getattr(attention, f"{part}_proj"))
+                for part in "qkvo"
+            },
+            "q_norm": _gain(attention.q_norm) if normalised else None,
+            "k_norm": _gain(attention.k_norm) if normalised else None,
+        }
+
+    def _mixer(self, index: int, mixer: GroupedMambaMixer) -> dict[str, Any]:
+        """The fields of `StepLayer` that a Mamba mixer fills."""
+        name = f"model.layers.{index}.mixer"
+        if mixer.conv_weight.device.type != "cpu":
+            raise CannotCompile(f"{name} is on {mixer.conv_weight.device}; the step runs on the CPU.")
+        if not isinstance(getattr(mixer.dt_proj, "weight", None), Tensor):
+            raise CannotCompile(
+                f"{name}.dt_proj is a {type(mixer.dt_proj).__name__}, which has no weight to compute with."
+            )
+        return {
+            "q": self._kernel_in(index, "mixer.in_proj", mixer.in_proj),
+            "k": self._kernel_in(index, "mixer.dt_in_proj", mixer.dt_in_proj),
+            "v": None,
+            "o": self._kernel_in(index, "mixer.out_proj", mixer.out_proj),
+            "q_norm": None,
+            "k_norm": None,
+            "mamba": StepMixer(
+                mixer.d_xb, mixer.dt_proj.weight, mixer.dt_proj.bias, mixer.conv_weight, mixer.conv_bias,
+                mixer.A(), mixer.D,
+            ),
+        }  # fmt: skip
+
+    def _kernel_in(self, index: int, path: str, module: nn.Module) -> LinearKernel:
+        return self._kernel(f"model.layers.{index}.{path}", module)
 
     def _kernel(self, name: str, module: nn.Module) -> LinearKernel:
         kernel = self._kernel_of(module) if self._kernel_of else None
@@ -173,13 +205,18 @@ def usual_kernel(module: nn.Module, activations: Activations) -> LinearKernel | 
     return dense_linear(weight, module.bias)
 
 
-def _require_attention(cfg: DecoderConfig) -> None:
+def _require_known_layers(cfg: DecoderConfig) -> None:
     for index, kind in enumerate(cfg.layout):
-        if kind is not LayerKind.ATTENTION:
+        if kind not in (LayerKind.ATTENTION, LayerKind.MAMBA):
             raise CannotCompile(
-                f"layer {index} has no attention but is {kind.name.lower()}; the compiled step knows only "
-                "layers with attention."
+                f"layer {index} is {kind.name.lower()}; the compiled step knows only layers with attention "
+                "or a Mamba mixer."
             )
+    if LayerKind.MAMBA in cfg.layout and cfg.mamba.scan is not ScanKind.SELECTIVE:
+        raise CannotCompile(
+            f"the mixers have the {cfg.mamba.scan.value} scan; the compiled step knows only the selective "
+            "one."
+        )
 
 
 def _require_plain_modules(decoder: Decoder) -> None:
@@ -189,8 +226,7 @@ def _require_plain_modules(decoder: Decoder) -> None:
             raise CannotCompile(
                 f"{name or 'the decoder'} has forward hooks, which a compiled step would not call."
             )
-        own = isinstance(module, Decoder | DecoderLayer | Attention | FeedForward | RMSNorm)
-        if own and type(module) not in (Decoder, DecoderLayer, Attention, FeedForward, RMSNorm):
+        if isinstance(module, _KNOWN) and type(module) not in _KNOWN:
             raise CannotCompile(
                 f"{name or 'the decoder'} is a {type(module).__name__}, which may do as it likes."
             )

@@ -48,7 +48,7 @@ FULL_CLAIMS = (*FAMILY.values(), *RECALL.values())
 _SMALL_SHAPE = MambaShape(d_state=4, dt_rank=4)
 TINY_LESSON = Lesson(
     layers=3, hidden=16, heads=2, kv_heads=1, length=16, batch_size=4, teacher_steps=3, converted=1, most=2,
-    steps=2, probe_steps=1, windows=3, ranking_windows=2, shape=_SMALL_SHAPE,
+    steps=2, stage_steps=(1, 2), probe_steps=1, windows=3, ranking_windows=2, shape=_SMALL_SHAPE,
 )  # fmt: skip
 TINY_SERVING = Serving(
     layers=5, hidden=32, intermediate=48, heads=2, kv_heads=1, head_dim=16, vocabulary=64, batch=2,

@@ -15,7 +15,7 @@ from jaxtyping import Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from shoestring.compression.hybrid_conversion import ConversionPlan, Stage, convert_in_stages
+from shoestring.compression.hybrid_conversion import ConversionPlan, Stage, convert_in_stages, stage_number
 from shoestring.compression.layer_importance import negative_loss
 from shoestring.data.seeded import torch_generator
 from shoestring.files import replacing_file
@@ -72,8 +72,14 @@ def family_rows(
 
     def distil(student: Decoder, teacher: Decoder, *, steps: int, name: str) -> float:
         schedule = TrainingPlan(steps, run.rate, warmup_steps=steps // 10, seed=seed)
+        before = (stage_number(name) - 1) * run.steps
         return distil_logits(
-            student, teacher, batches, schedule, folder=folder / "runs" / name, checkpoint_every=100
+            student,
+            teacher,
+            lambda step: batches(before + step),
+            schedule,
+            folder=folder / "runs" / name,
+            checkpoint_every=100,
         ).losses[-1]
 
     say(_cost(teacher, batches(0), plan))

@@ -10,34 +10,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shoestring.errors import NoCompiler
-from shoestring.generation.block_storage import BlockStorage
-from shoestring.generation.decoder_runner import decoder_cache
+from shoestring.generation.compiled_batch_runner import batch_runner
+from shoestring.generation.decoder_runner import DecoderRunner, decoder_cache
 from shoestring.generation.hybrid_cache import HybridCache, StateStore
 from shoestring.generation.slot_cache import SlotCache
-from shoestring.kernels.decode_batch import BatchSequence
 from shoestring.layers.mamba.grouped_mamba import grouped_mixer
 from shoestring.layers.rotary import Rope
-from shoestring.models.compiled_batch import CompiledBatch
 from shoestring.models.decoder import Decoder
 from shoestring.models.decoder_config import DecoderConfig
-from shoestring.models.decoder_step import Want
 from shoestring.models.layer_layout import LayerKind
-from shoestring.numbers.block_format import BlockFormat
 from shoestring.systems.apriel_h1_claims import (
     CACHE,
     KEYS,
     RATE_60,
     RATE_80,
-    RATE_COMPILED,
+    RATE_CALL,
     RATE_SHORT,
     RATE_SINGLE,
 )
 from shoestring.yardstick.comparison import Row
 from shoestring.yardstick.timing import InterleavedTimes, time_interleaved
-
-BLOCK = 64
-"""Tokens in a block of the server's cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,10 +86,10 @@ def build_models(serving: Serving, seed: int) -> dict[int, Decoder]:
     return models
 
 
-def filled_cache(model: Decoder, batch: int, context: int, seed: int) -> SlotCache:
-    """A cache of the model that holds `context` tokens of noise."""
+def filled_cache(model: Decoder, batch: int, context: int, seed: int, more: int = 1) -> SlotCache:
+    """A cache of the model that holds `context` tokens of noise and has room for `more`."""
     cfg, generator = model.cfg, torch.Generator().manual_seed(seed)
-    cache = decoder_cache(model, batch=batch, capacity=context + 1)
+    cache = decoder_cache(model, batch=batch, capacity=context + more)
     shape = batch, cfg.num_key_value_heads, context, cfg.head_dim
     k, v = (torch.randn(shape, generator=generator) for _ in range(2))
     pos = torch.arange(context).expand(batch, -1)
@@ -111,77 +103,62 @@ def filled_cache(model: Decoder, batch: int, context: int, seed: int) -> SlotCac
     return cache
 
 
-def decode(model: Decoder, cache: SlotCache) -> Callable[[], Tensor]:
-    """Makes one token for every sequence, and takes it back, so that every call does the same work."""
-    ids = torch.arange(cache.batch)[:, None]
+def decode(runner: DecoderRunner) -> Callable[[], Tensor]:
+    """Makes the next token of every sequence; each call sees one slot more."""
+    assert isinstance(runner.cache, SlotCache)
+    ids = torch.arange(runner.cache.batch)[:, None]
 
     @torch.inference_mode()
     def step() -> Tensor:
-        mark = cache.mark()
-        logits = model(ids, cache=cache, want=Want(logits="last")).logits
-        cache.rollback(mark)
-        assert logits is not None
-        return logits
-
-    return step
-
-
-def compiled_decode(model: Decoder, batch: int, context: int, seed: int) -> Callable[[], Tensor]:
-    """The same work by the server's compiled step, all sequences in one call. Raises: NoCompiler."""
-    compiled, cfg = CompiledBatch(model), model.cfg
-    blocks = -(-(context + 1) // BLOCK)
-    generator = torch.Generator().manual_seed(seed)
-    storages = [
-        BlockStorage(
-            BlockFormat(BLOCK), batch * blocks, cfg.num_key_value_heads, cfg.head_dim, dtype=torch.float32
-        )
-        for _ in range(cfg.num_hidden_layers)
-    ]
-    for storage in storages:
-        for rows in storage.rows():
-            rows.rows.normal_(generator=generator)
-    compiled.use_blocks([storage.rows() for storage in storages])
-    sequences = [
-        BatchSequence(context, 1, tuple(range(i * blocks, (i + 1) * blocks)), True) for i in range(batch)
-    ]
-    ids = torch.arange(batch)
-
-    @torch.inference_mode()
-    def step() -> Tensor:
-        return compiled.run(ids, sequences)
+        return runner.feed(ids)
 
     return step
 
 
 def serving_rows(serving: Serving, seed: int) -> tuple[list[Row], list[str]]:
-    """Rows of time and bytes, and notes: among them from which context on a hybrid is faster at all."""
+    """Rows of time and bytes, and notes: what the bytes alone would allow, and from which context on a hybrid
+    is faster at all."""
     models = build_models(serving, seed)
     middle, high = sorted(models)[1:]
     batch, context = serving.batch, serving.context
-    notes = ["caches hold noise and weights are random: the time of a token depends on shapes only"]
-    caches = {count: filled_cache(model, batch, context, seed) for count, model in models.items()}
-    bytes_rows = [_keys_row(caches[0], caches[middle]), _cache_row(caches[0], caches[middle])]
-    works = {str(count): decode(models[count], cache) for count, cache in caches.items()}
-    try:
-        works["compiled"] = compiled_decode(models[0], batch, context, seed)
-    except NoCompiler as error:
-        notes.append(f"{RATE_COMPILED.metric}: not measured, {error}")
+    runners = {str(n): _runner(model, batch, context, serving, seed) for n, model in models.items()}
+    caches = {name: runner.cache for name, runner in runners.items()}
+    bytes_rows = [_keys_row(caches["0"], caches[str(middle)]), _cache_row(caches["0"], caches[str(middle)])]
+    notes = [
+        "caches hold noise and weights are random: the time of a token depends on shapes only",
+        *(bytes_note(runners["0"], runners[str(count)], count) for count in (middle, high)),
+    ]
+    works = {name: decode(runner) for name, runner in runners.items()}
+    works["modules"] = decode(DecoderRunner(models[middle], caches[str(middle)].clone()))
     long = _timed(works, serving, seed)
-    del works, caches
+    del works, caches, runners
     short = _pair(models, middle, batch, serving.short_context, serving, seed)
     single = _pair(models, middle, 1, context, serving, seed)
     rows = [
-        RATE_60.row(**_times(long, str(middle), "0"), against="attention, the same module by module"),
-        RATE_80.row(**_times(long, str(high), "0"), against="attention, the same module by module"),
+        RATE_60.row(**_times(long, str(middle), "0"), against="attention, one compiled call too"),
+        RATE_80.row(**_times(long, str(high), "0"), against="attention, one compiled call too"),
+        RATE_CALL.row(**_times(long, str(middle), "modules"), against="the same module by module"),
         RATE_SHORT.row(**_times(short, str(middle), "0"), against=f"attention at {serving.short_context}"),
         RATE_SINGLE.row(**_times(single, str(middle), "0"), against="attention, one sequence"),
     ]
-    if "compiled" in long.seconds:
-        rows.append(
-            RATE_COMPILED.row(**_times(long, str(middle), "compiled"), against="attention, one compiled call")
-        )
     notes.append(break_even_note(short, long, str(middle), serving))
     return rows + bytes_rows, notes
+
+
+def read_bytes(runner: DecoderRunner) -> int:
+    """Bytes that a token of all sequences reads: the weights once, keys, values and states."""
+    cache, weights = runner.cache, {p.data_ptr(): p.nbytes for p in runner.model.parameters()}
+    assert isinstance(cache, SlotCache)
+    parts, slots = cache.parts(), max(int(cache.length(layer).max()) for layer in range(cache.n_layers))
+    held = max(store.table.capacity for store in cache.layers)
+    seen = (parts.get("k", 0) + parts.get("v", 0)) * slots // max(1, held)
+    return sum(weights.values()) + seen + parts.get("states", 0)
+
+
+def bytes_note(attention: DecoderRunner, hybrid: DecoderRunner, count: int) -> str:
+    """What a step would gain that only read what it must."""
+    ratio = read_bytes(attention) / read_bytes(hybrid)
+    return f"{count} mixers: by the bytes that a token reads at most {ratio:.2f} times as fast as attention"
 
 
 def break_even_note(short: InterleavedTimes, long: InterleavedTimes, name: str, serving: Serving) -> str:
@@ -197,10 +174,15 @@ def break_even_note(short: InterleavedTimes, long: InterleavedTimes, name: str, 
     return f"{name} mixers at batch {serving.batch}: faster from a context of about {meets:.0f} on"
 
 
+def _runner(model: Decoder, batch: int, context: int, serving: Serving, seed: int) -> DecoderRunner:
+    """The fastest there is for a model with `context` tokens of noise in its cache."""
+    return batch_runner(model, filled_cache(model, batch, context, seed, more=2 * serving.rounds + 2))
+
+
 def _pair(
     models: dict[int, Decoder], count: int, batch: int, context: int, serving: Serving, seed: int
 ) -> InterleavedTimes:
-    works = {str(n): decode(models[n], filled_cache(models[n], batch, context, seed)) for n in (0, count)}
+    works = {str(n): decode(_runner(models[n], batch, context, serving, seed)) for n in (0, count)}
     return _timed(works, serving, seed)
 
 

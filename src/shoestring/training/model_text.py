@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from shoestring.generation.compiled_batch_runner import batch_runner
 from shoestring.generation.decoder_runner import decoder_cache
 from shoestring.models.decoder import Decoder
 from shoestring.models.decoder_step import Want
@@ -35,10 +36,10 @@ def model_text(
         start = getattr(model.config, "bos_token_id", None) or 0
     first = model(torch.tensor([[start]]), want=Want(logits="last")).logits[0, -1]
     ids = first.topk(sequences).indices[:, None]
-    cache = decoder_cache(model, batch=sequences, capacity=length)
+    runner = batch_runner(model, decoder_cache(model, batch=sequences, capacity=length))
     last = ids
     while ids.shape[1] < length:
-        logits = model(last, cache=cache, want=Want(logits="last")).logits[:, -1].float()
+        logits = runner.feed(last).float()
         if ids.shape[1] <= GREEDY_TOKENS:
             last = logits.argmax(-1, keepdim=True)
         else:

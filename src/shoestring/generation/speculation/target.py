@@ -6,6 +6,7 @@ from torch import Tensor
 
 from shoestring.generation.compiled_runner import CompiledRunner
 from shoestring.generation.decoder_runner import DecoderRunner
+from shoestring.generation.hybrid_cache import HybridCache
 from shoestring.generation.slot_cache import Mark, SlotCache
 from shoestring.generation.speculation.draft_tree import DraftTree
 from shoestring.generation.speculation.tree_attention import TreeAttention
@@ -31,6 +32,10 @@ class Target:
             raise TypeError(
                 f"speculation takes tokens back, which a {type(runner.cache).__name__} cannot; pass a "
                 "DenseCache."
+            )
+        if isinstance(runner.cache, HybridCache):
+            raise TypeError(
+                "speculation takes tokens back, which the states of a hybrid cannot; generate without drafts."
             )
         self.runner, self._cache = runner, runner.cache
         self._mark: Mark | None = None
