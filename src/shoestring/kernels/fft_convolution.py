@@ -13,9 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Complex, Shaped
+from jaxtyping import Shaped
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from shoestring.kernels import fft_convolution_compiled as compiled
+from shoestring.notices import notice_fallback
 
 Signal = Shaped[Tensor, "*batch channels seq"]
 # Shapes that callers get wrong are checked by hand, with an error that says what would be right.
@@ -49,12 +52,14 @@ def fft_length(n: int) -> int:
 class KernelSpectrum:
     """A transformed kernel, for sequences of up to `seq` steps. `n` is the length of the transform.
 
-    It counts as a constant: gradients reach the signal, not the kernel it was made of.
+    It counts as a constant: gradients reach the signal, not the kernel it was made of. `values` are complex
+    frequencies, or, where `is_compiled`, the n real numbers of the compiled loop, in its order.
     """
 
-    values: Complex[Tensor, "*copies kernel_channels frequencies"]
+    values: Shaped[Tensor, "*copies kernel_channels frequencies"]
     n: int
     seq: int
+    is_compiled: bool = False
 
 
 def kernel_spectrum(kernel: Kernel, seq: int, *, backward_kernel: Kernel | None = None) -> KernelSpectrum:
@@ -63,7 +68,15 @@ def kernel_spectrum(kernel: Kernel, seq: int, *, backward_kernel: Kernel | None 
     Raises: as `fft_convolve`.
     """
     _check_kernels(kernel, backward_kernel)
-    circular, n = _circular_kernel(_upcast(kernel), _upcast(backward_kernel), seq)
+    kernel, backward_kernel = _upcast(kernel), _upcast(backward_kernel)
+    if _may_compile(kernel, steps := _steps(kernel, backward_kernel, seq)):
+        n = compiled.period(steps)
+        circular = _circular_kernel(kernel, backward_kernel, seq, n, sign=-1)
+        with torch.no_grad():
+            values = compiled.compiled_spectrum(_with_copies(circular), n)
+        return KernelSpectrum(values.view(*kernel.shape[:-1], n), n, seq, is_compiled=True)
+    n = fft_length(steps)
+    circular = _circular_kernel(kernel, backward_kernel, seq, n)
     with torch.no_grad():
         return KernelSpectrum(torch.fft.rfft(circular, n), n, seq)
 
@@ -84,7 +97,9 @@ def fft_convolve(
     is counted twice. Half precision is computed in float32 and rounded at the end.
 
     For its backward pass it keeps u and the kernel, and transforms them again: half the memory that their
-    spectra would take. It can be differentiated once.
+    spectra would take. It can be differentiated once. y lies in memory as u does, features beside each other
+    if they are so in u. On the CPU a compiled loop convolves row after row in the cache; elsewhere, for very
+    long rows, or without a compiler torch's transforms answer, which is said once on the CPU.
 
     Raises: TypeError for what is no real floating-point tensor; ValueError for shapes that do not fit, an
     empty sequence, one longer than the spectrum is for, and, on the CPU, a signal with NaN or infinity,
@@ -93,20 +108,16 @@ def fft_convolve(
     _check_signal(u, gate)
     if isinstance(kernel, KernelSpectrum):
         _check_spectrum(u, kernel, backward_kernel)
-        copies, n = kernel.values.shape[:-1], kernel.n
-        y = _Convolution.apply(_upcast(u), None, _with_copies(kernel.values), n)
+        copies = kernel.values.shape[:-1]
     else:
         _check_kernels(kernel, backward_kernel)
         copies = kernel.shape[:-1]
         if copies[-1] != u.shape[-2]:
             raise ValueError(f"kernel has {copies[-1]} channels, u has {u.shape[-2]}; they must agree")
-        circular, n = _circular_kernel(_upcast(kernel), _upcast(backward_kernel), u.shape[-1])
-        y = _Convolution.apply(_upcast(u), _with_copies(circular), None, n)
+    if skip is not None and skip.shape != copies:
+        raise ValueError(f"skip has shape {tuple(skip.shape)}; this kernel needs {tuple(copies)}")
+    y = _convolved(_upcast(u), kernel, _upcast(backward_kernel), _upcast(skip))
     y = y if len(copies) == 2 else y.squeeze(-3)
-    if skip is not None:
-        if skip.shape != copies:
-            raise ValueError(f"skip has shape {tuple(skip.shape)}; this kernel needs {tuple(copies)}")
-        y = y + skip[..., None] * _beside_copies(u, len(copies))
     if gate is not None:
         y = y * _beside_copies(gate, len(copies))
     return y.to(u.dtype)
@@ -132,6 +143,41 @@ def naive_convolve(
     if skip is not None:
         y = y + skip[..., None] * signal
     return y if gate is None else y * _beside_copies(gate, dims)
+
+
+def _convolved(
+    u: Tensor, kernel: Kernel | KernelSpectrum, backward_kernel: Tensor | None, skip: Tensor | None
+) -> Tensor:
+    """With an axis for copies, by the compiled loop where it can."""
+    if isinstance(kernel, KernelSpectrum):
+        values = _with_copies(kernel.values)
+        if kernel.is_compiled:
+            if u.device.type != "cpu":
+                raise ValueError(f"u is on {u.device}, the spectrum is for the CPU; make it anew there")
+            return compiled.compiled_convolve(u, None, values, _skip_with_copies(skip), kernel.n)
+        return _with_skip(_Convolution.apply(u, None, values, kernel.n), u, skip)
+    kernel, seq = _upcast(kernel), u.shape[-1]
+    steps = _steps(kernel, backward_kernel, seq)
+    if _may_compile(u, steps):
+        n = compiled.period(steps)
+        circular = _with_copies(_circular_kernel(kernel, backward_kernel, seq, n, sign=-1))
+        return compiled.compiled_convolve(u, circular, None, _skip_with_copies(skip), n)
+    n = fft_length(steps)
+    circular = _with_copies(_circular_kernel(kernel, backward_kernel, seq, n))
+    return _with_skip(_Convolution.apply(u, circular, None, n), u, skip)
+
+
+def _may_compile(u: Tensor, steps: int) -> bool:
+    if torch.compiler.is_compiling():
+        return False
+    reason = compiled.why_not(u, steps)
+    if reason is not None and u.device.type == "cpu":
+        notice_fallback("fft_convolve", reason)
+    return reason is None
+
+
+def _with_skip(y: Tensor, u: Tensor, skip: Tensor | None) -> Tensor:
+    return y if skip is None else y + _skip_with_copies(skip)[..., None] * u.unsqueeze(-3)
 
 
 BLOCK_BYTES = 6 << 20
@@ -222,19 +268,31 @@ def _spectrum_of(
     return part if spectrum is not None else transform(part)
 
 
-def _circular_kernel(kernel: Tensor, backward_kernel: Tensor | None, seq: int) -> tuple[Tensor, int]:
-    """The kernel as one period, what looks ahead at its end, and the length n of the period."""
+def _steps(kernel: Tensor, backward_kernel: Tensor | None, seq: int) -> int:
+    """How long a period must be at least."""
+    lags = min(kernel.shape[-1], seq)
+    ahead = 0 if backward_kernel is None else min(backward_kernel.shape[-1], seq - 1)
+    return seq + max(lags - 1, ahead)
+
+
+def _circular_kernel(
+    kernel: Tensor, backward_kernel: Tensor | None, seq: int, n: int, sign: int = 1
+) -> Tensor:
+    """The kernel as one period of n, what looks ahead at its end: there comes what is `sign` times itself."""
     kernel = kernel[..., :seq]
     if backward_kernel is None or seq == 1:
-        return kernel, fft_length(seq + kernel.shape[-1] - 1)
-    ahead = backward_kernel[..., : seq - 1]
-    n = fft_length(seq + max(kernel.shape[-1] - 1, ahead.shape[-1]))
+        return kernel
+    ahead = sign * backward_kernel[..., : seq - 1].flip(-1)
     gap = n - kernel.shape[-1] - ahead.shape[-1]
-    return torch.cat([kernel, kernel.new_zeros(*kernel.shape[:-1], gap), ahead.flip(-1)], dim=-1), n
+    return torch.cat([kernel, kernel.new_zeros(*kernel.shape[:-1], gap), ahead], dim=-1)
 
 
 def _with_copies(kernel: Tensor) -> Tensor:
     return kernel if kernel.ndim == 3 else kernel.unsqueeze(0)
+
+
+def _skip_with_copies(skip: Any) -> Any:
+    return skip if skip is None or skip.ndim == 2 else skip.unsqueeze(0)
 
 
 def _beside_copies(u: Tensor, dims: int) -> Tensor:
