@@ -6,7 +6,7 @@
 
 #include "row_transform.h"
 
-enum { GROUP = LANES };
+enum { GROUP = LANES, AHEAD = 2 * LANES };
 
 /* Where a number of (batch, copy, channel, step) lies; either steps or channels are neighbours. */
 typedef struct {
@@ -24,7 +24,8 @@ typedef struct {
     int64_t is_bad; /* set where u is not finite */
 } fft_convolution;
 
-INLINE int64_t row_numbers(const fft_convolution *c) { return (c->length + LANES - 1) / LANES * LANES; }
+/* One group more than a row needs: rows at a distance of a power of two would fall on one set of the cache. */
+INLINE int64_t row_numbers(const fft_convolution *c) { return (c->length + LANES - 1) / LANES * LANES + LANES; }
 
 /* The number `count` of the rooms of one thread. */
 INLINE NUMBER *spectrum_room(const fft_convolution *c, NUMBER *room, int64_t count) {
@@ -36,6 +37,8 @@ static void gather_rows(const fft_convolution *c, const NUMBER *from, int64_t st
     const int64_t width = row_numbers(c);
     for (int64_t t = 0; t < c->length; t += LANES) {
         lanes v[LANES];
+        for (int64_t i = 0; i < LANES; i++) /* the processor foresees no such steps */
+            __builtin_prefetch(from + (t + i + AHEAD) * step);
         for (int64_t i = 0; i < LANES; i++)
             v[i] = t + i < c->length ? load_until(from + (t + i) * step, 0, count) : (lanes){0};
         transpose(v);

@@ -214,7 +214,7 @@ class _Call:
         spectra = slots + 2 if direction == "forward" else 2 * slots + 3
         numbers = spectra * 2 * self._alive[-1].points
         if not self._is_by_step:
-            numbers += (self.copies + 1) * LANES * -(-u.shape[-1] // LANES) * LANES
+            numbers += (self.copies + 1) * LANES * (-(-u.shape[-1] // LANES) + 1) * LANES
         room = u.new_empty(arguments.threads, numbers)
         arguments.room_numbers, arguments.room = numbers, room.data_ptr()
         getattr(library(u.dtype), f"fft_convolution_{direction}")(ctypes.byref(arguments))
