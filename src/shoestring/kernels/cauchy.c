@@ -24,12 +24,25 @@ enum { SUMS = 4, EACH = 4, COEFFICIENTS = SUMS * EACH, BLOCK = 16, GRADIENTS = C
 typedef struct {
     int64_t items, features, poles, frequencies, single, threads; /* single: complex64 in memory */
     const double *sin, *cos;                 /* of half the angles, filled up to whole vectors */
-    const double *coefficients;              /* (items, poles, sums, each): a, b, a', b' */
-    const double *trace, *square;            /* (features, poles): Re l, |l|^2 */
+    const double *output;                    /* (items, poles), complex as all that follow in pairs */
+    const double *poles_of, *low_rank, *input; /* (features, poles) */
+    const double *step;                      /* (features) */
+    double *coefficients;                    /* room: (items, poles, sums, each): a, b, a', b' */
+    double *trace, *square;                  /* room: (items, poles): Re l, |l|^2, where l has its step */
     const void *grad;                        /* (items, frequencies) */
     void *spectrum;                          /* (items, frequencies) */
-    double *to_coefficients, *to_trace, *to_square; /* of each item */
+    double *to_output, *to_poles, *to_low_rank, *to_input, *to_step; /* of each item */
 } cauchy;
+
+typedef struct {
+    double re, im;
+} number;
+
+/* What one pole of one item is made of: C, B, P, l, dt, and the four products that are summed. */
+typedef struct {
+    number output, input, low_rank, pole, scaled, products[SUMS];
+    double step, slope[SUMS], offset[SUMS];
+} ingredients;
 
 /* What depends on the frequency alone. */
 typedef struct {
@@ -52,6 +65,86 @@ INLINE circle circle_at(const cauchy *p, int64_t first) {
     return k;
 }
 
+INLINE number number_at(const double *from, int64_t at) { return (number){from[2 * at], from[2 * at + 1]}; }
+
+INLINE void store_number(double *to, int64_t at, number value) {
+    to[2 * at] = value.re;
+    to[2 * at + 1] = value.im;
+}
+
+INLINE number times(number a, number b) { return (number){a.re * b.re - a.im * b.im, a.re * b.im + a.im * b.re}; }
+
+/* a times the conjugate of b. */
+INLINE number over(number a, number b) { return (number){a.re * b.re + a.im * b.im, a.im * b.re - a.re * b.im}; }
+
+INLINE number sum(number a, number b) { return (number){a.re + b.re, a.im + b.im}; }
+
+INLINE number stretched(double by, number a) { return (number){by * a.re, by * a.im}; }
+
+INLINE ingredients ingredients_of(const cauchy *p, int64_t item, int64_t n) {
+    const int64_t feature = item % p->features, own = feature * p->poles + n;
+    ingredients i = {.output = number_at(p->output, item * p->poles + n), .input = number_at(p->input, own),
+                     .low_rank = number_at(p->low_rank, own), .pole = number_at(p->poles_of, own),
+                     .step = p->step[feature]};
+    i.scaled = stretched(i.step, i.pole);
+    i.products[0] = times(i.output, i.input);
+    i.products[1] = times(i.output, i.low_rank);
+    i.products[2] = over(i.input, i.low_rank);
+    i.products[3] = over(i.low_rank, i.low_rank);
+    for (int j = 0; j < SUMS; j++) {
+        i.slope[j] = 4 * i.step * i.products[j].re;
+        i.offset[j] = 4 * i.step * over(i.products[j], i.scaled).re;
+    }
+    return i;
+}
+
+/* Coefficients of the moments of an item, in its part of the room. */
+static void prepare(const cauchy *p, int64_t item) {
+    for (int64_t n = 0; n < p->poles; n++) {
+        const ingredients i = ingredients_of(p, item, n);
+        const int64_t at = item * p->poles + n;
+        const double trace = i.scaled.re, square = over(i.scaled, i.scaled).re;
+        p->trace[at] = trace;
+        p->square[at] = square;
+        for (int j = 0; j < SUMS; j++) {
+            double *to = p->coefficients + at * COEFFICIENTS + EACH * j;
+            to[0] = -8 * i.offset[j] * square;
+            to[1] = 32 * i.offset[j] - 64 * i.slope[j] * trace;
+            to[2] = 16 * i.slope[j] * square - 32 * i.offset[j] * trace;
+            to[3] = -64 * i.slope[j];
+        }
+    }
+}
+
+/* From gradients of what `prepare` made of a pole to those of its ingredients; returns that of the step. */
+static double through_prepare(const cauchy *p, int64_t item, int64_t n, const double *to_moments, double to_trace,
+                              double to_square) {
+    const ingredients i = ingredients_of(p, item, n);
+    const int64_t at = item * p->poles + n;
+    const double trace = p->trace[at], square = p->square[at];
+    number grads[SUMS], to_scaled = {0, 0};
+    double to_step = 0;
+    for (int j = 0; j < SUMS; j++) {
+        const double *to = to_moments + EACH * j;
+        double to_offset = -8 * square * to[0] + 32 * to[1] - 32 * trace * to[2];
+        double to_slope = -64 * trace * to[1] + 16 * square * to[2] - 64 * to[3];
+        to_square += -8 * i.offset[j] * to[0] + 16 * i.slope[j] * to[2];
+        to_trace += -64 * i.slope[j] * to[1] - 32 * i.offset[j] * to[2];
+        grads[j] = stretched(4 * i.step * to_offset, i.scaled);
+        grads[j].re += 4 * i.step * to_slope;
+        to_scaled = sum(to_scaled, stretched(4 * i.step * to_offset, i.products[j]));
+        to_step += 4 * (i.products[j].re * to_slope + over(i.products[j], i.scaled).re * to_offset);
+    }
+    to_scaled = sum(to_scaled, stretched(2 * to_square, i.scaled));
+    to_scaled.re += to_trace;
+    store_number(p->to_output, at, sum(over(grads[0], i.input), over(grads[1], i.low_rank)));
+    store_number(p->to_input, at, sum(over(grads[0], i.output), times(grads[2], i.low_rank)));
+    store_number(p->to_low_rank, at, sum(sum(over(grads[1], i.output), over(i.input, grads[2])),
+                                         stretched(2 * grads[3].re, i.low_rank)));
+    store_number(p->to_poles, at, stretched(i.step, to_scaled));
+    return to_step + over(to_scaled, i.pole).re;
+}
+
 INLINE complex_wide subtract(complex_wide a, complex_wide b) { return (complex_wide){a.re - b.re, a.im - b.im}; }
 
 INLINE complex_wide multiply(complex_wide a, complex_wide b) {
@@ -67,8 +160,7 @@ INLINE complex_wide inverse(complex_wide a) { return scaled(1.0 / (a.re * a.re +
 /* Moments sum_n coefficient scale, then the four sums. */
 INLINE void four_sums(const cauchy *p, int64_t item, const circle *k, complex_wide sums[SUMS]) {
     const double *coefficients = p->coefficients + item * p->poles * COEFFICIENTS;
-    const double *trace = p->trace + item % p->features * p->poles;
-    const double *square = p->square + item % p->features * p->poles;
+    const double *trace = p->trace + item * p->poles, *square = p->square + item * p->poles;
     wide moments[COEFFICIENTS] = {{0}};
     for (int64_t n = 0; n < p->poles; n++) {
         wide x = k->x_square * square[n] + k->x_offset, y = k->y_trace * trace[n];
@@ -114,6 +206,7 @@ INLINE complex_wide load_complex(const cauchy *p, int64_t item, int64_t first) {
 void cauchy_forward(const cauchy *p) {
 #pragma omp parallel for schedule(static) num_threads((int)p->threads)
     for (int64_t item = 0; item < p->items; item++) {
+        prepare(p, item);
         for (int64_t first = 0; first < p->frequencies; first += WIDE) {
             circle k = circle_at(p, first);
             complex_wide s[SUMS], turn = {k.cos, k.sin};
@@ -174,7 +267,8 @@ INLINE double sum_wide(wide v) {
 
 static void backward_item(const cauchy *p, int64_t item, wide (*room)[GRADIENTS]) {
     const double *coefficients = p->coefficients + item * p->poles * COEFFICIENTS;
-    const int64_t own = item % p->features * p->poles;
+    const int64_t own = item * p->poles;
+    prepare(p, item);
     memset(room, 0, (size_t)p->poles * sizeof *room);
     for (int64_t first = 0; first < p->frequencies; first += BLOCK * WIDE) {
         circle k[BLOCK];
@@ -188,13 +282,14 @@ static void backward_item(const cauchy *p, int64_t item, wide (*room)[GRADIENTS]
             through_pole(coefficients + n * COEFFICIENTS, p->trace[own + n], p->square[own + n], count, k, to,
                          room[n]);
     }
+    double to_step = 0;
     for (int64_t n = 0; n < p->poles; n++) {
-        int64_t at = item * p->poles + n;
-        for (int j = 0; j < COEFFICIENTS; j++)
-            p->to_coefficients[at * COEFFICIENTS + j] = sum_wide(room[n][j]);
-        p->to_trace[at] = sum_wide(room[n][COEFFICIENTS]);
-        p->to_square[at] = sum_wide(room[n][COEFFICIENTS + 1]);
+        double to_moments[COEFFICIENTS];
+        for (int j = 0; j < COEFFICIENTS; j++) to_moments[j] = sum_wide(room[n][j]);
+        to_step += through_prepare(p, item, n, to_moments, sum_wide(room[n][COEFFICIENTS]),
+                                   sum_wide(room[n][COEFFICIENTS + 1]));
     }
+    p->to_step[item] = to_step;
 }
 
 /* 1 where there was no memory. */

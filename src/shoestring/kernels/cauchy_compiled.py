@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
-from shoestring.kernels.cauchy_torch import Circle, slopes_and_offsets
+from shoestring.kernels.cauchy_torch import Circle
 from shoestring.kernels.native import load_library
 
 LANES = 8
@@ -19,8 +19,9 @@ LANES = 8
 
 _SIZES = ("items", "features", "poles", "frequencies", "single", "threads")
 _POINTERS = (
-    *("sin", "cos", "coefficients", "trace", "square", "grad", "spectrum"),
-    *("to_coefficients", "to_trace", "to_square"),
+    *("sin", "cos", "output", "poles_of", "low_rank", "input", "step"),
+    *("coefficients", "trace", "square", "grad", "spectrum"),
+    *("to_output", "to_poles", "to_low_rank", "to_input", "to_step"),
 )
 
 
@@ -42,59 +43,59 @@ def compiled_spectrum(
     length: int,
 ) -> Complex[Tensor, "channels features frequencies"]:
     """As `dplr_spectrum`, on the CPU and of an even length. Raises: NoCompiler."""
-    with torch.autocast("cpu", enabled=False):
-        wide_output, poles, low_rank, input = (
-            x.to(torch.complex128) for x in (output, poles, low_rank, input)
-        )
-        step = step.double().unsqueeze(-1)
-        scaled = poles * step
-        trace, square = scaled.real, scaled.real**2 + scaled.imag**2
-        rest = [(low_rank.conj() * other).expand_as(wide_output) for other in (input, low_rank)]
-        products = torch.stack([wide_output * input, wide_output * low_rank, *rest])
-        slope, offset = slopes_and_offsets(products, scaled, step)
-        # cauchy.c says what these multiply.
-        real = torch.stack([-8 * offset * square, 32 * offset - 64 * slope * trace], -1)
-        imag = torch.stack([16 * slope * square - 32 * offset * trace, -64 * slope], -1)
-        coefficients = torch.cat([real, imag], -1).movedim(0, -2)
-        found: Tensor = _CompiledSpectrum.apply(coefficients, trace, square, length, output.dtype)
+    found: Tensor = _CompiledSpectrum.apply(output, poles, low_rank, input, step, length)
     return found
 
 
 class _CompiledSpectrum(torch.autograd.Function):
-    """(channels, features, frequencies) from coefficients (channels, features, n, sums, each), in float64."""
+    """Everything in float64; gradients of what channels share are those of each, summed."""
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, coefficients: Tensor, trace: Tensor, square: Tensor, length: int, dtype: torch.dtype
+        ctx: FunctionCtx,
+        output: Tensor,
+        poles: Tensor,
+        low_rank: Tensor,
+        input: Tensor,
+        step: Tensor,
+        length: int,
     ) -> Tensor:
-        coefficients, trace, square = (x.contiguous() for x in (coefficients, trace, square))
-        spectrum = torch.empty(*coefficients.shape[:2], length // 2 + 1, dtype=dtype)
-        ctx.save_for_backward(coefficients, trace, square)
-        ctx.length = length  # type: ignore[attr-defined]
-        tensors = _tables(length) | {
-            "coefficients": coefficients, "trace": trace, "square": square, "spectrum": spectrum,
-        }  # fmt: skip
+        given = (output, poles, low_rank, input)
+        wide = [x.to(torch.complex128).resolve_conj().contiguous() for x in given]
+        wide.append(step.double().contiguous())
+        spectrum = torch.empty(*output.shape[:2], length // 2 + 1, dtype=output.dtype)
+        ctx.save_for_backward(*wide)
+        ctx.length, ctx.types = length, [x.dtype for x in (*given, step)]  # type: ignore[attr-defined]
+        tensors = _tensors(wide, length) | {"spectrum": spectrum}
         library().cauchy_forward(ctypes.byref(_arguments(tensors, spectrum)))
         return spectrum
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        coefficients, trace, square = ctx.saved_tensors  # type: ignore[attr-defined]
+        wide = list(ctx.saved_tensors)  # type: ignore[attr-defined]
+        output, step = wide[0], wide[-1]
         grad = grad.resolve_conj().contiguous()
-        out = {
-            "to_coefficients": torch.empty_like(coefficients),
-            "to_trace": trace.new_empty(coefficients.shape[:3]),
-            "to_square": trace.new_empty(coefficients.shape[:3]),
-        }
-        tensors = _tables(ctx.length) | out | {  # type: ignore[attr-defined]
-            "coefficients": coefficients, "trace": trace, "square": square, "grad": grad,
-        }  # fmt: skip
+        names = ("to_output", "to_poles", "to_low_rank", "to_input")
+        out = {name: torch.empty_like(output) for name in names}
+        out["to_step"] = step.new_empty(output.shape[:2])
+        tensors = _tensors(wide, ctx.length) | out | {"grad": grad}  # type: ignore[attr-defined]
         if library().cauchy_backward(ctypes.byref(_arguments(tensors, grad))):
             raise MemoryError("no memory for the gradients of the poles of a feature")
-        return out["to_coefficients"], out["to_trace"].sum(0), out["to_square"].sum(0), None, None
+        to_output, *shared = out.values()
+        grads = [to_output, *(x[0] if len(x) == 1 else x.sum(0) for x in shared)]
+        types = ctx.types  # type: ignore[attr-defined]
+        return *(x.to(dtype) for x, dtype in zip(grads, types, strict=True)), None
 
 
+def _tensors(wide: list[Tensor], length: int) -> dict[str, Tensor]:
+    """What both directions read, and room for what they make of it."""
+    named = dict(zip(("output", "poles_of", "low_rank", "input", "step"), wide, strict=True))
+    room = wide[-1].new_empty(18, *wide[0].shape)
+    return _tables(length) | named | {"coefficients": room[:16], "trace": room[16], "square": room[17]}
+
+
+@functools.lru_cache(maxsize=8)
 def _tables(length: int) -> dict[str, Tensor]:
     """Sine and cosine of the half angles, filled up to whole vectors by the last: it divides by no zero."""
     circle = Circle.of(length, torch.device("cpu"))
@@ -104,7 +105,7 @@ def _tables(length: int) -> dict[str, Tensor]:
 
 def _arguments(tensors: dict[str, Tensor], stored: Tensor) -> Any:
     """Addresses only: the caller keeps the tensors alive."""
-    channels, features, n = tensors["coefficients"].shape[:3]
+    channels, features, n = tensors["output"].shape
     return _Arguments(
         items=channels * features, features=features, poles=n, frequencies=stored.shape[-1],
         single=stored.dtype == torch.complex64, threads=torch.get_num_threads(),
