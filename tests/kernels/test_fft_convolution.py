@@ -1,5 +1,7 @@
+import contextlib
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 import torch
@@ -7,10 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from shoestring.kernels import fft_convolution
+from shoestring.kernels import fft_convolution, fft_convolution_compiled
 from shoestring.kernels.fft_convolution import fft_convolve, fft_length, kernel_spectrum, naive_convolve
 from shoestring.yardstick.causality import leaks
 
+def by_torch():
+    """Inside of it torch's transforms answer, not the compiled loop."""
+    return mock.patch.object(fft_convolution_compiled, "why_not", lambda u, steps: "a test")
+
+
+PATHS = [contextlib.nullcontext, by_torch]
 LENGTHS = st.integers(1, 40) | st.sampled_from([53, 64, 97, 131])
 
 
@@ -39,10 +47,12 @@ def test_lengths_known():
 
 @pytest.mark.parametrize("seq", [1, 2, 7, 100, 257, 1024])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-10)])
-def test_equals_conv1d(seq, dtype, tolerance):
+@pytest.mark.parametrize("path", PATHS)
+def test_equals_conv1d(path, seq, dtype, tolerance):
     u, kernel = _numbers(0, 3, 5, seq, dtype=dtype), _numbers(1, 5, seq, dtype=dtype)
     expected = F.conv1d(F.pad(u, (seq - 1, 0)), kernel.flip(-1)[:, None], groups=5)
-    error = (fft_convolve(u, kernel) - expected).norm() / expected.norm()
+    with path():
+        error = (fft_convolve(u, kernel) - expected).norm() / expected.norm()
     assert error < tolerance
 
 
@@ -55,8 +65,9 @@ def test_equals_conv1d(seq, dtype, tolerance):
     batch=st.sampled_from([(), (2,), (2, 3)]),
     ahead=st.none() | LENGTHS,
     extras=st.booleans(),
+    path=st.sampled_from(PATHS),
 )
-def test_equals_the_sums_forward_and_gradient(seed, seq, lags, channels, copies, batch, ahead, extras):
+def test_equals_the_sums_forward_and_gradient(path, seed, seq, lags, channels, copies, batch, ahead, extras):
     u, kernel = _numbers(seed, *batch, channels, seq), _numbers(seed + 1, *copies, channels, lags)
     inputs = {"u": u, "kernel": kernel}
     if ahead:
@@ -67,7 +78,8 @@ def test_equals_the_sums_forward_and_gradient(seed, seq, lags, channels, copies,
     results = []
     for convolve in (fft_convolve, naive_convolve):
         leaves = {name: value.clone().requires_grad_() for name, value in inputs.items()}
-        y = convolve(**leaves)
+        with path():
+            y = convolve(**leaves)
         assert y.shape == (*batch, *copies, channels, seq)
         (y * _numbers(seed + 5, *y.shape)).sum().backward()
         results.append([y, *(leaf.grad for leaf in leaves.values())])
@@ -79,6 +91,7 @@ def test_equals_the_sums_forward_and_gradient(seed, seq, lags, channels, copies,
 @pytest.mark.parametrize("block_bytes", [1, 8 * 3 * 2 * 50 * 2, 1 << 30])
 def test_blocks_of_channels_change_nothing(monkeypatch, copies, block_bytes):
     monkeypatch.setattr(fft_convolution, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(fft_convolution_compiled, "why_not", lambda u, steps: "a test")
     u, kernel = _numbers(0, 3, 5, 25).requires_grad_(), _numbers(1, copies, 5, 25).requires_grad_()
     results = []
     for y in (fft_convolve(u, kernel), naive_convolve(u, kernel)):
@@ -92,11 +105,18 @@ def test_blocks_of_channels_change_nothing(monkeypatch, copies, block_bytes):
         fft_convolve(spoiled, kernel)
 
 
-@given(seed=st.integers(0, 99), seq=LENGTHS, shorter=st.integers(0, 7), ahead=st.booleans())
-def test_a_spectrum_serves_every_shorter_sequence(seed, seq, shorter, ahead):
+@given(
+    seed=st.integers(0, 99),
+    seq=LENGTHS,
+    shorter=st.integers(0, 7),
+    ahead=st.booleans(),
+    path=st.sampled_from(PATHS),
+)
+def test_a_spectrum_serves_every_shorter_sequence(path, seed, seq, shorter, ahead):
     kernel, backward = _numbers(seed, 2, 3, seq), _numbers(seed + 1, 2, 3, seq) if ahead else None
     u = _numbers(seed + 2, 4, 3, max(1, seq - shorter)).requires_grad_()
-    y = fft_convolve(u, kernel_spectrum(kernel, seq, backward_kernel=backward))
+    with path():
+        y = fft_convolve(u, kernel_spectrum(kernel, seq, backward_kernel=backward))
     expected = naive_convolve(u, kernel, backward_kernel=backward)
     torch.testing.assert_close(y, expected)
     upstream = _numbers(seed + 3, *y.shape)
