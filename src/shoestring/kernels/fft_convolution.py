@@ -156,14 +156,14 @@ def _convolved(
                 raise ValueError(f"u is on {u.device}, the spectrum is for the CPU; make it anew there")
             return compiled.compiled_convolve(u, None, values, _skip_with_copies(skip), kernel.n)
         return _with_skip(_Convolution.apply(u, None, values, kernel.n), u, skip)
-    kernel, seq = _upcast(kernel), u.shape[-1]
-    steps = _steps(kernel, backward_kernel, seq)
+    taps, seq = _upcast(kernel), u.shape[-1]
+    steps = _steps(taps, backward_kernel, seq)
     if _may_compile(u, steps):
         n = compiled.period(steps)
-        circular = _with_copies(_circular_kernel(kernel, backward_kernel, seq, n, sign=-1))
+        circular = _with_copies(_circular_kernel(taps, backward_kernel, seq, n, sign=-1))
         return compiled.compiled_convolve(u, circular, None, _skip_with_copies(skip), n)
     n = fft_length(steps)
-    circular = _with_copies(_circular_kernel(kernel, backward_kernel, seq, n))
+    circular = _with_copies(_circular_kernel(taps, backward_kernel, seq, n))
     return _with_skip(_Convolution.apply(u, circular, None, n), u, skip)
 
 

@@ -1,11 +1,10 @@
-"""Long convolutions as a compiled loop (`fft_convolution.c`): a row is convolved start to end in the cache."""
+"""Long convolutions as a compiled loop (`fft_convolution.c`), each row from start to end in the cache."""
 
 import ctypes
 import functools
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -79,10 +78,9 @@ def compiled_convolve(
     """
     given = [part for part in (u, kernel, spectrum, skip) if part is not None]
     dtype = functools.reduce(torch.promote_types, (part.dtype for part in given))
-    u, kernel, spectrum, skip = (
-        part if part is None else part.to(dtype) for part in (u, kernel, spectrum, skip)
-    )  # type: ignore[assignment]
-    y: Tensor = _Convolution.apply(u.reshape(-1, *u.shape[-2:]), kernel, spectrum, skip, n)
+    kernel, spectrum, skip = (part if part is None else part.to(dtype) for part in (kernel, spectrum, skip))
+    samples = u.to(dtype).reshape(-1, *u.shape[-2:])
+    y: Tensor = _Convolution.apply(samples, kernel, spectrum, skip, n)
     return y.view(*u.shape[:-2], *y.shape[1:])
 
 
