@@ -11,6 +11,7 @@ Source: Roy et al. 2021, "Efficient Content-Based Sparse Attention with Routing 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -69,6 +70,30 @@ class LocalPattern:
         return seen
 
 
+class _Neighbours(torch.autograd.Function):
+    """`count` stretches of a padded sequence, a block after each other, that overlap: nothing is copied.
+
+    The gradient adds them up, one block of all stretches at a time.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, padded: Tensor, count: int, block: int) -> Tensor:
+        padded = padded.contiguous()
+        *batch, length, dim = padded.shape
+        ctx.sizes = count, block, length
+        *outer, _, _ = padded.stride()
+        span = length - (count - 1) * block
+        return padded.as_strided((*batch, count, span, dim), (*outer, block * dim, dim, 1))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        count, block, length = ctx.sizes
+        total = grads[0].new_zeros(*grads[0].shape[:-3], length // block, block, grads[0].shape[-1])
+        for shift in range(length // block - count + 1):
+            total.narrow(-3, shift, count).add_(grads[0].narrow(-2, shift * block, block))
+        return total.flatten(-3, -2), None, None
+
+
 class Blocks:
     """A sequence of n positions, cut: for hooks that must see queries and keys as they meet.
 
@@ -95,9 +120,9 @@ class Blocks:
         """(*batch, count, span, dim): zeros outside of the sequence."""
         block = self.pattern.block
         behind = (self.count + self.after) * block - self.n
-        padded = F.pad(x, (0, 0, self.before * block, behind)).unflatten(-2, (-1, block))
-        neighbours = range(self.before + 1 + self.after)
-        return torch.cat([padded.narrow(-3, shift, self.count) for shift in neighbours], -2)
+        padded = F.pad(x, (0, 0, self.before * block, behind))
+        near: Tensor = _Neighbours.apply(padded, self.count, block)
+        return near
 
     def merge(self, blocks: Float[Tensor, "*batch count block dim"]) -> Float[Tensor, "*batch n dim"]:
         """Undo `queries`."""
