@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from shoestring.kernels.fft_convolution import fft_convolve, fft_length
+from shoestring.kernels.fft_convolution import fft_convolve
+from shoestring.kernels.fft_convolution_torch import fft_length
 from shoestring.kernels.three_pass_convolution import ThreePassPlan, three_pass_convolve
 from shoestring.systems.card import Claim
 from shoestring.systems.flash_butterfly_claims import (

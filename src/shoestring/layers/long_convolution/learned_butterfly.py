@@ -22,7 +22,7 @@ from shoestring.kernels.block_dft import (
     block_radices,
     dft_matrix,
 )
-from shoestring.kernels.fft_convolution import check_finite
+from shoestring.kernels.fft_convolution_torch import check_finite
 from shoestring.layers.parameter_hint import ParameterHint
 
 INITIAL_DEVIATION = 0.01
