@@ -13,6 +13,9 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
+from shoestring.kernels import vandermonde_compiled as compiled
+from shoestring.notices import notice_fallback
+
 
 def naive_vandermonde(
     coefficients: Inexact[Tensor, "*batch n"],
@@ -55,13 +58,19 @@ def real_vandermonde(
 ) -> Float[Tensor, "*batch length"]:
     """sum_n v_n exp(l log_lambda_n) for real poles above 0, e.g. moving averages that decay as q^l.
 
-    Arguments and errors as in `vandermonde`, which this is with angles of 0, for half the work.
+    Arguments and errors as in `vandermonde`, which this is with angles of 0, for half the work. Of float32 on
+    the CPU a compiled loop makes them, once differentiable; else torch does, which is said once on the CPU.
     Raises: TypeError where an argument is complex.
     """
     for name, tensor in (("coefficients", coefficients), ("log_poles", log_poles)):
         if tensor.is_complex():
             raise TypeError(f"{name} is {tensor.dtype}; give a real tensor, or use vandermonde")
     _check(coefficients, log_poles, length)
+    if not torch.compiler.is_compiling():
+        if (reason := compiled.why_not(coefficients, log_poles)) is None:
+            return compiled.compiled_real_vandermonde(coefficients, log_poles, length)
+        if coefficients.device.type == "cpu":
+            notice_fallback("real_vandermonde", reason)
     inner, outer = _split(length, log_poles.device)
     near = torch.exp(log_poles.unsqueeze(-1) * inner)
     far = coefficients.unsqueeze(-1) * torch.exp(log_poles.unsqueeze(-1) * outer)
