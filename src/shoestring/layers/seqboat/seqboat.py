@@ -152,10 +152,7 @@ class SeqBoat(nn.Module):
         """m; the router's logits, if there is one; and what is added without attention."""
         m = self.dropout(F.silu(averaged.to(x.dtype)))
         mixed = self.gate(m)
-        if self.router is None:
-            return m, None, mixed
-        logits, g = mixed.split([2, self.d_model], -1)
-        return m, logits, g
+        return (m, mixed[..., :2], mixed[..., 2:]) if self.router is not None else (m, None, mixed)
 
     def _decision(self, m: Tensor, u: Tensor | None, mask: Tensor | None) -> Decision:
         if u is not None and self.router is not None:
