@@ -88,9 +88,8 @@ class GatedAttentionUnit(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Queries and keys (batch, n, d_qk), turned; values and gates (batch, n, d_hidden)."""
         z, r, v = F.silu(self.project(x)).split([self.d_qk, self.d_hidden, self.d_hidden], -1)
-        q, k = (z * self.gain[i] + self.offset[i] for i in (0, 1))
-        turn = self.positions.turn
-        return turn(q, positions), turn(k, positions), self.value_dropout(v), r
+        q, k = self.positions.turn(z.unsqueeze(2) * self.gain + self.offset, positions).unbind(2)
+        return q, k, self.value_dropout(v), r
 
     def attend(
         self,

@@ -28,6 +28,7 @@ from shoestring.layers.seqboat.sparse_modular_activation import (
     RouterOptions,
     run_where_active,
 )
+from shoestring.layers.seqboat.token_mean import TokenMean
 from shoestring.layers.sequence_norm import sequence_norm
 from shoestring.layers.state import State
 
@@ -72,6 +73,8 @@ class SeqBoat(nn.Module):
         self.norm = sequence_norm(norm, d_model)
         self.ema = DampedEMA(d_model, n_states, bidirectional=not causal, truncation=ema_truncation)
         self.router = Router(d_model, router) if router is not None and reach is not None else None
+        centred = self.router is not None and router is not None and router.centred
+        self.mean = TokenMean(d_model) if centred else None
         self.gate = nn.Linear(d_model, d_model + (2 if self.router is not None else 0))
         nn.init.trunc_normal_(self.gate.weight, std=0.02, a=-0.04, b=0.04)
         nn.init.zeros_(self.gate.bias)
@@ -101,7 +104,7 @@ class SeqBoat(nn.Module):
         """
         if mask is not None:
             check_mask(mask, x)
-        m, u, g = self._mixed(x, self.ema(self._normed(x), mask))
+        m, u, g = self._mixed(x, self.ema(self._normed(x), mask), mask)
         return self._combined(x, g, self._attended(m, u, mask))
 
     def init_state(
@@ -148,11 +151,18 @@ class SeqBoat(nn.Module):
     def _normed(self, x: Tensor) -> Tensor:
         return self.norm(x) if self.prenorm else x
 
-    def _mixed(self, x: Tensor, averaged: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+    def _mixed(
+        self, x: Tensor, averaged: Tensor, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
         """m; the router's logits, if there is one; and what is added without attention."""
         m = self.dropout(F.silu(averaged.to(x.dtype)))
         mixed = self.gate(m)
-        return (m, mixed[..., :2], mixed[..., 2:]) if self.router is not None else (m, None, mixed)
+        if self.router is None:
+            return m, None, mixed
+        u, g = mixed.split([2, self.d_model], -1)
+        if self.mean is not None:
+            u = u - F.linear(self.mean(m, mask).to(m.dtype), self.gate.weight[:2])
+        return m, u, g
 
     def _decision(self, m: Tensor, u: Tensor | None, mask: Tensor | None) -> Decision:
         if u is not None and self.router is not None:
@@ -186,8 +196,8 @@ class SeqBoat(nn.Module):
         joined = token_window.with_sequence(_window_of(state), k, v, positions, places.counts)
         q = F.pad(q, (0, 0, self._slots, 0))
         h = unit.attend(q, joined["keys"], joined["values"], joined["positions"], joined["ranks"] >= 0)
-        out = places.extract(unit.finish(h[:, self._slots :], r))
-        out = out * decision.confidence.to(out.dtype)
+        h = unit.finish(h[:, self._slots :], r)
+        out = places.extract(h * places.compress(decision.confidence).to(h.dtype))
         return out, token_window.last(joined, self._slots)
 
     def _attended_one(self, m: Tensor, u: Tensor | None, state: State) -> tuple[Tensor | None, State]:

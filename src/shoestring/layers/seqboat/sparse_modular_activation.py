@@ -35,13 +35,15 @@ class RouterOptions:
     """How a router starts.
 
     init_temperature_scale: the first temperature is this times √d_model; the paper's runs have .3 to 1.
-    warmup: in so many training passes every token runs, with the probability of `run` as its weight, so that
+    centred: a layer that owns the router gives it logits of tokens less the mean token (`TokenMean`); ours, the
+    paper's is False. warmup: in so many training passes every token runs, with the probability of `run` as its weight, so that
     no layer goes silent before it has learnt anything (ours; 0 is the paper).
     Raises: ValueError for a scale that is not above 0 or a warm-up below 0.
     """
 
     init_temperature_scale: float = 1.0
     warmup: int = 0
+    centred: bool = False
 
     def __post_init__(self) -> None:
         if not (self.init_temperature_scale > 0 and math.isfinite(self.init_temperature_scale)):
@@ -121,13 +123,14 @@ class Router(nn.Module):
 def run_where_active(
     module: Module, x: Float[Tensor, "batch seq dim"], decision: Decision
 ) -> Float[Tensor, "batch seq dim_out"]:
-    """confidence · extract(module(compress(x))): 0 for tokens that are not active.
+    """extract(compress(confidence) · module(compress(x))): 0 for tokens that are not active.
 
     `module` must work on each token, or stand a sequence from which tokens are missing.
     """
     places = CompressedPlaces(decision.active)
-    out = places.extract(module(places.compress(x), places))
-    return out * decision.confidence.to(out.dtype)
+    out = module(places.compress(x), places)
+    # Weighed before it is spread out: both directions of the product then cost what the active tokens cost.
+    return places.extract(out * places.compress(decision.confidence).to(out.dtype))
 
 
 class SparseModularActivation(nn.Module):
