@@ -22,9 +22,9 @@ from shoestring.yardstick.comparison import Row
 from shoestring.yardstick.timing import time_pair
 
 SEQBOAT, EMA, CHUNKS, FULL = "SeqBoat", "moving average alone", "Mega-chunk", "full attention"
-ROUTER = RouterOptions(init_temperature_scale=0.3, warmup=150)
-"""Without a warm-up the router often silences attention before it has learnt anything: with other seeds, for
-good."""
+ROUTER = RouterOptions(init_temperature_scale=0.3, warmup=400, centred=True, gradient_floor=1e-3)
+"""As published (all but the first at their defaults) a layer falls silent within 50 steps, before attention has
+learnt anything, and for good, or runs everywhere: the reasons are those of `RouterLogits`."""
 HELD_OUT = 1_000_000
 """The first step whose batches judge; training ends long before."""
 

@@ -24,6 +24,8 @@ def made(seed=0, **options):
     layer = SeqBoat(D, **options).double().eval()
     with torch.no_grad():
         layer.gate.weight.normal_(std=1.0)
+        if layer.choose is not None:
+            layer.choose.weight.normal_(std=1.0)
         if layer.attention is not None:
             for parameter in layer.attention.parameters():
                 parameter.normal_(std=0.6)
@@ -35,15 +37,15 @@ def made(seed=0, **options):
 def choice(layer, x):
     """Which tokens the router picks."""
     m = F.silu(naive_damped_ema(layer.ema, layer.norm(x) if layer.prenorm else x))
-    u = layer.gate(m)[..., :2]
+    u = layer.choose(m)
     return u[..., 1] > u[..., 0]
 
 
 def force(layer, option):
     """The router's logits are constant: option 0 skips, 1 runs."""
     with torch.no_grad():
-        layer.gate.weight[:2] = 0
-        layer.gate.bias[:2] = torch.tensor([0.0, 2.0 if option else -2.0])
+        layer.choose.weight.zero_()
+        layer.choose.bias[:] = torch.tensor([0.0, 2.0 if option else -2.0])
 
 
 kinds = st.fixed_dictionaries(
@@ -102,7 +104,7 @@ def test_none_active_is_the_moving_average_alone_and_attention_learns_nothing():
     x = torch.randn(2, 9, D, dtype=torch.float64)
     m = F.silu(layer.ema(layer.norm(x)))
     out = layer(x)
-    assert torch.equal(out, F.silu(x + layer.gate(m)[..., 2:]))
+    assert torch.equal(out, F.silu(x + layer.gate(m)))
     out.sum().backward()
     for parameter in layer.attention.parameters():
         assert parameter.grad is not None

@@ -1,6 +1,6 @@
 """SeqBoat: a moving average over every token, and an attention unit over those that ask for it.
 
-    m = silu(EMA(norm(x)));  u, g = W m;  router(u) picks the tokens that attend
+    m = silu(EMA(norm(x)));  u, g = W_u m, W_g m;  router(u) picks the tokens that attend
     y = silu(x + g + confidence · GAU(the picked m))
 
 The rectifier comes after the residual sum. Attention counts its window in picked tokens, so it reaches back
@@ -22,13 +22,13 @@ from shoestring.layers.seqboat.attention_reach import Reach, Window
 from shoestring.layers.seqboat.compression_index import CompressedPlaces
 from shoestring.layers.seqboat.ema import DampedEMA, naive_damped_ema
 from shoestring.layers.seqboat.gated_attention_unit import GatedAttentionUnit, naive_gated_attention
+from shoestring.layers.seqboat.router_logits import RouterLogits
 from shoestring.layers.seqboat.sparse_modular_activation import (
     Decision,
     Router,
     RouterOptions,
     run_where_active,
 )
-from shoestring.layers.seqboat.token_mean import TokenMean
 from shoestring.layers.sequence_norm import sequence_norm
 from shoestring.layers.state import State
 
@@ -72,10 +72,13 @@ class SeqBoat(nn.Module):
         self.d_model, self.causal, self.prenorm = d_model, causal, prenorm
         self.norm = sequence_norm(norm, d_model)
         self.ema = DampedEMA(d_model, n_states, bidirectional=not causal, truncation=ema_truncation)
-        self.router = Router(d_model, router) if router is not None and reach is not None else None
-        centred = self.router is not None and router is not None and router.centred
-        self.mean = TokenMean(d_model) if centred else None
-        self.gate = nn.Linear(d_model, d_model + (2 if self.router is not None else 0))
+        self.router, self.choose = None, None
+        if router is not None and reach is not None:
+            self.router = Router(d_model, router)
+            self.choose = RouterLogits(
+                d_model, centred=router.centred, gradient_floor=router.gradient_floor
+            )
+        self.gate = nn.Linear(d_model, d_model)
         nn.init.trunc_normal_(self.gate.weight, std=0.02, a=-0.04, b=0.04)
         nn.init.zeros_(self.gate.bias)
         self.attention = None
@@ -156,13 +159,7 @@ class SeqBoat(nn.Module):
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """m; the router's logits, if there is one; and what is added without attention."""
         m = self.dropout(F.silu(averaged.to(x.dtype)))
-        mixed = self.gate(m)
-        if self.router is None:
-            return m, None, mixed
-        u, g = mixed.split([2, self.d_model], -1)
-        if self.mean is not None:
-            u = u - F.linear(self.mean(m, mask).to(m.dtype), self.gate.weight[:2])
-        return m, u, g
+        return m, None if self.choose is None else self.choose(m, mask), self.gate(m)
 
     def _decision(self, m: Tensor, u: Tensor | None, mask: Tensor | None) -> Decision:
         if u is not None and self.router is not None:
@@ -258,15 +255,11 @@ def naive_seqboat(
 ) -> Float[Tensor, "batch seq d_model"]:
     """The equations in evaluation, attention dense and masked, for a given choice of tokens."""
     m = F.silu(naive_damped_ema(layer.ema, layer.norm(x) if layer.prenorm else x))
-    mixed = layer.gate(m)
-    if layer.attention is None or layer.router is None:
-        u, g = None, mixed
-    else:
-        u, g = mixed[..., :2], mixed[..., 2:]
-    out = x + g
+    out = x + layer.gate(m)
     if layer.attention is not None:
         attended = naive_gated_attention(layer.attention, m, active)
-        if u is not None and layer.router is not None:
+        if layer.router is not None and layer.choose is not None:
+            u = layer.choose(m)
             attended = attended * torch.softmax(u / layer.router.temperature.exp(), -1)[..., 1:]
         out = out + attended
     out = F.silu(out)

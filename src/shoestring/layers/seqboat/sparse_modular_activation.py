@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from shoestring.layers.parameter_hint import ParameterHint
 from shoestring.layers.seqboat.compression_index import CompressedPlaces
 
 Module = Callable[[Tensor, CompressedPlaces], Tensor]
@@ -32,18 +33,19 @@ class Decision:
 
 @dataclass(frozen=True, kw_only=True)
 class RouterOptions:
-    """How a router starts.
+    """How a router starts and learns. The defaults are the paper's.
 
     init_temperature_scale: the first temperature is this times √d_model; the paper's runs have .3 to 1.
-    centred: a layer that owns the router gives it logits of tokens less the mean token (`TokenMean`); ours, the
-    paper's is False. warmup: in so many training passes every token runs, with the probability of `run` as its weight, so that
-    no layer goes silent before it has learnt anything (ours; 0 is the paper).
-    Raises: ValueError for a scale that is not above 0 or a warm-up below 0.
+    warmup: in so many training passes every token runs, with the probability of `run` as its weight, so that
+    no layer goes silent before it has learnt anything. centred, gradient_floor: see `RouterLogits`; the floor is
+    in the loss's units a logit, .001 is that of an attention worth about .01 nats. These three are ours.
+    Raises: ValueError for a scale that is not above 0, or a warm-up or floor below 0.
     """
 
     init_temperature_scale: float = 1.0
     warmup: int = 0
     centred: bool = False
+    gradient_floor: float = 0.0
 
     def __post_init__(self) -> None:
         if not (self.init_temperature_scale > 0 and math.isfinite(self.init_temperature_scale)):
@@ -52,6 +54,8 @@ class RouterOptions:
             )
         if self.warmup < 0:
             raise ValueError(f"warmup={self.warmup} must not be below 0")
+        if not self.gradient_floor >= 0:
+            raise ValueError(f"gradient_floor={self.gradient_floor} must not be below 0")
 
 
 class Router(nn.Module):
@@ -70,6 +74,8 @@ class Router(nn.Module):
         self.warmup = options.warmup
         start = math.log(options.init_temperature_scale * math.sqrt(d_model))
         self.temperature = nn.Parameter(torch.tensor(start))
+        if options.gradient_floor:
+            self.parameter_hints = {"temperature": ParameterHint(adam_eps=options.gradient_floor)}
         self.register_buffer("warmup_passes", torch.zeros((), dtype=torch.int64))
         self.activity = math.nan
         """Share of the tokens (pads apart) that ran in the last pass."""
