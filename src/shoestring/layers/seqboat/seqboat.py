@@ -176,10 +176,15 @@ class SeqBoat(nn.Module):
             out = unit(m, None, mask)
             return out if mask is None else out.masked_fill(~mask.unsqueeze(-1), 0.0)
 
-        def attend(h: Tensor, places: CompressedPlaces) -> Tensor:
-            return unit(h, places.positions, None if places.is_full else places.filled)
+        decision = self._decision(m, u, mask)
 
-        return run_where_active(attend, m, self._decision(m, u, mask))
+        def attend(h: Tensor, places: CompressedPlaces) -> Tensor:
+            # Empty slots come last: where nobody looks ahead, nobody sees them.
+            filled = None if places.is_full or self.causal else places.filled
+            presence = None if decision.presence is None else places.compress(decision.presence)
+            return unit(h, places.positions, filled, presence)
+
+        return run_where_active(attend, m, decision)
 
     def _attended_after(self, m: Tensor, u: Tensor | None, state: State) -> tuple[Tensor | None, State]:
         """As `_attended`, with the kept tokens before the compressed ones."""

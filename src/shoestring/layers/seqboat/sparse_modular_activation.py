@@ -25,10 +25,14 @@ Module = Callable[[Tensor, CompressedPlaces], Tensor]
 
 @dataclass(frozen=True)
 class Decision:
-    """Which tokens run, and the probability that their outputs are multiplied by (0 where they do not)."""
+    """Which tokens run, and the probability that their outputs are multiplied by (0 where they do not).
+
+    presence: how much a token counts for the others that run, where that is not 1.
+    """
 
     active: Bool[Tensor, "batch seq"]
     confidence: Float[Tensor, "batch seq 1"]
+    presence: Float[Tensor, "batch seq 1"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +40,11 @@ class RouterOptions:
     """How a router starts and learns. The defaults are the paper's.
 
     init_temperature_scale: the first temperature is this times √d_model; the paper's runs have .3 to 1.
-    warmup: in so many training passes every token runs, with the probability of `run` as its weight, so that
-    no layer goes silent before it has learnt anything. centred, gradient_floor: see `RouterLogits`; the floor is
-    in the loss's units a logit, .001 is that of an attention worth about .01 nats. These three are ours.
+    warmup: in so many training passes every token runs and counts by its probability of `run`, for its own output
+    and as a key for others: a smooth form of what follows. It keeps a layer from going silent before it has learnt
+    anything, and it is all that tells a router who is needed as a key: later a token's gradient is that of its own
+    output alone. centred, gradient_floor: see `RouterLogits`; the floor is in the loss's units a logit, .001 is
+    that of an attention worth about .01 nats. These three are ours.
     Raises: ValueError for a scale that is not above 0, or a warm-up or floor below 0.
     """
 
@@ -93,7 +99,8 @@ class Router(nn.Module):
         probability = torch.softmax(wide / self.temperature.exp(), -1)
         if self._is_warming_up():
             active = torch.ones_like(probability[..., 0], dtype=torch.bool) if mask is None else mask
-            return Decision(active, (probability[..., 1] * active).unsqueeze(-1))
+            weight = (probability[..., 1] * active).unsqueeze(-1)
+            return Decision(active, weight, weight)
         active = probability[..., 1] > probability[..., 0]
         if mask is not None:
             active = active & mask
