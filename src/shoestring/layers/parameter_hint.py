@@ -14,9 +14,9 @@ from torch import nn
 class ParameterHint:
     """The learning rate and weight decay that a parameter wants; None leaves the trainer's own.
 
-    `largest_learning_rate` bounds the trainer's rate from above instead of replacing it. `adam_eps` is the ε that
-    Adam and its kin add to the root of the second moment: gradients well below it move a parameter in proportion
-    to them, not by a full step. Other optimizers have nothing of the kind and leave it.
+    `largest_learning_rate` bounds the trainer's rate from above instead of replacing it. `adam_eps` is the ε
+    that Adam and its kin add to the root of the second moment: gradients well below it move a parameter in
+    proportion to them, not by a full step. Other optimizers have nothing of the kind and leave it.
     Raises: ValueError for a rate or ε that is not above 0, a decay below 0, or both kinds of rate.
     """
 

@@ -127,7 +127,9 @@ def test_presence_multiplies_the_weight_of_a_key(activation, reach):
     apart = torch.arange(9)[:, None] - torch.arange(9)
     seen = (apart >= 0) & (apart <= (reach.size if isinstance(reach, Window) else 9))
     scores = q @ k.transpose(1, 2) * unit.scale(9)
-    weights = (scores.exp() if activation == "softmax" else scores.relu() ** 2) * presence.transpose(1, 2) * seen
+    weights = (
+        (scores.exp() if activation == "softmax" else scores.relu() ** 2) * presence.transpose(1, 2) * seen
+    )
     if activation == "softmax":
         weights = weights / weights.sum(-1, keepdim=True)
     torch.testing.assert_close(unit(x, presence=presence), unit.output((weights @ v) * r))

@@ -78,8 +78,8 @@ class GatedAttentionUnit(nn.Module):
         presence: Float[Tensor, "batch n 1"] | None = None,
     ) -> Float[Tensor, "batch n d_model"]:
         """positions: where tokens stood in the original sequence (default 0, 1, …); filled: False for tokens
-        that nobody attends to and whose output is not used; presence: what the weight of a key is multiplied by,
-        before they are normalised."""
+        that nobody attends to and whose output is not used; presence: what the weight of a key is multiplied
+        by, before weights are normalised."""
         if positions is None:
             positions = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
         q, k, v, r = self.parts(x, positions)

@@ -1,12 +1,15 @@
 """What a router decides from: two numbers a token, skip and run, linear in the token.
 
-Tokens of silu(EMA(x)) share a large mean. It gives W m one sign for nearly all of them, a sign that drifts as the
-layers below learn, so a layer falls silent or runs everywhere by chance; and since the gradient of W is a sum of
-tokens, a step that favours some of them favours all. W (m − mean) + b is the same function with another bias, in
-which what raises some tokens lowers the others. The bias, which raises all, is the largest feature and learns fastest;
-scaled down it follows the choice among tokens instead of preceding it. And while attention has learnt nothing yet, the gradient is noise,
-which Adam turns into steps of full length: a floor under its second moment keeps a router still until attention
-makes a difference.
+Tokens of silu(EMA(x)) share a large mean. It gives W m one sign for nearly all of them, a sign that drifts as
+the layers below learn, so a layer falls silent or runs everywhere by chance; and since the gradient of W is a
+sum over tokens, a step that favours some of them favours all. W (m − mean) + b is the same function with
+another bias, in which what raises some tokens lowers the others. The bias, which raises all, is the largest
+feature and learns fastest; scaled down it follows the choice among tokens instead of preceding it. And while
+attention has learnt nothing yet, the gradient is noise, which Adam turns into steps of full length: an ε that
+it stays below keeps a router still until attention makes a difference.
+
+Source: Ren et al. 2023, "Sparse Modular Activation for Efficient Sequence Modeling", section 3.2 (the linear
+map); the mean, the scale of the bias and the floor are ours.
 """
 
 import torch
@@ -25,8 +28,8 @@ BIAS_SCALE = 0.1
 class RouterLogits(nn.Linear):
     """m (batch, seq, d_model) -> W m + b, (batch, seq, 2), or `centred` W (m − mean) + b / 10.
 
-    mean: moving average over training passes of the mean token, without gradient. A pass is answered with that of
-    the passes before (the first with its own), so the logits of a token do not depend on its neighbours.
+    mean: moving average over training passes of the mean token, without gradient. A pass is answered with that
+    of the passes before (the first with its own), so the logits of a token do not depend on its neighbours.
     gradient_floor: `ParameterHint.adam_eps` of W and b. `fold` leaves a plain linear map.
     """
 

@@ -75,9 +75,7 @@ class SeqBoat(nn.Module):
         self.router, self.choose = None, None
         if router is not None and reach is not None:
             self.router = Router(d_model, router)
-            self.choose = RouterLogits(
-                d_model, centred=router.centred, gradient_floor=router.gradient_floor
-            )
+            self.choose = RouterLogits(d_model, centred=router.centred, gradient_floor=router.gradient_floor)
         self.gate = nn.Linear(d_model, d_model)
         nn.init.trunc_normal_(self.gate.weight, std=0.02, a=-0.04, b=0.04)
         nn.init.zeros_(self.gate.bias)
