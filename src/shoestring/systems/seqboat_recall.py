@@ -90,8 +90,8 @@ def recall_rows(settings: RecallSettings, seed: int) -> tuple[list[Row], list[st
     ]  # fmt: skip
     notes.append(
         f"recall: {settings.steps} steps each, {settings.full_steps} of full attention; in the first "
-        f"{ROUTER.warmup} of SeqBoat's every token attends and counts by its probability; that, tokens less "
-        "their mean and a floor under the router's gradients are ours, not the paper's; nothing rewards skipping"
+        f"{ROUTER.warmup} of SeqBoat's every token attends and counts by its probability; that, tokens "
+        "less their mean and a floor under the router's gradients are ours, not the paper's"
     )
     return rows, notes
 

@@ -280,3 +280,28 @@ def test_no_warning_at_the_start():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         SeqBoat(D)(torch.randn(1, 4, D))
+
+
+@pytest.mark.parametrize("warmup", [0, 1])
+def test_a_router_learns_in_its_warmup_alone_who_is_needed_as_a_key(warmup):
+    layer = made(router=RouterOptions(warmup=warmup), reach=Window(9)).train()
+    x = torch.randn(1, 8, D, dtype=torch.float64)
+    logits = []
+
+    def keep(module, args, out):
+        out.retain_grad()
+        logits.append(out)
+
+    layer.choose.register_forward_hook(keep)
+    layer(x)[0, -1].sum().backward()
+    gradient = logits[0].grad[0].abs().sum(-1)
+    assert (gradient[:-1] > 0).all() == bool(warmup)
+    assert gradient[:-1].eq(0).all() == (not warmup)
+
+
+def test_ragged_choices_without_looking_ahead_need_no_mask():
+    layer = made(reach=Window(2))
+    x = torch.randn(3, 12, D, dtype=torch.float64)
+    active = choice(layer, x)
+    assert len(set(active.sum(1).tolist())) > 1
+    torch.testing.assert_close(layer(x), naive_seqboat(layer, x, active), rtol=1e-8, atol=1e-8)

@@ -28,8 +28,8 @@ BIAS_SCALE = 0.1
 class RouterLogits(nn.Linear):
     """m (batch, seq, d_model) -> W m + b, (batch, seq, 2), or `centred` W (m − mean) + b / 10.
 
-    mean: moving average over training passes of the mean token, without gradient. A pass is answered with that
-    of the passes before (the first with its own), so the logits of a token do not depend on its neighbours.
+    mean: moving average over training passes of the mean token, without gradient. A pass is answered with
+    that of the passes before (the first with its own): the logits of a token do not depend on its neighbours.
     gradient_floor: `ParameterHint.adam_eps` of W and b. `fold` leaves a plain linear map.
     """
 

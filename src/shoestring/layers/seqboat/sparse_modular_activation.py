@@ -43,8 +43,8 @@ class RouterOptions:
     warmup: in so many training passes every token runs and counts by its probability of `run`, for its own
     output and, in attention, as a key for others: a smooth form of what follows. It keeps a layer from going
     silent before it has learnt anything, and it is all that tells a router who is needed as a key: later a
-    token's gradient is that of its own output alone. centred, gradient_floor: see `RouterLogits`; the floor is
-    in the loss's units a logit, .001 is that of an attention worth about .01 nats. These three are ours.
+    token's gradient is that of its own output alone. centred, gradient_floor: see `RouterLogits`; the floor
+    is in the loss's units a logit, .001 that of an attention worth about .01 nats. These three are ours.
     Raises: ValueError for a scale that is not above 0, or a warm-up or floor below 0.
     """
 
