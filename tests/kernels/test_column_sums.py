@@ -100,7 +100,7 @@ def test_the_cost_is_a_product_for_each_pair_that_is_seen():
         ({"row_pos": torch.tensor([0, 3]), "key_pos": torch.tensor([0, 1, 9, 9, 9]), "window": 2}, ValueError,
          "a row sees no key"),
         ({"k": torch.ones(2, 0, 4), "key_pos": torch.arange(0)}, ValueError, "a row sees no key"),
-        ({"key_pos": torch.arange(4)}, ValueError, "at 4 positions do not go together"),
+        ({"key_pos": torch.arange(4)}, ValueError, "at 4 do not go together"),
         ({"q": torch.ones(4, 2, 4, dtype=torch.float64)}, TypeError, "q is torch.float64 on cpu"),
     ],
 )  # fmt: skip
