@@ -1,4 +1,4 @@
-"""Sums of attention by column, compiled, against their definition: odd shapes, windows, threads, every ISA."""
+"""Sums of attention by column, compiled, against their definition: odd shapes, windows, threads, ISAs."""
 
 import pytest
 import torch

@@ -70,7 +70,9 @@ def test_results_do_not_depend_on_the_number_of_threads():
     try:
         for count in (1, 3):
             torch.set_num_threads(count)
-            results.append([*encode_by_channel(x, index, 4), *encode_by_token(x, index, scales_of_channels(x), 4)])
+            results.append(
+                [*encode_by_channel(x, index, 4), *encode_by_token(x, index, scales_of_channels(x), 4)]
+            )
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))

@@ -1,7 +1,7 @@
 """Attention that keys get from some rows, compiled: sums of softmax probabilities by column, without output.
 
-a_j = Σ over rows i and the query heads of a KV head of exp(s_ij) / Σ_j' exp(s_ij'), s_ij = scale · q_i·k_j over
-the keys that row i sees: at its own position and before.
+a_j = Σ over rows i and the query heads of a KV head of exp(s_ij) / Σ_j' exp(s_ij'), s_ij = scale · q_i·k_j
+over the keys that row i sees: at its own position and before.
 
 Source: He et al. 2024, "ZipVL", section 4.1 (probe rows); Zhang et al. 2023, "H2O", section 3 (the sums).
 """

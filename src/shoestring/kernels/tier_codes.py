@@ -42,9 +42,7 @@ def scales_of_channels(v: Float[Tensor, "heads tokens dim"]) -> Float16[Tensor, 
     x, tokens = _tokens(v, torch.arange(v.shape[1]), 16)
     largest = torch.empty(v.shape[0] * v.shape[2])
     with count_cost("scales_of_channels", flops=x.numel(), bytes=x.nbytes):
-        fits = library.largest_by_channel(
-            ctypes.byref(tokens), largest.data_ptr(), torch.get_num_threads()
-        )
+        fits = library.largest_by_channel(ctypes.byref(tokens), largest.data_ptr(), torch.get_num_threads())
     if not fits:
         return naive_scales_of_channels(v)
     c = largest.sqrt().half()
@@ -125,7 +123,9 @@ def _tokens(x: Tensor, index: Tensor, bits: int) -> tuple[Tensor, _Tokens]:
     """x in float32, and what C reads."""
     check_bits(bits, "bits")
     if len(index) and not 0 <= int(index.min()) <= int(index.max()) < x.shape[1]:
-        raise IndexError(f"index reaches from {int(index.min())} to {int(index.max())} of {x.shape[1]} tokens.")
+        raise IndexError(
+            f"index reaches from {int(index.min())} to {int(index.max())} of {x.shape[1]} tokens."
+        )
     x = x.detach().float()
     x = x if x.stride(2) == 1 else x.contiguous()
     index = index.long().contiguous()

@@ -1,8 +1,8 @@
 """How much attention each key gets from some of the rows, without their output.
 
 a_j = Σ over rows i and the query heads of a KV head of p_ij, c_j = rows that may see j. What `attend` gives
-with need={"colsum", "colcount"}, less the product with the values and in blocks made for few rows: compiled for
-float32 on the CPU, in torch where a gradient is wanted and for all else.
+with need={"colsum", "colcount"}, less the product with the values and in blocks made for few rows: compiled
+for float32 on the CPU, in torch where a gradient is wanted and for all else.
 
 Source: He et al. 2024, "ZipVL", section 4.1 (probe rows); Zhang et al. 2023, "H2O", section 3 (the sums).
 """
@@ -41,8 +41,7 @@ def column_sums(
     if _compiles(q, k):
         try:
             found = [
-                compiled_column_sums(*parts, scale, window)
-                for parts in zip(q, k, pos_q, pos_k, strict=True)
+                compiled_column_sums(*parts, scale, window) for parts in zip(q, k, pos_q, pos_k, strict=True)
             ]
             sums, counts = (torch.stack(part) for part in zip(*found, strict=True))
             return sums, counts

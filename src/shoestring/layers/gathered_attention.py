@@ -7,7 +7,6 @@ Source: He et al. 2024, "ZipVL", Algorithm 1. That rows outside give 0 is the on
 the block by the residual; the paper does not say it.
 """
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
