@@ -61,8 +61,8 @@ def attention_columns(
     """(out, s). present: the tokens that are there, at least one a sample (None: all).
 
     In float32 on the CPU a compiled loop does it, in which no gradient flows; else torch, sample by sample,
-    with a notice. Results do not depend on the number of threads. Meant for hundreds of tokens: the scores of 48
-    rows of a head exist at once.
+    with a notice. Results do not depend on the number of threads. Meant for hundreds of tokens: the scores of
+    48 rows of a head exist at once.
 
     Raises: ValueError for shapes that differ, or a sample without tokens.
     """

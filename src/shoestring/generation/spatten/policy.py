@@ -26,7 +26,8 @@ from shoestring.generation.spatten.progressive import ProgressiveAttention, prog
 from shoestring.generation.spatten.schedule import KeepSchedule
 from shoestring.generation.spatten.token_scores import TokenScores
 from shoestring.layers.attention import AttendOut, attend
-from shoestring.layers.attention_masks import KVView
+from shoestring.layers.attention_masks import Causal, KVView
+from shoestring.layers.column_sums import column_sums
 from shoestring.models.decoder import Decoder
 from shoestring.models.hooks import AttendCall, AttnPlan, Context, Drop, Keep, Phase
 from shoestring.models.protocols import HookConflict
@@ -243,6 +244,15 @@ class SpAtten:
         """The whole attention, with the column sums of the heads that live."""
         view, mask = call.read()
         assert self.live_heads is not None
+        if isinstance(mask, Causal) and mask.newest and self._is_plain(call, view):
+            out = attend(call.q, view, mask, call.scale, call.window)
+            # Sample by sample: so many scores stay in the processor's cache.
+            sums = [
+                column_sums(q[None], k[None], at[None], pos, call.scale, call.window)[0].sum(1)
+                for q, k, at, pos in zip(call.q, view.k, call.pos, view.pos, strict=True)
+            ]
+            self._add(torch.cat(sums), view.pos, view.valid)
+            return out
         need = frozenset({"colsum"})
         group = call.q.shape[1] // view.k.shape[1]
         if not bool(self.live_heads.all()):
@@ -260,6 +270,17 @@ class SpAtten:
         self._add((out.colsum * live[:, :, None].to(out.colsum.dtype)).sum(1), view.pos, view.valid)
         return out
 
+    def _is_plain(self, call: AttendCall, view: KVView) -> bool:
+        """Whether all heads of all tokens attend as always, and nothing else is asked of it."""
+        assert self.live_heads is not None
+        return (
+            view.valid is None
+            and view.pos.shape[1] == 1
+            and call.policy is None
+            and not call.need
+            and bool(self.live_heads.all())
+        )
+
     def _decode(self, call: AttendCall) -> AttendOut:
         """Few new tokens against the live slots, in two passes."""
         cache = call.cache
@@ -269,13 +290,17 @@ class SpAtten:
             raise HookConflict(
                 f"layer {call.layer}: SpAtten's attention of decoded tokens gives no {min(call.need)!r}."
             )
-        view = cache.planes(call.layer, self._live_slots(call.layer, cache))
+        slots = self._live_slots(call.layer, cache)
+        view = cache.planes(call.layer, slots if cache.decodes_on_read else None)
         behind = call.pos[:, None, :, None] - view.pos[:, :, None]
         seen = (behind >= 0) & (call.pos >= 0)[:, None, :, None]
         if call.window is not None:
             seen = seen & (behind < call.window)
         if view.valid is not None:
             seen = seen & view.valid[:, :, None]
+        if slots is not None and not cache.decodes_on_read:
+            assert self.live is not None
+            seen = seen & self.live.gather(1, view.pos[:, 0].long())[:, None, None]
         found = progressive_attention(call.q, view, seen, call.scale, self.attention, call.layer)
         live = self.live_heads.unflatten(1, found.p.shape[1:3])[..., None]
         weight = live[..., None].to(found.p.dtype)
