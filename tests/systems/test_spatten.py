@@ -97,6 +97,7 @@ def test_the_dense_variant_is_the_model_and_reads_all():
 
 
 def test_controls_are_judged_on_the_first_windows_and_beside_them_alone(monkeypatch):
+    monkeypatch.setattr(spatten_decode, "CONTROLLED", 2)
     monkeypatch.setattr(spatten_decode, "GROUP", 2)
     task = tiny_task(0, held_out=(5, 24))
     found = decode_variants(task.model, task.held_out, 3, 0)

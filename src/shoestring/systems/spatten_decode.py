@@ -35,8 +35,8 @@ from shoestring.yardstick.paired_difference import paired_difference
 
 DENSE, OURS, CHANCE = "dense", "ours", "random ranking"
 FULL = PlaneFormat(None, None)
-GROUP = 16
-"""Windows that are decoded together."""
+GROUP, CONTROLLED = 20, 8
+"""Windows that are decoded together, and windows that controls are judged on."""
 
 SMALL, LARGE = PlaneFormat(), PlaneFormat(BitPlanes(8, 4), 8)
 HARDWARE = ProgressiveAttention(theta=0.05, v_keep=0.3)
@@ -76,7 +76,7 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to decode. controls: judged on the first group of windows only."""
+    """A way to decode. control: judged on the first windows only, as many as `CONTROLLED`."""
 
     name: str
     tokens: KeepSchedule
@@ -116,7 +116,9 @@ def decode_variants(
 ) -> dict[str, Decoded]:
     """The last `decoded` tokens of the windows, predicted one by one by each variant."""
     found: dict[str, Decoded] = {}
-    for at, group in enumerate(windows.split(GROUP)):
+    rest = windows[CONTROLLED:]
+    groups = [windows[:CONTROLLED], *(rest.split(GROUP) if len(rest) else ())]
+    for at, group in enumerate(groups):
         prompt, scores = read_prompts(model, group[:, : -decoded - 1])
         cache: PlaneCache | None = None
         held: tuple[PlaneFormat, bool] | None = None

@@ -290,21 +290,22 @@ class SpAtten:
             raise HookConflict(
                 f"layer {call.layer}: SpAtten's attention of decoded tokens gives no {min(call.need)!r}."
             )
-        slots = self._live_slots(call.layer, cache)
-        view = cache.planes(call.layer, slots if cache.decodes_on_read else None)
+        marked = self._live_marks(call.layer, cache)
+        masks = marked is not None and not cache.decodes_on_read
+        view = cache.planes(call.layer, None if marked is None or masks else marked_slots(marked))
         behind = call.pos[:, None, :, None] - view.pos[:, :, None]
         seen = (behind >= 0) & (call.pos >= 0)[:, None, :, None]
         if call.window is not None:
             seen = seen & (behind < call.window)
         if view.valid is not None:
             seen = seen & view.valid[:, :, None]
-        if slots is not None and not cache.decodes_on_read:
-            assert self.live is not None
-            seen = seen & self.live.gather(1, view.pos[:, 0].long())[:, None, None]
+        if masks:
+            assert marked is not None
+            seen = seen & marked[:, None, None]
         found = progressive_attention(call.q, view, seen, call.scale, self.attention, call.layer)
         live = self.live_heads.unflatten(1, found.p.shape[1:3])[..., None]
-        weight = live[..., None].to(found.p.dtype)
-        self._add((found.p * weight).sum((1, 2, 3)), view.pos, view.valid)
+        p = found.p if bool(live.all()) else found.p * live[..., None].to(found.p.dtype)
+        self._add(p.flatten(1, 3).sum(1), view.pos, view.valid)
         used = live.any(2, keepdim=True)  # (batch, KV heads, 1, 1): fetched at all
         keys = (seen.any(2)[:, :, None] & used).sum()
         low = ((found.refetch & live).any((2, 3))[..., None] & seen.any(2)).sum()
@@ -322,12 +323,17 @@ class SpAtten:
 
     def _live_slots(self, layer: int, cache: SlotCache) -> Tensor | None:
         """Slots of the live tokens that a layer holds; None where it is all of them."""
+        marked = self._live_marks(layer, cache)
+        return None if marked is None else marked_slots(marked)
+
+    def _live_marks(self, layer: int, cache: SlotCache) -> Bool[Tensor, "batch slots"] | None:
+        """Which slots hold live tokens; None where it is all of them."""
         assert self.live is not None
         table = cache.layers[layer].table
         pos, valid = table.read(POS)[:, 0], table.valid()
         marked = self.live.gather(1, pos.long())
         held = torch.ones_like(marked) if valid is None else valid[:, 0]
-        return None if bool((marked | ~held).all()) else marked_slots(marked & held)
+        return None if bool((marked | ~held).all()) else marked & held
 
 
 class InvertedRank:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from shoestring.generation.selection import top_k
@@ -94,7 +94,7 @@ def progressive_attention(
         return ProgressiveOut(_by_group(p, values), p, refetch, seen)
     # At least one value: a row of few slots would else give nothing at all.
     counts = (how.v_keep * seen.sum(-1)).floor().long().clamp(min=1)
-    read = top_k(p, counts, valid=seen, what=f"probabilities of layer {layer}")
+    read = _likeliest(p, counts, seen)
     kept = p * read
     if how.renorm:
         kept = kept / kept.sum(-1, keepdim=True).clamp(min=torch.finfo(p.dtype).tiny)
@@ -121,6 +121,18 @@ def naive_progressive_attention(
     for j in kept:
         out = out + p[j] / total * values[j]
     return out, asked
+
+
+def _likeliest(
+    p: Float[Tensor, "*rows slots"], counts: Int[Tensor, "*rows"], seen: Bool[Tensor, "*rows slots"]
+) -> Bool[Tensor, "*rows slots"]:
+    """`top_k` of probabilities, which are numbers and 0 where nothing is seen."""
+    count = int(counts.max())
+    if count == int(counts.min()):
+        likely = p >= p.topk(count, sorted=False).values.amin(-1, keepdim=True)
+        if count and int(likely.sum()) == count * counts.numel():
+            return likely & seen
+    return top_k(p, counts, valid=seen, what="probabilities")
 
 
 def _by_group(
