@@ -35,7 +35,7 @@ from shoestring.yardstick.paired_difference import paired_difference
 
 DENSE, OURS, CHANCE = "dense", "ours", "random ranking"
 FULL = PlaneFormat(None, None)
-GROUP, CONTROLLED = 20, 8
+GROUP, CONTROLLED = 44, 4
 """Windows that are decoded together, and windows that controls are judged on."""
 
 SMALL, LARGE = PlaneFormat(), PlaneFormat(BitPlanes(8, 4), 8)
