@@ -5,7 +5,7 @@ token by token against the others: paired differences tell apart what perplexiti
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -82,13 +82,13 @@ class Variant:
     tokens: KeepSchedule
     attention: ProgressiveAttention = CORRECTED
     form: PlaneFormat = SMALL
-    rank: type[Rank] | None = None
+    rank: Callable[[int], Rank] | None = None
     normalised: bool = True
     control: bool = False
 
     def policy(self, seed: int) -> SpAtten:
         """The policy, whose ranking draws by the seed if it draws."""
-        rank = None if self.rank is None else RandomRank(seed) if self.rank is RandomRank else self.rank()
+        rank = None if self.rank is None else self.rank(seed)
         return SpAtten(self.tokens, attention=self.attention, normalised=self.normalised, rank=rank)
 
 
@@ -101,7 +101,7 @@ def variants(layers: int, length: int) -> list[Variant]:
         Variant(OURS, half),
         Variant(CHANCE, half, rank=RandomRank),
         Variant("raw sum", half, normalised=False, control=True),
-        Variant("inverted ranking", half, rank=InvertedRank, control=True),
+        Variant("inverted ranking", half, rank=lambda seed: InvertedRank(), control=True),
         Variant("arithmetic of the hardware", half, HARDWARE, control=True),
         Variant(
             "raw sum, published schedule, arithmetic of the hardware", share_schedule(shares, length),
@@ -203,17 +203,17 @@ def _perplexity(what: Claim | str, method: Decoded, baseline: Decoded, against: 
     """A row of perplexities on the windows that both have, with the interval of their ratio over windows."""
     ours = method.by_window
     theirs = baseline.by_window[: len(ours)]
-    if len(ours) == 1:
-        spread = None
-    else:
+    spread: tuple[float, float] | None = None
+    if len(ours) > 1:
         low, high = paired_difference(ours, theirs)["spread"]
         spread = math.exp(low), math.exp(high)
-    figures = {"baseline": theirs.mean().exp().item(), "method": ours.mean().exp().item()}
+    before, after = theirs.mean().exp().item(), ours.mean().exp().item()
     if isinstance(what, Claim):
-        return what.row(**figures, spread=spread, against=against)
+        return what.row(baseline=before, method=after, spread=spread, against=against)
     return Row(
-        metric=what, kind="quality", unit="", better="lower", **figures, spread=spread, against=against
-    )
+        metric=what, kind="quality", unit="", better="lower", baseline=before, method=after, spread=spread,
+        against=against,
+    )  # fmt: skip
 
 
 def _notes(found: dict[str, Decoded]) -> Iterable[str]:
