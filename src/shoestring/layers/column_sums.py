@@ -8,7 +8,7 @@ Source: He et al. 2024, "ZipVL", section 4.1 (probe rows); Zhang et al. 2023, "H
 """
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from shoestring.errors import NoCompiler
@@ -86,14 +86,23 @@ def _by_blocks(
         # Keys behind the last that any of these rows sees cost nothing.
         near = (pos_k <= at.amax(1, keepdim=True)).any(0).nonzero()
         stop = int(near.max()) + 1 if len(near) else 0
-        behind = at[:, :, None] - pos_k[:, None, :stop]
-        seen = behind >= 0 if window is None else (behind >= 0) & (behind < window)
-        if not bool(seen.any(-1).all()):
-            raise ValueError("a row sees no key; its own must be among them.")
         scores = part.unflatten(1, (k.shape[1], -1)).flatten(2, 3) @ keys[..., :stop]
-        scores.unflatten(2, (-1, part.shape[2])).masked_fill_(~seen[:, None, None], -torch.inf)
+        # What all of these rows see needs no mask: most of it, where rows and keys are in order.
+        whole = 0 if window is not None else _leading((pos_k[:, :stop] <= at.amin(1, keepdim=True)).all(0))
+        behind = at[:, :, None] - pos_k[:, None, whole:stop]
+        seen = behind >= 0 if window is None else (behind >= 0) & (behind < window)
+        if not whole and not bool(seen.any(-1).all()):
+            raise ValueError("a row sees no key; its own must be among them.")
+        rest = scores[..., whole:].unflatten(2, (-1, part.shape[2]))
+        rest.masked_fill_(~seen[:, None, None], -torch.inf)
         p = scores.softmax(-1)
         # A product with ones: sums over the outer axis are slow.
         sums[..., :stop] += p.new_ones(p.shape[2]) @ p
     rows = pos_q.sort(1).values
     return sums, rows_that_see(rows, pos_k.contiguous(), window)
+
+
+def _leading(marks: Bool[Tensor, " n"]) -> int:
+    """How many marks stand before the first gap."""
+    gaps = (~marks).nonzero()
+    return int(gaps[0]) if len(gaps) else len(marks)
