@@ -65,6 +65,7 @@ class Target:
         if self._mark is not None:
             self._cache.keep_path(self._mark, torch.tensor([path], device=self.runner.device))
             self._mark = None
+            self.runner.after_step()
         elif dropped:
             assert isinstance(self.runner, CompiledRunner)
             self.runner.cache.give_back(dropped)
