@@ -15,13 +15,12 @@ from shoestring.generation.mpcache import MPCache
 from shoestring.generation.spatten.policy import SpAtten
 from shoestring.generation.speculation.draft import Speculation
 from shoestring.generation.speculation.glide import Glide
-from shoestring.generation.zipvl import ZipVL
 from shoestring.models.decoder import Decoder
 from shoestring.models.layer_layout import LayerKind
 from shoestring.numbers.tier_format import TierFormat
 
 _ALONE = {
-    MPCache: "it chooses anew what each token reads, and a step that verifies several tokens reads everything",
+    MPCache: "it chooses anew what each token reads, and a step of several tokens reads everything",
     SpAtten: "it prunes by the attention of every single token, and takes a step of several for a prompt",
 }
 """Why these do not stand beside drafts."""
@@ -55,22 +54,25 @@ def combined_cache(
         _check_selection(model, form, selection)
     elif isinstance(form, TierFormat):
         raise ValueError(
-            "a cache in tiers compresses what a selection sorts, and there is none; add selection=ZipVL(), or "
+            f"cache={form} compresses what a selection sorts, and there is none; add selection=ZipVL(), or "
             "use a TokenCacheFormat."
         )
     if speculation is not None:
         _check_speculation(model, cache, selection, speculation)
-    if form is None or not isinstance(model, Decoder):
+    if not isinstance(model, Decoder) or (cache is not None and form is None):
         return cache
-    return decoder_cache(model, form, capacity=0 if selection is not None else capacity)
+    if selection is not None:
+        # Room for the whole text is what a selection is to save.
+        return decoder_cache(model, form)
+    return None if form is None else decoder_cache(model, form, capacity=capacity)
 
 
 def _check_selection(model: nn.Module, form: CacheForm | None, selection: CachePolicy) -> None:
     name = type(selection).__name__
-    if isinstance(model, Decoder) and _keeps_states(model):
+    if isinstance(model, Decoder) and model.cfg.is_hybrid:
         raise ValueError(
-            f"{name} selects among cached tokens, and this model keeps states that mix them; generate "
-            "without a selection: its layers with states cost no more for a longer text."
+            f"{name} selects among the tokens that every layer caches, and this model has layers without "
+            "attention; generate without a selection: those layers cost no more for a longer text."
         )
     if form is None:
         return
@@ -93,7 +95,7 @@ def _check_speculation(
     model: nn.Module, cache: Any, selection: CachePolicy | None, speculation: Speculation
 ) -> None:
     draft = type(speculation).__name__
-    if isinstance(model, Decoder) and _keeps_states(model):
+    if isinstance(model, Decoder) and LayerKind.MAMBA in model.cfg.layout:
         raise ValueError(
             f"{draft} needs tokens taken back, and this model keeps states that mix them; generate without "
             "speculation."
@@ -107,10 +109,10 @@ def _check_speculation(
         )
     if not isinstance(speculation, Glide):
         return
-    if speculation.shape is not None and selection is not None and not _reads_plainly(selection):
+    if speculation.shape is not None and selection is not None and selection.hooks:
         raise ValueError(
-            f"{type(selection).__name__} does not go with a Glide of trees: both take the place of "
-            "attention; draft chains (shape=None)."
+            f"{type(selection).__name__} does not go with a Glide of trees, which takes the place of the "
+            "attention that it looks at; draft chains (shape=None)."
         )
     # A cache in the model's own form is looked at when there is one.
     exact = cache is None or isinstance(cache, DenseFormat | DenseCache)
@@ -121,12 +123,3 @@ def _check_speculation(
             "use Glide(…, allow_lossy_draft=True) for worse drafts of the same text, PromptLookup(), or a "
             "dense cache without a selection."
         )
-
-
-def _keeps_states(model: Decoder) -> bool:
-    return LayerKind.MAMBA in model.cfg.layout
-
-
-def _reads_plainly(selection: CachePolicy) -> bool:
-    """Whether attention stays the usual one while tokens are decoded."""
-    return not any(hasattr(hook, "attn_plan") and hook is selection for hook in selection.hooks)

@@ -60,6 +60,12 @@ class Generation:
         steps = len(self.tokens) - 1
         return steps / self.decode_seconds if steps > 0 and self.decode_seconds > 0 else None
 
+    @property
+    def tokens_per_pass(self) -> float | None:
+        """Accepted length: tokens that a pass gives, the model's own one included; 1 without drafts. None
+        where nothing was decoded."""
+        return (len(self.tokens) - 1) / self.passes if self.passes else None
+
 
 class Stream:
     """An output in the making: iterate for its pieces; `result` holds what there is so far.
