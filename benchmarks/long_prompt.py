@@ -2,17 +2,18 @@
 
 python benchmarks/long_prompt.py [--tokens 32768] [--chunk 512] [--arms NAME…] [--last-chunks N] [--again]
 
-Every arm reads the same prompt in chunks, in a process of its own, and then decodes a few tokens. The figure is
-the peak of live tensor bytes, weights included, as `LiveMemory` follows them storage by storage; the high-water
-mark of the process stands beside it. Positions go on beyond the 8192 that the model was trained for: what it
-says there is of no interest here, and nothing of it is judged. Peak bytes do not depend on what tokens say.
+Every arm reads the same prompt in chunks, in a process of its own, and then decodes a few tokens. The figure
+is the peak of live tensor bytes, weights included, as `LiveMemory` follows them storage by storage; the
+high-water mark of the process stands beside it. Positions go on beyond the 8192 that the model was trained
+for: what it says there is of no interest here, and none of it is judged. Peak bytes do not depend on what
+tokens say.
 
 Attention over everything takes time that grows with the square of the prompt. With --last-chunks N, arms that
 keep all tokens get random keys and values for all but the last N chunks, which are read as ever: the peak is
 at the end of a prompt, where the cache is longest. Arms that drop tokens always read all of it.
 
-What a plain softmax over n x n scores would take is measured on one layer at sizes that fit, and calculated for
-the whole prompt. Arms that are in benchmarks/results/long_prompt.json already are not run again, unless --again.
+What a plain softmax over n x n scores takes is measured on one layer at sizes that fit, and calculated for
+the whole prompt. Arms that are in benchmarks/results/long_prompt.json are not run again, unless --again.
 """
 
 import argparse

@@ -142,8 +142,8 @@ class HybridCache(SlotCache):
         if any(store.state for _, store in self._state_stores()):
             raise CacheCannot(
                 "keep a path",
-                "a layer keeps a state, in which the tokens are mixed; roll back to the mark and feed again what "
-                "is to stay",
+                "a layer keeps a state, in which the tokens are mixed; roll back to the mark and feed "
+                "again what is to stay",
             )
         super().keep_path(mark, path)
 
