@@ -242,8 +242,8 @@ def markdown(document: dict[str, Any]) -> str:
     lines += [
         "",
         f"SmolLM2-135M in bfloat16, prompts of {document['context']} tokens, {document['tokens']} decoded; "
-        f"{where['processor']}, {where['threads']} threads. Ratios are to plain decoding, in turns, which has "
-        f"a perplexity of {plain['quality']['perplexity']:.2f}.",
+        f"{where['processor']}, {where['threads']} threads. Ratios are to plain decoding, in turns; "
+        f"its perplexity is {plain['quality']['perplexity']:.2f}.",
         "",
         "Together over the product of each alone; bold where the pair is better than the better of the two:",
         "",

@@ -22,6 +22,7 @@ from shoestring.generation.saving_menu import (
     named_selection,
     named_speculation,
 )
+from shoestring.generation.spatten.schedule import linear_schedule
 from shoestring.generation.speculation.glide import Glide
 from shoestring.generation.speculation.prompt_lookup import PromptLookup
 from shoestring.generation.tier_cache import TierCache
@@ -266,7 +267,7 @@ def test_shares_and_counts_of_the_menu():
         assert named_selection("window", keep, sizes)._keeps == (50,)
         important = named_selection("start-recent-important", keep, sizes)
         assert (important.first, important.recent, important.important) == (4, 23, 23)
-    assert named_selection("spatten", 0.5, sizes).tokens.counts[0] == 260
+    assert named_selection("spatten", 0.5, sizes).tokens == linear_schedule(2, 260, 0.5)
     assert named_selection("mpcache", 0.5, sizes).static.share == 0.5
     assert named_selection("zipvl", 0.9, sizes).options.choice.tau == 0.9
 
