@@ -132,7 +132,10 @@ def test_drafts_that_are_right_are_told(folder, capsys, monkeypatch):
         (["--select", "zipvl", "--keep", "64"], "keep=64: zipvl takes the share of attention"),
         (["--select", "zipvl", "--cache", "paged"], "does not go with ZipVL, which stores as TierFormat"),
         (["--select", "spatten", "--speculate", "lookup"], "SpAtten does not go with PromptLookup"),
-        (["--select", "h2o", "--activation-bits", "8"], "use activation_bits=32 with it"),
+        (
+            ["--select", "h2o", "--activation-bits", "8"],
+            "Evicting looks into attention, which is computed in float32; use activation_bits=32",
+        ),
         (["--speculate", "luck"], "speculation='luck' is neither 'lookup' nor a folder"),
     ],
 )

@@ -39,15 +39,19 @@ class StepCache(SlotCache):
     def plain_slots(self) -> int | None:
         """The slots of every layer, where slot i of each holds the token at position i and nothing else is
         kept beside keys and values; None where tokens were evicted, reordered or left out."""
+        slots = self.alike_slots()
+        # As many slots as positions so far: none is missing.
+        return slots if slots is not None and slots == int(self.next_pos) else None
+
+    def alike_slots(self) -> int | None:
+        """The slots of every layer, where each holds equally many, in the order of their positions, in one
+        row for all heads, and nothing else is kept beside keys and values; None elsewhere."""
         tables = [layer.table for layer in self.layers]
         slots, columns = tables[0].uniform, len(self._columns())
         plain = all(
             table.uniform == slots and table.rows == 1 and len(table.columns) == columns for table in tables
         )
-        # As many slots as positions so far: none is missing.
-        return (
-            slots if plain and not self.permuted and self.batch == 1 and slots == int(self.next_pos) else None
-        )
+        return slots if plain and not self.permuted and self.batch == 1 else None
 
     def claim(self, n: int) -> None:
         """Count `n` more slots and positions as filled: the caller writes them, keys rotated, there."""
