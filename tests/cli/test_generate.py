@@ -103,8 +103,8 @@ def test_every_saving_has_a_name_and_they_go_together(folder, capsys):
     ],
 )
 def test_lossless_savings_give_the_plain_text(arguments, folder, capsys):
-    plain = document_of(capsys, folder, "a budget", "--max-new-tokens", "40")
-    lean = document_of(capsys, folder, "a budget", "--max-new-tokens", "40", *arguments)
+    plain = document_of(capsys, folder, "a budget", "--max-new-tokens", "30")
+    lean = document_of(capsys, folder, "a budget", "--max-new-tokens", "30", *arguments)
     assert lean["text"] == plain["text"]
 
 
