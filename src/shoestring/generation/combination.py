@@ -19,7 +19,7 @@ from shoestring.models.decoder import Decoder
 from shoestring.models.layer_layout import LayerKind
 from shoestring.numbers.tier_format import TierFormat
 
-_ALONE = {
+_ALONE: dict[type, str] = {
     MPCache: "it chooses anew what each token reads, and a step of several tokens reads everything",
     SpAtten: "it prunes by the attention of every single token, and takes a step of several for a prompt",
 }
