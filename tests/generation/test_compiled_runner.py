@@ -122,7 +122,9 @@ def test_it_goes_on_where_every_layer_lost_equally_many_tokens(ranking, form):
             assert compiled.compiled_slots() is not None
             assert compiled.cache.plain_slots() is None
             found, expected = (runner.feed(torch.tensor([[token]])) for runner in runners)
-            torch.testing.assert_close(found, expected, rtol=0, atol=2e-3 if form is None else 2e-2)
+            # Of codes one may fall on the other side of a tie.
+            atol = 2e-3 if form is None else 0.02 * float(expected.abs().max())
+            torch.testing.assert_close(found, expected, rtol=0, atol=atol)
     for layer in range(4):
         one, other = (runner.cache.layers[layer].table.read("pos") for runner in runners)
         assert torch.equal(one, other)

@@ -184,8 +184,8 @@ class DecodeStep:
         buffer that the next call overwrites. The cache must have room for the tokens and the tables their
         positions.
 
-        Raises: ValueError for more tokens than `PROMPT_TOKENS`, more logits than `MOST_TOKENS`, a cache
-        without room for them, or keys and values that its codes cannot hold.
+        Raises: ValueError for more tokens than `PROMPT_TOKENS`, more logits than `MOST_TOKENS`, a shift with a
+        window, a cache without room for them, or keys and values that its codes cannot hold.
         """
         tokens = x.shape[0]
         if not 1 <= tokens <= PROMPT_TOKENS or not 0 <= logit_rows <= min(tokens, MOST_TOKENS):
@@ -193,12 +193,10 @@ class DecodeStep:
                 f"{tokens} tokens in one step, logits of {logit_rows}; it takes 1 to {PROMPT_TOKENS} "
                 f"tokens and gives logits of up to {MOST_TOKENS}."
             )
+        if shift and any(layer.window for layer in self._alive[0]):
+            raise ValueError(f"shift={shift} with a window, which is counted in slots; use shift=0.")
         if not self._cache or start + tokens > self._cache[0].keys.shape[1]:
             raise ValueError(f"the cache has no room for slots {start} to {start + tokens - 1}.")
-        if shift and any(layer.window for layer in self._alive[0]):
-            raise ValueError(
-                f"shift={shift} with a window: a layer counts slots for its window; use shift=0."
-            )
         self._model.shift = shift
         threads, model, x = torch.get_num_threads(), ctypes.addressof(self._model), aligned_copy(x)
         key = tokens, threads
