@@ -1,6 +1,6 @@
 """The grid of savings while generating: caches x selections x drafts, on SmolLM2-135M.
 
-python benchmarks/combinations.py [--context 1024] [--rounds 2] [--tokens 32] [--again] [--out FILE]
+python benchmarks/combinations.py [--context 1024] [--rounds 1] [--tokens 32] [--again] [--out FILE]
 
 Of every combination that `generate` takes: bytes of cache for each token of the text, tokens/s over those of
 plain decoding (a dense cache, no selection, no draft), which takes turns with it; perplexity over that of
@@ -263,7 +263,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--context", type=int, default=1024)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--again", action="store_true")
     parser.add_argument("--out", type=Path, default=RESULT)

@@ -184,8 +184,8 @@ class DecodeStep:
         buffer that the next call overwrites. The cache must have room for the tokens and the tables their
         positions.
 
-        Raises: ValueError for more tokens than `PROMPT_TOKENS`, more logits than `MOST_TOKENS`, a shift with a
-        window, a cache without room for them, or keys and values that its codes cannot hold.
+        Raises: ValueError for more tokens than `PROMPT_TOKENS`, more logits than `MOST_TOKENS`, a shift with
+        a window, a cache without room for them, or keys and values that its codes cannot hold.
         """
         tokens = x.shape[0]
         if not 1 <= tokens <= PROMPT_TOKENS or not 0 <= logit_rows <= min(tokens, MOST_TOKENS):
