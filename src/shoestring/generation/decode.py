@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from shoestring.generation.combination import combined_cache
 from shoestring.generation.decode_steps import DecodeSteps
 from shoestring.generation.evicting_cache import CachePolicy, NeedsWholePrompt
 from shoestring.generation.runner import Runner, make_runner
@@ -59,6 +60,12 @@ class Generation:
         steps = len(self.tokens) - 1
         return steps / self.decode_seconds if steps > 0 and self.decode_seconds > 0 else None
 
+    @property
+    def tokens_per_pass(self) -> float | None:
+        """Accepted length: tokens that a pass gives, the model's own one included; 1 without drafts. None
+        where nothing was decoded."""
+        return (len(self.tokens) - 1) / self.passes if self.passes else None
+
 
 class Stream:
     """An output in the making: iterate for its pieces; `result` holds what there is so far.
@@ -94,7 +101,8 @@ def stream(
     model: a `Decoder`, or a causal language model of transformers. tokenizer: needed for text, in and out;
     without one every piece's text is empty. seed: an int, or a generator to go on drawing from. stop: strings
     before which the output ends. stop_tokens: tokens that end it, kept in `tokens`; by default the model's
-    own. cache: an empty cache of the model's kind. prefill_chunk: tokens of the prompt per forward pass.
+    own. cache: how a `Decoder` stores keys and values (a `CacheForm`), or an empty cache of the model's kind;
+    by default what the selection needs, else the model's own. prefill_chunk: tokens of the prompt per pass.
     activation_bits: of a `Decoder` on the CPU with packed weights: 8 rounds the inputs of its linear layers
     to int8, block by block, and keeps keys and values in float16, which is faster, above all for prompts, and
     costs 0.4 to 0.8 % in perplexity; 32, the default, computes with the weights as they are, in float32.
@@ -103,8 +111,8 @@ def stream(
     e.g. `PromptLookup()`; the output is the same, and comes faster where drafts are right.
 
     Raises: ValueError for an empty prompt, one that the context cannot hold, ids outside the vocabulary,
-    numbers below 1, or a selection beside speculation; TypeError for a model that does not generate, does not
-    take a selection, or cannot verify drafts.
+    numbers below 1, or a cache, selection and speculation that do not go together (see `combined_cache`);
+    TypeError for a model that does not generate, does not take a selection, or cannot verify drafts.
     """
     if max_new_tokens < 1 or prefill_chunk < 1:
         raise ValueError(
@@ -117,9 +125,8 @@ def stream(
     ids = tokenizer.encode(prompt) if isinstance(prompt, str) and tokenizer else [int(i) for i in prompt]
     if activation_bits not in [choice.value for choice in Activations]:
         raise ValueError(f"activation_bits={activation_bits} is not a way to compute; use 8 or 32.")
-    if selection is not None and speculation is not None:
-        raise ValueError("a selection reads part of the cache, a verified draft all of it: give one of them.")
     room = len(ids) + max_new_tokens
+    cache = combined_cache(model, cache, selection, speculation, capacity=room)
     runner = make_runner(model, cache, room, Activations(activation_bits), selection)
     if isinstance(selection, NeedsWholePrompt) and selection.whole_prompt:
         prefill_chunk = max(prefill_chunk, len(ids))

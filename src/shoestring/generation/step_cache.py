@@ -45,14 +45,22 @@ class StepCache(SlotCache):
         """The slots of every layer, where slot i of each holds the token at position i and nothing else is
         kept beside keys and values; None where tokens were evicted, reordered or left out, or samples differ
         in length."""
-        tables = [layer.table for layer in self.step_layers]
         seen, last = (int(x) for x in self.next_pos.aminmax())
-        columns = len(self._columns())
         # As many slots as positions so far: none is missing.
+        return seen if self._uniform_slots() == seen == last else None
+
+    def alike_slots(self) -> int | None:
+        """The slots of every layer of one sequence, where each holds equally many, in the order of their
+        positions, in one row for all heads, and nothing else is kept beside keys and values; else None."""
+        return self._uniform_slots() if self.batch == 1 else None
+
+    def _uniform_slots(self) -> int | None:
+        tables = [layer.table for layer in self.step_layers]
+        slots, columns = tables[0].uniform if tables else int(self.next_pos[0]), len(self._columns())
         plain = all(
-            table.uniform == seen and table.rows == 1 and len(table.columns) == columns for table in tables
+            table.uniform == slots and table.rows == 1 and len(table.columns) == columns for table in tables
         )
-        return seen if plain and seen == last and not self.permuted else None
+        return slots if plain and not self.permuted else None
 
     def claim(self, n: int) -> None:
         """Count `n` more slots and positions as filled: the caller writes them, keys rotated, there."""

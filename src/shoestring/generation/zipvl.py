@@ -25,7 +25,7 @@ from shoestring.layers.attention_masks import Causal, KVView
 from shoestring.layers.gathered_attention import gathered_attention
 from shoestring.models.hooks import AttendCall, AttnPlan, Context
 from shoestring.models.protocols import HookConflict
-from shoestring.numbers.tier_format import FEW_TOKENS
+from shoestring.numbers.tier_format import FEW_TOKENS, TierFormat
 
 
 class ZipVL:
@@ -40,6 +40,7 @@ class ZipVL:
     """
 
     whole_prompt = True
+    takes_drafts = True
 
     def __init__(self, options: ZipVLOptions = ZipVLOptions()) -> None:  # noqa: B008  (frozen)
         self.options = options
@@ -51,6 +52,11 @@ class ZipVL:
     @property
     def hooks(self) -> Sequence[object]:
         return (self,)
+
+    @property
+    def cache_form(self) -> TierFormat:
+        """Tiers of these widths."""
+        return self.options.tiers
 
     def start(self, cache: SlotCache) -> None:
         """Raises: TypeError for another cache; ValueError for one that is not empty."""

@@ -38,6 +38,7 @@ typedef struct {
     const decode_layer *layers;
     const float *final_norm;
     const linear_kernel *head;
+    int64_t shift; /* of `decode_step`: by how much positions run ahead of slots, whose tokens were evicted */
 } decode_model;
 
 /* What one call works on. The first block is shared, the second belongs to one thread. */
@@ -197,7 +198,8 @@ static void place_heads(const decode_model *m, const decode_layer *layer, const 
         float *x = is_key ? room->k + (row * m->kv_heads + head) * n : room->q + (row * m->heads + head) * n;
         const float *gain = is_key ? layer->k_norm : layer->q_norm;
         if (gain) normalise(x, gain, m->epsilon, n, x);
-        rotate(x, layer->cosines + slot * n, layer->sines + slot * n, n);
+        int64_t position = slot + m->shift;
+        rotate(x, layer->cosines + position * n, layer->sines + position * n, n);
         if (!is_key) {
             to_row_order(x, n, (int)layer->keys.kind);
             continue;
@@ -206,7 +208,7 @@ static void place_heads(const decode_model *m, const decode_layer *layer, const 
         const float *v = room->v + (row * m->kv_heads + head) * n;
         if (!store_row(x, n, &layer->keys, index) || !store_row(v, n, &layer->values, index))
             __atomic_store_n(room->refused, 1 + (layer - m->layers), __ATOMIC_RELAXED);
-        if (head == 0) layer->positions[slot] = (int32_t)slot;
+        if (head == 0) layer->positions[slot] = (int32_t)position;
     }
 }
 
@@ -312,7 +314,7 @@ static const float *last_rows(const decode_model *m, const shared_room *room, co
     return room->down + from * n;
 }
 
-/* x: (tokens, hidden) embeddings of the tokens that go to slots and positions start, start + 1, …
+/* x: (tokens, hidden) embeddings of the tokens that go to slots start, start + 1, …, at positions `shift` later.
    logits: (logit_rows, vocabulary) of the last so many tokens; 0 rows fill the cache only.
    room: `decode_room` bytes, 64-byte aligned. Returns 0, or 1 + a layer that the cache could not store. */
 int64_t decode_step(const decode_model *model, const float *x, int64_t tokens, int64_t start, float *logits,

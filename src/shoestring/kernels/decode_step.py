@@ -124,6 +124,7 @@ class _Model(ctypes.Structure):
         ("layers", ctypes.c_void_p),
         ("final_norm", ctypes.c_void_p),
         ("head", ctypes.c_void_p),
+        ("shift", ctypes.c_int64),
     )  # fmt: skip
 
 
@@ -210,15 +211,17 @@ class DecodeStep:
         self._cache, self._token_bytes = tuple(caches), token_bytes
 
     def __call__(
-        self, x: Float[Tensor, "tokens hidden"], start: int, logit_rows: int = 1
+        self, x: Float[Tensor, "tokens hidden"], start: int, logit_rows: int = 1, shift: int = 0
     ) -> Float[Tensor, "logit_rows vocab"]:
-        """Run tokens whose positions and slots are start, start + 1, …; the logits of the last `logit_rows`.
+        """Run tokens whose slots are start, start + 1, …; the logits of the last `logit_rows`.
 
-        x: float32 embeddings. The logits are a window on a buffer that the next call overwrites. The cache
-        must have room for the tokens and the tables their positions.
+        x: float32 embeddings. shift: by how much their positions run ahead of their slots: so many tokens
+        before them are not in the cache, which then has no layer with a window. The logits are a window on a
+        buffer that the next call overwrites. The cache must have room for the tokens and the tables their
+        positions.
 
-        Raises: ValueError for more tokens than `PROMPT_TOKENS`, more logits than `MOST_TOKENS`, a cache
-        without room for them, or keys and values that its codes cannot hold.
+        Raises: ValueError for more tokens than `PROMPT_TOKENS`, more logits than `MOST_TOKENS`, a shift with
+        a window, a cache without room for them, or keys and values that its codes cannot hold.
         """
         tokens = x.shape[0]
         if not 1 <= tokens <= PROMPT_TOKENS or not 0 <= logit_rows <= min(tokens, MOST_TOKENS):
@@ -226,8 +229,11 @@ class DecodeStep:
                 f"{tokens} tokens in one step, logits of {logit_rows}; it takes 1 to {PROMPT_TOKENS} "
                 f"tokens and gives logits of up to {MOST_TOKENS}."
             )
+        if shift and any(layer.window for layer in self._alive[0]):
+            raise ValueError(f"shift={shift} with a window, which is counted in slots; use shift=0.")
         if not self._cache or start + tokens > self._capacity:
             raise ValueError(f"the cache has no room for slots {start} to {start + tokens - 1}.")
+        self._model.shift = shift
         threads, model, x = torch.get_num_threads(), ctypes.addressof(self._model), aligned_copy(x)
         key = tokens, threads
         if key != self._known:

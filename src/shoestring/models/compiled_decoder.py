@@ -83,20 +83,25 @@ class CompiledDecoder:
         self.step.set_cache(caches)
 
     def __call__(
-        self, x: Int[Tensor, " n"] | Float[Tensor, "n hidden"], start: int, logit_rows: int = 1
+        self,
+        x: Int[Tensor, " n"] | Float[Tensor, "n hidden"],
+        start: int,
+        logit_rows: int = 1,
+        shift: int = 0,
     ) -> Float[Tensor, "logit_rows vocab"]:
-        """Run tokens, or embeddings, at positions and slots start, start + 1, …, in blocks of PROMPT_TOKENS.
+        """Run tokens, or embeddings, at slots start, start + 1, … and positions `shift` later, in blocks of
+        PROMPT_TOKENS.
 
         The logits are those of the last `logit_rows` tokens (at most eight), good until the next call.
         """
         hidden = x.float() if x.is_floating_point() else self._embed(x)
-        self._reach(start + len(hidden))
+        self._reach(start + shift + len(hidden))
         while len(hidden) > PROMPT_TOKENS:
             # The last block is not to be shorter than the logits wanted.
             block = min(PROMPT_TOKENS, len(hidden) - logit_rows)
-            self.step(hidden[:block], start, 0)
+            self.step(hidden[:block], start, 0, shift)
             hidden, start = hidden[block:], start + block
-        return self.step(hidden, start, logit_rows)
+        return self.step(hidden, start, logit_rows, shift)
 
     def _embed(self, ids: Int[Tensor, " n"]) -> Float[Tensor, "n hidden"]:
         embedding, head = self.decoder.model.embed_tokens, self.decoder.lm_head

@@ -118,6 +118,16 @@ class SpAtten:
     def hooks(self) -> Sequence[object]:
         return (self,)
 
+    @property
+    def cache_form(self) -> PlaneFormat:
+        """Bit planes; any `PlaneFormat` does."""
+        return PlaneFormat()
+
+    @property
+    def whole_prompt(self) -> bool:
+        """Whether the prompt must come in one pass: where it loses tokens."""
+        return self.prompt_tokens is not None
+
     def start(self, cache: SlotCache) -> None:
         if not isinstance(cache, PlaneCache):
             raise TypeError(
