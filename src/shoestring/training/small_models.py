@@ -26,6 +26,7 @@ from shoestring.training.glide_job import glide_job
 from shoestring.training.job import Job
 from shoestring.training.plan import TrainingPlan
 from shoestring.training.record import TrainingRecord
+from shoestring.training.tiny_lm import tiny_job
 from shoestring.training.trainer import Trainer
 
 
@@ -142,6 +143,15 @@ SMALL_MODELS = {
                 1000, 5e-4, weight_decay=0.1, betas=(0.9, 0.95), warmup_steps=100, evaluate_every=100
             ),
             glide_job,
+        ),
+        SmallModel(
+            "hamburger-base",
+            "TinyLM: a Llama of 3 M parameters that writes JSON records, Python classes and Shakespeare",
+            TrainingPlan(
+                1600, 2e-3, weight_decay=0.1, betas=(0.9, 0.95), warmup_steps=60, final_factor=0.1,
+                precision="bfloat16", evaluate_every=400,
+            ),
+            tiny_job,
         ),
     )
 }
