@@ -1,6 +1,5 @@
 """Examples of three kinds in equal numbers, as tokens: JSON records, Python classes, pieces of prose."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -82,7 +81,3 @@ class MixedExamples:
         first, rest = self.encoder.encode(prompt), self.encoder.encode(response)
         return TokenExample(torch.tensor([*first, *rest, self.end]), len(first))
 
-
-def lengths(examples: Sequence[TokenExample]) -> list[int]:
-    """Tokens of each."""
-    return [len(example) for example in examples]

@@ -55,7 +55,7 @@ class CompiledRunner(DecoderRunner):
             narrow = self._packed and activations is Activations.INT8
             cache = decoder_cache(model, capacity=capacity, dtype=torch.float16 if narrow else None)
         super().__init__(model, cache, capacity)
-        if reason := _unfit_cache(cache):
+        if reason := unfit_cache(cache):
             raise TypeError(f"the compiled step cannot use this cache: {reason}.")
         self._storage: list[Tensor] = []
 
@@ -99,11 +99,12 @@ class CompiledRunner(DecoderRunner):
         keys = [columns["k"] for columns in storage]
         if len(self._storage) == len(keys) and all(a is b for a, b in zip(self._storage, keys, strict=True)):
             return
-        self.compiled.use([_layer_cache(columns) for columns in storage])
+        self.compiled.use([layer_cache(columns) for columns in storage])
         self._storage = keys
 
 
-def _layer_cache(columns: Mapping[str, Tensor]) -> LayerCache:
+def layer_cache(columns: Mapping[str, Tensor]) -> LayerCache:
+    """Where one layer of a `StepCache` of one sequence keeps what it holds, for the compiled step."""
     k_grids, v_grids = (columns.get(grid_column(part)) for part in ("k", "v"))
     return LayerCache(
         columns["k"][0],
@@ -139,10 +140,11 @@ def _asks_for_another_path(model: Decoder, cache: Any) -> bool:
         return True
     if cache is None:
         return isinstance(model.kv_cache_format, CacheFormat)
-    return _unfit_cache(cache) is not None
+    return unfit_cache(cache) is not None
 
 
-def _unfit_cache(cache: Any) -> str | None:
+def unfit_cache(cache: Any) -> str | None:
+    """Why the compiled step cannot use a cache; None where it can."""
     if type(cache) not in (DenseCache, TokenCache):
         return f"it is a {type(cache).__name__}"
     if cache.batch != 1:

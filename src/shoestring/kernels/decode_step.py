@@ -99,17 +99,20 @@ class _Model(ctypes.Structure):
         ("layers", ctypes.c_void_p),
         ("final_norm", ctypes.c_void_p),
         ("head", ctypes.c_void_p),
+        ("tapped", ctypes.c_void_p),
+        ("taps", ctypes.c_void_p),
     )  # fmt: skip
 
 
 class DecodeStep:
     """A decoder as one function of (embeddings, cache) -> logits, up to `PROMPT_TOKENS` tokens a call.
 
+    final_norm: None where what the last layer gives goes to the head as it is.
     Raises: ValueError where a kernel's sizes are not those of `shape`; NoCompiler.
     """
 
     def __init__(
-        self, shape: StepShape, layers: Sequence[StepLayer], final_norm: Tensor, head: LinearKernel
+        self, shape: StepShape, layers: Sequence[StepLayer], final_norm: Tensor | None, head: LinearKernel
     ) -> None:
         _check(shape, layers, head)
         self.shape, self._library = shape, _library()
@@ -127,7 +130,7 @@ class DecodeStep:
         self._model = _Model(
             shape.hidden_size, shape.intermediate_size, shape.num_attention_heads, shape.num_key_value_heads,
             shape.head_dim, len(layers), int(shape.gelu), shape.rms_norm_eps, shape.scale,
-            ctypes.addressof(self._layers), final_norm.data_ptr(), head.address,
+            ctypes.addressof(self._layers), None if final_norm is None else final_norm.data_ptr(), head.address,
         )  # fmt: skip
         self.weight_bytes = head.nbytes + sum(
             getattr(layer, name).nbytes
@@ -159,6 +162,22 @@ class DecodeStep:
             to.cosines, to.sines = cosines.data_ptr(), sines.data_ptr()
         self._tables = tuple(tables)
 
+    def set_taps(self, layers: Sequence[int]) -> Float[Tensor, "taps hidden"]:
+        """Copy the last token's state after these layers out of every call from now on, in their order; the
+        number of layers itself stands for the state after the final norm, which there is with logits only.
+
+        Gives the buffer that calls fill. Raises: ValueError for layers that do not ascend or are not there.
+        """
+        most = self._model.n_layers
+        if list(layers) != sorted(set(layers)) or not all(0 <= layer <= most for layer in layers):
+            raise ValueError(f"taps {list(layers)} must ascend from 0 to {most}, the final norm, at most.")
+        tapped = torch.zeros(most + 1, dtype=torch.uint8)
+        tapped[list(layers)] = 1
+        taps = torch.zeros(len(layers), self.shape.hidden_size)
+        self._tapped = tapped, taps
+        self._model.tapped, self._model.taps = tapped.data_ptr(), taps.data_ptr()
+        return taps
+
     def set_cache(self, caches: Sequence[LayerCache]) -> None:
         """Where keys and values are; to be called again whenever that changes.
 
@@ -174,11 +193,11 @@ class DecodeStep:
         self._cache, self._stored = tuple(caches), tuple(stored)
 
     def __call__(
-        self, x: Float[Tensor, "tokens hidden"], start: int, logit_rows: int = 1
+        self, x: Float[Tensor, "tokens hidden"], start: int, logit_rows: int = 1, shift: int = 0
     ) -> Float[Tensor, "logit_rows vocab"]:
-        """Run tokens whose positions and slots are start, start + 1, …; the logits of the last `logit_rows`.
+        """Run tokens whose slots are start, start + 1, …; the logits of the last `logit_rows`.
 
-        x: float32 embeddings. The logits are a window on a buffer that the next call overwrites. The cache
+        x: float32 embeddings. shift: what positions are more than slots; windows count slots. The logits are a window on a buffer that the next call overwrites. The cache
         must have room for the tokens and the tables their positions.
 
         Raises: ValueError for more tokens than `PROMPT_TOKENS`, more logits than `MOST_TOKENS`, a cache
@@ -202,7 +221,7 @@ class DecodeStep:
         flops, n_bytes = self._cost(start + tokens) if cost_is_wanted() else (0, 0)
         with count_cost("decode_step", flops=tokens * flops, bytes=n_bytes):
             refused = self._library.decode_step(
-                model, x.data_ptr(), tokens, start, self._logits.data_ptr(), logit_rows,
+                model, x.data_ptr(), tokens, start, shift, self._logits.data_ptr(), logit_rows,
                 self._room.data_ptr(), threads,
             )  # fmt: skip
         if refused:
@@ -269,7 +288,7 @@ def _check(shape: StepShape, layers: Sequence[StepLayer], head: LinearKernel) ->
 def _library() -> ctypes.CDLL:
     library = load_library(Path(__file__).with_suffix(".c"), extra_flags=FLAGS)
     pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-    library.decode_step.argtypes = [pointer, pointer, size, size, pointer, size, pointer, number]
+    library.decode_step.argtypes = [pointer, pointer, size, size, size, pointer, size, pointer, number]
     library.decode_step.restype = size
     library.decode_room.argtypes = [pointer, size, number]
     library.decode_room.restype = size

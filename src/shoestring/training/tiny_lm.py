@@ -6,28 +6,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shoestring.data.corpora import PYDOC, load_corpus
-from shoestring.data.mixed_examples import MixedExamples, TokenExample, lengths
-from shoestring.data.packed_examples import PackedRows, block_diagonal, lay_out, pack_lengths
+from shoestring.data.mixed_examples import MixedExamples, TokenExample
 from shoestring.data.structured_text import JsonRecords, PythonClasses
 from shoestring.errors import MissingData
-from shoestring.layers.attention_masks import Explicit
 from shoestring.layers.rotary import Rope
 from shoestring.models.decoder import Decoder
 from shoestring.models.decoder_config import DecoderConfig
-from shoestring.models.hooks import AttnPlan, Context
 from shoestring.models.save_decoder import save_decoder
 from shoestring.notices import notice_fallback
 from shoestring.training.job import Job
+from shoestring.training.packed_text import PackedText, WithinExamples
 
 VOCABULARY = 2048
 END = "<end>"
-ROW = 256
-"""Tokens of a packed row."""
 TOKENIZER_SAMPLES = 4000
 HELD_OUT_SEED = 1
 """Added to the seed of the training examples; held-out prose is the end of the text."""
@@ -106,36 +102,6 @@ class TinyText:
             MixedExamples(tokenizer, first, end, of_each, seed),
             MixedExamples(tokenizer, rest, end, of_each, seed + HELD_OUT_SEED),
         )
-
-
-@dataclass(frozen=True)
-class PackedText:
-    """ids: 0 where there is padding."""
-
-    ids: Int[Tensor, "rows length"]
-    rows: PackedRows
-
-    @classmethod
-    def of(cls, examples: list[TokenExample], row_length: int = ROW) -> "PackedText":
-        """Rows of `row_length` tokens. Raises: ValueError for an example that does not fit one."""
-        order = pack_lengths(lengths(examples), row_length)
-        rows = lay_out(order, lengths(examples), row_length)
-        ids = torch.zeros_like(rows.pos)
-        for row, numbers in enumerate(order):
-            joined = torch.cat([examples[number].ids for number in numbers])
-            ids[row, : len(joined)] = joined
-        return cls(ids, rows)
-
-
-class WithinExamples:
-    """A hook: attention stays inside the examples of packed rows."""
-
-    def __init__(self, rows: PackedRows) -> None:
-        self._plan = AttnPlan(mask=Explicit(block_diagonal(rows.example)))
-
-    def attn_plan(self, layer: int, q: Tensor, pos: Tensor, ctx: Context) -> AttnPlan:
-        """The block-diagonal mask."""
-        return self._plan
 
 
 def tiny_loss(model: nn.Module, examples: list[TokenExample]) -> Float[Tensor, ""]:
