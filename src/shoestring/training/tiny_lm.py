@@ -29,9 +29,8 @@ HELD_OUT_SEED = 1
 """Added to the seed of the training examples; held-out prose is the end of the text."""
 
 
-def tiny_config(vocab_size: int = VOCABULARY) -> DecoderConfig:
-    """6 layers of width 192: 3.04 M parameters, the embedding tied to the head."""
-    layers = 6
+def tiny_config(vocab_size: int = VOCABULARY, layers: int = 6) -> DecoderConfig:
+    """6 layers of width 192: 3.05 M parameters, the embedding tied to the head."""
     return DecoderConfig(
         vocab_size=vocab_size, hidden_size=192, intermediate_size=512, num_hidden_layers=layers,
         num_attention_heads=6, num_key_value_heads=6, head_dim=32, windows=(None,) * layers,
@@ -40,18 +39,21 @@ def tiny_config(vocab_size: int = VOCABULARY) -> DecoderConfig:
     )  # fmt: skip
 
 
-def new_tiny_lm(seed: int, cfg: DecoderConfig | None = None) -> Decoder:
+def new_tiny_lm(seed: int, vocab_size: int = VOCABULARY, layers: int = 6) -> Decoder:
     """Normal weights of standard deviation 0.02; the seed decides them."""
     generator = torch.Generator().manual_seed(seed)
-    model = Decoder(cfg or tiny_config())
+    model = Decoder(tiny_config(vocab_size, layers))
     for parameter in model.parameters():
         if parameter.dim() > 1:
             nn.init.normal_(parameter, std=0.02, generator=generator)
     return model
 
 
-def train_tokenizer(prose: str, seed: int, vocab_size: int = VOCABULARY) -> Any:
-    """A byte-level BPE of the three kinds of text, as a tokenizer of transformers; its end token has id 0."""
+def train_tokenizer(
+    prose: str, seed: int, vocab_size: int = VOCABULARY, samples: int = TOKENIZER_SAMPLES
+) -> Any:
+    """A byte-level BPE of the prose and `samples` texts of each other kind, as a tokenizer of transformers; its end
+    token has id 0."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -62,13 +64,13 @@ def train_tokenizer(prose: str, seed: int, vocab_size: int = VOCABULARY) -> Any:
         vocab_size=vocab_size, special_tokens=[END], show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )  # fmt: skip
-    core.train_from_iterator(_texts(prose, seed), trainer)
+    core.train_from_iterator(_texts(prose, seed, samples), trainer)
     return PreTrainedTokenizerFast(tokenizer_object=core, eos_token=END, clean_up_tokenization_spaces=False)
 
 
-def _texts(prose: str, seed: int) -> Iterator[str]:
+def _texts(prose: str, seed: int, samples: int) -> Iterator[str]:
     yield prose
-    for number in range(TOKENIZER_SAMPLES):
+    for number in range(samples):
         for made in (JsonRecords(seed)(number), PythonClasses(seed)(number)):
             yield made.prompt + made.response
 
