@@ -55,9 +55,8 @@ def test_kinds_alternate_and_prose_goes_on_in_the_text():
     examples = mixed()(2)
     assert len(examples) == 9
     record, python, piece = examples[:3]
-    assert bytes(record.ids[:-1].tolist()).decode() == "".join(
-        (one := JsonRecords(0)(6)).__dict__[part] for part in ("prompt", "response") if one
-    )
+    made = JsonRecords(0)(6)
+    assert bytes(record.ids[:-1].tolist()).decode() == made.prompt + made.response
     assert record.ids[-1] == python.ids[-1] == 255
     assert (piece.prompt_length, piece.response_length) == (PROSE_PROMPT, PROSE_RESPONSE)
     assert len(piece) == PROSE_PROMPT + PROSE_RESPONSE

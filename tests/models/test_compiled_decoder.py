@@ -263,7 +263,9 @@ def test_without_a_final_norm_the_head_takes_the_last_layer():
     decoder.model.norm = torch.nn.Identity()
     with torch.no_grad():
         expected = decoder(ids).logits[0]
-    torch.testing.assert_close(run(CompiledDecoder(decoder), ids[0], [(0, 5)]), expected, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(
+        run(CompiledDecoder(decoder), ids[0], [(0, 5)]), expected, rtol=1e-4, atol=1e-3
+    )
 
 
 def test_taps_that_there_are_not_are_refused():

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.models.tiny_hamburger import random_ids, tiny_base, tiny_hamburger
 
 from shoestring.data.mixed_examples import TokenExample
 from shoestring.training.hamburger_batch import GroupBatch, group_positions
@@ -14,7 +15,6 @@ from shoestring.training.hamburger_training import (
     response_logits,
     teacher_forced,
 )
-from tests.models.tiny_hamburger import random_ids, tiny_base, tiny_hamburger
 
 
 def example(prompt, sizes, seed=0):
@@ -77,7 +77,12 @@ def test_padding_contributes_no_gradient():
 def test_other_tokens_behind_a_group_change_no_loss():
     model, batch = tiny_hamburger(), GroupBatch.of([example(3, [2, 1, 3])], [[2, 1, 3]], 4)
     spoiled = GroupBatch(
-        batch.ids, batch.rows, torch.where(batch.tokens < 0, 7, batch.tokens), batch.sizes, batch.state, batch.fed
+        batch.ids,
+        batch.rows,
+        torch.where(batch.tokens < 0, 7, batch.tokens),
+        batch.sizes,
+        batch.state,
+        batch.fed,
     )
     assert torch.equal(
         group_loss(teacher_forced(model, batch), batch), group_loss(teacher_forced(model, spoiled), spoiled)

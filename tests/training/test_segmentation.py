@@ -6,18 +6,18 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.models.tiny_hamburger import random_ids, tiny_base
 
 from shoestring.data.mixed_examples import TokenExample
 from shoestring.training.segmentation import (
     Decreasing,
-    SmallGroup,
     Sliding,
+    SmallGroup,
     confidence_entropy,
     response_entropies,
     segment,
     size_histogram,
 )
-from tests.models.tiny_hamburger import random_ids, tiny_base
 
 
 @pytest.mark.parametrize(

@@ -80,4 +80,3 @@ class MixedExamples:
         """Prompt, response and the end token."""
         first, rest = self.encoder.encode(prompt), self.encoder.encode(response)
         return TokenExample(torch.tensor([*first, *rest, self.end]), len(first))
-

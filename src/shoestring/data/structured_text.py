@@ -1,5 +1,5 @@
-"""Texts with much that is predictable, made from a seed: JSON records and Python classes, each after a line that
-decides all of it.
+"""Texts with much that is predictable, made from a seed: JSON records and Python classes, each after a line
+that decides all of it.
 """
 
 import json
@@ -11,27 +11,35 @@ import numpy as np
 
 from shoestring.data.seeded import numpy_generator
 
-FIRST_NAMES = (
-    "Anna Bruno Carla David Elena Felix Greta Hugo Irene Jonas Karin Leon Marta Nadia Oscar Paula Rosa Stefan "
-    "Tania Victor"
-).split()
-LAST_NAMES = (
-    "Adler Becker Conti Dumont Engel Fischer Garcia Horvat Ivanov Jansen Keller Lopez Moreau Novak Olsen Petrov "
-    "Rossi Silva Tanaka Weber"
-).split()
-CITIES = "Basel Cairo Dublin Geneva Hanoi Kyoto Lima Madrid Naples Oslo Porto Quito Rome Seoul Tunis Vienna".split()
-ITEMS = "candle chair clock hammer kettle ladder lamp mirror pencil pillow shovel table ticket wallet".split()
-COLOURS = "amber black brown green grey orange purple red silver white yellow".split()
-LANGUAGES = "Arabic Danish English French German Greek Italian Japanese Polish Spanish".split()
-WORDS = "garden harbour island journey letter market mountain ocean river shadow silence winter".split()
-FIELDS = (
-    "angle area balance colour count depth height label length level limit mass name offset owner price radius "
-    "ratio scale score size speed status total value weight width"
-).split()
-CLASSES = (
-    "Account Bridge Camera Circle Engine Folder Invoice Journal Machine Message Network Parcel Planet Player Point "
-    "Record Report Sample Sensor Signal Ticket Vector Vehicle Window"
-).split()
+
+def words(text: str) -> list[str]:
+    """The words of a text."""
+    return text.split()
+
+
+FIRST_NAMES = words(
+    "Anna Bruno Carla David Elena Felix Greta Hugo Irene Jonas Karin Leon Marta Nadia Oscar Paula Rosa "
+    "Stefan Tania Victor"
+)
+LAST_NAMES = words(
+    "Adler Becker Conti Dumont Engel Fischer Garcia Horvat Ivanov Jansen Keller Lopez Moreau Novak Olsen "
+    "Petrov Rossi Silva Tanaka Weber"
+)
+CITIES = words(
+    "Basel Cairo Dublin Geneva Hanoi Kyoto Lima Madrid Naples Oslo Porto Quito Rome Seoul Tunis Vienna"
+)
+ITEMS = words("candle chair clock hammer kettle ladder lamp mirror pencil pillow shovel table ticket wallet")
+COLOURS = words("amber black brown green grey orange purple red silver white yellow")
+LANGUAGES = words("Arabic Danish English French German Greek Italian Japanese Polish Spanish")
+WORDS = words("garden harbour island journey letter market mountain ocean river shadow silence winter")
+FIELDS = words(
+    "angle area balance colour count depth height label length level limit mass name offset owner price "
+    "radius ratio scale score size speed status total value weight width"
+)
+CLASSES = words(
+    "Account Bridge Camera Circle Engine Folder Invoice Journal Machine Message Network Parcel Planet "
+    "Player Point Record Report Sample Sensor Signal Ticket Vector Vehicle Window"
+)
 
 Draw = Callable[[np.random.Generator], Any]
 
@@ -158,7 +166,11 @@ def _frozen_class(name: str, fields: list[str]) -> str:
     lines = ["@dataclass(frozen=True)", f"class {name}:"]
     lines += [f"    {field}: float" for field in fields]
     for field in fields:
-        lines += ["", f"    def with_{field}(self, {field}):", f"        return replace(self, {field}={field})"]
+        lines += [
+            "",
+            f"    def with_{field}(self, {field}):",
+            f"        return replace(self, {field}={field})",
+        ]
     return "\n".join([*lines, ""])
 
 

@@ -97,15 +97,16 @@ def stream(
     """Generate from `prompt`, text or token ids, one piece at a time.
 
     model: a `Decoder`, a `Hamburger`, or a causal language model of transformers. tokenizer: needed for text,
-    in and out; without one every piece's text is empty. seed: an int, or a generator to go on drawing from. stop: strings
-    before which the output ends. stop_tokens: tokens that end it, kept in `tokens`; by default the model's
-    own. cache: an empty cache of the model's kind. prefill_chunk: tokens of the prompt per forward pass.
-    activation_bits: of a `Decoder` on the CPU with packed weights: 8 rounds the inputs of its linear layers
-    to int8, block by block, and keeps keys and values in float16, which is faster, above all for prompts, and
-    costs 0.4 to 0.8 % in perplexity; 32, the default, computes with the weights as they are, in float32.
-    selection: what a `Decoder` keeps of its cache, and reads of it; one that needs the whole prompt at once
-    gets it in one chunk. speculation: how a `Decoder` drafts tokens that it then verifies several at once,
-    e.g. `PromptLookup()`; the output is the same, and comes faster where drafts are right.
+    in and out; without one every piece's text is empty. seed: an int, or a generator to go on drawing from.
+    stop: strings before which the output ends. stop_tokens: tokens that end it, kept in `tokens`; by
+    default the model's own. cache: an empty cache of the model's kind. prefill_chunk: tokens of the prompt
+    per forward pass. activation_bits: of a `Decoder` on the CPU with packed weights: 8 rounds the inputs of
+    its linear layers to int8, block by block, and keeps keys and values in float16, which is faster, above
+    all for prompts, and costs 0.4 to 0.8 % in perplexity; 32, the default, computes with the weights as
+    they are, in float32. selection: what a `Decoder` keeps of its cache, and reads of it; one that needs
+    the whole prompt at once gets it in one chunk. speculation: how a `Decoder` drafts tokens that it then
+    verifies several at once, e.g. `PromptLookup()`; the output is the same, and comes faster where drafts
+    are right.
 
     Raises: ValueError for an empty prompt, one that the context cannot hold, ids outside the vocabulary,
     numbers below 1, a selection beside speculation, or a Hamburger with speculation or rounded activations;
@@ -127,8 +128,8 @@ def stream(
     room = len(ids) + max_new_tokens
     if isinstance(model, Hamburger) and (speculation is not None or activation_bits != 32):
         raise ValueError(
-            "a Hamburger emits groups by itself, in float32: leave speculation and activation_bits out; to have "
-            "its groups verified, generate from its base with speculation=GroupDraft(hamburger)."
+            "a Hamburger emits groups by itself, in float32: leave speculation and activation_bits out; to "
+            "have its groups verified, generate from its base with speculation=GroupDraft(hamburger)."
         )
     runner: Runner = (
         group_runner(model, cache, room, selection=selection)

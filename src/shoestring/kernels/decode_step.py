@@ -130,7 +130,8 @@ class DecodeStep:
         self._model = _Model(
             shape.hidden_size, shape.intermediate_size, shape.num_attention_heads, shape.num_key_value_heads,
             shape.head_dim, len(layers), int(shape.gelu), shape.rms_norm_eps, shape.scale,
-            ctypes.addressof(self._layers), None if final_norm is None else final_norm.data_ptr(), head.address,
+            ctypes.addressof(self._layers),
+            None if final_norm is None else final_norm.data_ptr(), head.address,
         )  # fmt: skip
         self.weight_bytes = head.nbytes + sum(
             getattr(layer, name).nbytes
@@ -197,8 +198,9 @@ class DecodeStep:
     ) -> Float[Tensor, "logit_rows vocab"]:
         """Run tokens whose slots are start, start + 1, …; the logits of the last `logit_rows`.
 
-        x: float32 embeddings. shift: what positions are more than slots; windows count slots. The logits are a window on a buffer that the next call overwrites. The cache
-        must have room for the tokens and the tables their positions.
+        x: float32 embeddings. shift: what positions are more than slots; windows count slots. The logits
+        are a window on a buffer that the next call overwrites. The cache must have room for the tokens and
+        the tables their positions.
 
         Raises: ValueError for more tokens than `PROMPT_TOKENS`, more logits than `MOST_TOKENS`, a cache
         without room for them, or keys and values that its codes cannot hold.

@@ -40,8 +40,8 @@ class CompiledDecoder:
 
     kernel_of: asked first for every linear layer; where it gives None, and without it, `usual_kernel` is.
     activations: in what the inputs of packed layers take part; those of others are float32. head: in place of
-    the decoder's own, perhaps with other outputs; a final norm that is an `nn.Identity` is none. Weights are used
-    where they are, or as the kernels have packed them; gains of norms are copied.
+    the decoder's own, perhaps with other outputs; a final norm that is an `nn.Identity` is none. Weights
+    are used where they are, or as the kernels have packed them; gains of norms are copied.
 
     Raises: CannotCompile for a module without a kernel, or weights elsewhere than on the CPU; NoCompiler.
     """
@@ -81,7 +81,11 @@ class CompiledDecoder:
         self.step.set_cache(caches)
 
     def __call__(
-        self, x: Int[Tensor, " n"] | Float[Tensor, "n hidden"], start: int, logit_rows: int = 1, shift: int = 0
+        self,
+        x: Int[Tensor, " n"] | Float[Tensor, "n hidden"],
+        start: int,
+        logit_rows: int = 1,
+        shift: int = 0,
     ) -> Float[Tensor, "logit_rows vocab"]:
         """Run tokens, or embeddings, at slots start, start + 1, …, in blocks of PROMPT_TOKENS.
 

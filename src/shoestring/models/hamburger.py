@@ -1,8 +1,8 @@
 """HAMburger: a decoder that emits several tokens a step and keeps one slot of its cache for all of them.
 
-A group of s tokens enters the base as one embedding, at the position of its last token. The base's state there
-gives the first token of the next group; a micro decoder over states of several layers and the tokens so far gives
-the others, until a stop head says that the group ends.
+A group of s tokens enters the base as one embedding, at the position of its last token. The base's state
+there gives the first token of the next group; a micro decoder over states of several layers and the tokens
+so far gives the others, until a stop head says that the group ends.
 
 Source: Liu and Zhang 2025, "HAMburger: Accelerating LLM Inference via Token Smashing", section 3.
 """
@@ -75,7 +75,8 @@ def naive_merge(embedder: MergeEmbedder, x: Float[Tensor, "s hidden"]) -> Float[
 
 
 class MicroDecoder(nn.Module):
-    """Layers of the base's kind over [features, embeddings of the group's tokens so far], at positions 0, 1, …"""
+    """Layers of the base's kind over [features, embeddings of the group's tokens so far], at positions 0,
+    1, …"""
 
     def __init__(self, cfg: DecoderConfig, output_norm: bool) -> None:
         super().__init__()
@@ -117,7 +118,9 @@ class Hamburger(nn.Module):
         super().__init__()
         cfg = base.cfg
         if any(kind is not LayerKind.ATTENTION for kind in cfg.layout):
-            raise TypeError("the base has layers without attention; a HAMburger needs attention in every layer.")
+            raise TypeError(
+                "the base has layers without attention; a HAMburger needs attention in every layer."
+            )
         options.check_fits(cfg.num_hidden_layers, cfg.hidden_size)
         self.options, self.base = options, base
         self.embedder = MergeEmbedder(cfg.hidden_size, options.max_steps, options.merge_head_size)
@@ -147,9 +150,9 @@ class Hamburger(nn.Module):
 
     @torch.no_grad()
     def draw_weights(self, generator: torch.Generator, *, from_base: bool = False) -> "Hamburger":
-        """New parts from `generator`: normal matrices, biases 0, gains 1. from_base: the micro decoder begins as
-        a copy of the base's last layers, and ends with its norm if it has one, which shortens the training of a
-        small base. Raises: ValueError for a base with fewer layers than the micro decoder."""
+        """New parts from `generator`: normal matrices, biases 0, gains 1. from_base: the micro decoder
+        begins as a copy of the base's last layers, and ends with its norm if it has one, which shortens the
+        training of a small base. Raises: ValueError for a base with fewer layers than the micro decoder."""
         for module in (self.embedder, self.micro, self.stop):
             for name, parameter in module.named_parameters():
                 if name == "places":
@@ -189,5 +192,7 @@ class Hamburger(nn.Module):
 def micro_config(cfg: DecoderConfig, layers: int) -> DecoderConfig:
     """The base's configuration with so many of its last kind of layer."""
     fields = {name: getattr(cfg, name) for name in cfg.__dataclass_fields__}
-    fields.update(num_hidden_layers=layers, windows=(None,) * layers, ropes=(cfg.ropes[-1],) * layers, layout=())
+    fields.update(
+        num_hidden_layers=layers, windows=(None,) * layers, ropes=(cfg.ropes[-1],) * layers, layout=()
+    )
     return DecoderConfig(**fields)

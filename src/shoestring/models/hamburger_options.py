@@ -9,7 +9,8 @@ MOST_CONFIDENCE = 1.01
 
 
 def even_features(layers: int, count: int) -> tuple[int, ...]:
-    """The layers after which states are taken: ⌈i · layers / count⌉ − 1 for i = 1 … count, the last one normalised.
+    """The layers after which states are taken: ⌈i · layers / count⌉ − 1 for i = 1 … count, the last one
+    normalised.
 
     Raises: ValueError for more features than layers, or none.
     """
@@ -48,8 +49,8 @@ class HamburgerOptions:
             raise ValueError(f"features={self.features} must ascend.")
 
     def check_fits(self, layers: int, hidden_size: int) -> None:
-        """Raises: ValueError for a base of too few layers, whose last layer is no feature, or whose width does
-        not split in heads."""
+        """Raises: ValueError for a base of too few layers, whose last layer is no feature, or whose width
+        does not split in heads."""
         if self.features[-1] != layers - 1:
             raise ValueError(
                 f"features={self.features} of a base of {layers} layers: the last one must be "
@@ -82,7 +83,9 @@ def stops(stop_logit: float, confidence: float | None) -> bool:
 def check_groups(sizes: Collection[int], length: int, max_steps: int, where: str = "the response") -> None:
     """Raises: ValueError for groups that are empty, too large, or do not sum to the length."""
     if sum(sizes) != length:
-        raise ValueError(f"{where}: groups {list(sizes)} sum to {sum(sizes)}; the response has {length} tokens.")
+        raise ValueError(
+            f"{where}: groups {list(sizes)} sum to {sum(sizes)}; the response has {length} tokens."
+        )
     if bad := [size for size in sizes if not 1 <= size <= max_steps]:
         raise ValueError(f"{where}: a group of {bad[0]} tokens; groups have 1 to max_steps={max_steps}.")
 

@@ -1,4 +1,5 @@
-"""Trained weights in a small file: matrices as int8 with a float32 scale for every row, the rest in float32."""
+"""Trained weights in a small file: matrices as int8 with a float32 scale for every row, the rest in
+float32."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -50,8 +50,8 @@ SHIPPED = "trained"
 RECORDS_SEED = 1000
 """Added to the seed of the experiment: no record of training has it."""
 LARGE = (
-    "SmolLM2-135M: not measured: training it on its own continuations takes about 30 minutes on a GPU; with one, "
-    "HamburgerLoss and the Trainer do it (training/hamburger_training.py)"
+    "SmolLM2-135M: not measured: training it on its own continuations takes about 30 minutes on a GPU; with "
+    "one, HamburgerLoss and the Trainer do it (training/hamburger_training.py)"
 )
 
 
@@ -100,8 +100,14 @@ def _shipped(effort: Effort, seed: int) -> Work:
     with as_file(place) as folder:
         if not (folder / "hamburger").is_dir():
             raise MissingData(f"the trained models are not in {folder}; install the package with its data.")
-        model, baseline = load_hamburger(folder / "hamburger"), load_small_decoder(folder / "hamburger-baseline")
-        tokenizer, prose = load_tokenizer(folder / "hamburger"), held_out_prose(folder / "hamburger-prose.json")
+        model, baseline = (
+            load_hamburger(folder / "hamburger"),
+            load_small_decoder(folder / "hamburger-baseline"),
+        )
+        tokenizer, prose = (
+            load_tokenizer(folder / "hamburger"),
+            held_out_prose(folder / "hamburger-prose.json"),
+        )
     full = effort is Effort.FULL
     count = 400 if full else 80
     prompts = Prompts(_records(seed, count), _pieces(tokenizer.encode(prose), 32 if full else 12))

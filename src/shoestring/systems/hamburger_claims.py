@@ -7,8 +7,8 @@ LEVELS = (0.9, 0.8, 0.7, 0.6, 0.5)
 """Of confidence."""
 CONFIDENCE = 0.8
 SETTING = (
-    "TinyLM, 6 layers of width 192 and 2 micro layers, trained on to emit groups; baseline: the same base trained "
-    f"on for as many steps without groups; held-out prompts, greedy, confidence {CONFIDENCE}"
+    "TinyLM, 6 layers of width 192 and 2 micro layers, trained on to emit groups; baseline: the same base "
+    f"trained on for as many steps without groups; held-out prompts, greedy, confidence {CONFIDENCE}"
 )
 
 
@@ -62,8 +62,8 @@ SPEED = Claim(
 MONOTONE = Claim(
     text="the confidence trades quality for compression",
     figure="131 % at 0.9 to 183 % at 0.6 (GSM8K)",
-    setting=f"{SETTING.rsplit(', ', 1)[0]}; confidence {', '.join(map(str, LEVELS))}, JSON records and Shakespeare "
-    "together; the smallest ratio of one level's compression to that of the one before",
+    setting=f"{SETTING.rsplit(', ', 1)[0]}; confidence {', '.join(map(str, LEVELS))}, JSON records and "
+    "Shakespeare together; the smallest ratio of one level's compression to that of the one before",
     metric="growth of compression with every step of confidence",
     kind="other",
     unit="",

@@ -1,7 +1,9 @@
-"""What both models write after held-out prompts: groups, fields that are right, bytes, and the nats of prose."""
+"""What both models write after held-out prompts: groups, fields that are right, bytes, and the nats of
+prose."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -59,9 +61,7 @@ class Prompts:
 def write_records(model: Decoder | Hamburger, prompts: Prompts, tokenizer: Any) -> Written:
     """Greedy continuations of the records' prompts."""
     return Written(
-        tuple(
-            generate(model, prompt, tokenizer, max_new_tokens=JSON_TOKENS) for prompt, _ in prompts.records
-        )
+        tuple(generate(model, prompt, tokenizer, max_new_tokens=JSON_TOKENS) for prompt, _ in prompts.records)
     )
 
 
@@ -76,7 +76,8 @@ def write_prose(model: Decoder | Hamburger, prompts: Prompts, tokens: int = PROS
 
 
 def right_shares(written: Written, prompts: Prompts) -> list[float]:
-    """Of each record the share of its fields, in percent, that are as they should be, text included around."""
+    """Of each record the share of its fields, in percent, that are as they should be, text included
+    around."""
     shares = []
     for output, (_, fields) in zip(written.outputs, prompts.records, strict=True):
         found = read_fields(output.text)
@@ -130,7 +131,7 @@ def prose_nats(model: Decoder | Hamburger, prompts: Prompts) -> float:
 
 def least_growth(compressions: Sequence[float]) -> float:
     """The smallest ratio of one to the one before."""
-    return min(after / before for before, after in zip(compressions, compressions[1:], strict=False))
+    return min(after / before for before, after in pairwise(compressions))
 
 
 def _both(*written: Written) -> float:

@@ -19,7 +19,9 @@ def speed_row(model: Hamburger, baseline: Decoder, prompts: Prompts, tokenizer: 
 
     def write(name: str, one: Decoder | Hamburger) -> Callable[[], None]:
         def work() -> None:
-            outputs = [generate(one, prompt, tokenizer, max_new_tokens=JSON_TOKENS) for prompt, _ in prompts.records]
+            outputs = [
+                generate(one, prompt, tokenizer, max_new_tokens=JSON_TOKENS) for prompt, _ in prompts.records
+            ]
             seconds = sum(output.decode_seconds for output in outputs)
             # The first token is the prompt's work for both.
             speeds[name].append((sum(len(output.tokens) for output in outputs) - len(outputs)) / seconds)
@@ -28,7 +30,9 @@ def speed_row(model: Hamburger, baseline: Decoder, prompts: Prompts, tokenizer: 
 
     works = {"plain": write("plain", baseline), "groups": write("groups", model)}
     time_interleaved(works, rounds=rounds, warmup=1, min_sample_seconds=0)
-    ratios = sorted(ours / theirs for ours, theirs in zip(speeds["groups"][1:], speeds["plain"][1:], strict=True))
+    ratios = sorted(
+        ours / theirs for ours, theirs in zip(speeds["groups"][1:], speeds["plain"][1:], strict=True)
+    )
     return SPEED.row(
         baseline=_median(speeds["plain"][1:]),
         method=_median(speeds["groups"][1:]),

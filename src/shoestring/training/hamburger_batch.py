@@ -18,9 +18,9 @@ from shoestring.training.segmentation import check_prompts
 class GroupBatch:
     """Rows of slots: prompt tokens, then all groups of the response but the last, which predicts nothing.
 
-    ids: of prompt tokens, 0 elsewhere. tokens: of each group, −1 behind its size. state: row and column of the
-    slot that predicts a group. fed: row and column of its own slot, −1 of the last of an example. skipped:
-    examples without a response.
+    ids: of prompt tokens, 0 elsewhere. tokens: of each group, −1 behind its size. state: row and column of
+    the slot that predicts a group. fed: row and column of its own slot, −1 of the last of an example.
+    skipped: examples without a response.
     """
 
     ids: Int[Tensor, "rows length"]
@@ -41,8 +41,8 @@ class GroupBatch:
     ) -> "GroupBatch":
         """Groups are in the order of the examples.
 
-        Raises: ValueError for groups that do not sum to a response, or an empty prompt, naming the example; or
-        if no example has a response.
+        Raises: ValueError for groups that do not sum to a response, or an empty prompt, naming the example;
+        or if no example has a response.
         """
         check_prompts(examples)
         for number, (example, sizes) in enumerate(zip(examples, groups, strict=True)):
@@ -62,7 +62,9 @@ class GroupBatch:
                 example, sizes = kept[number]
                 end = start + example.prompt_length
                 ids[row, start:end] = example.ids[: example.prompt_length]
-                rows.pos[row, end : start + lengths[number]] = group_positions(example.prompt_length, sizes[:-1])
+                rows.pos[row, end : start + lengths[number]] = group_positions(
+                    example.prompt_length, sizes[:-1]
+                )
                 parts[number] = _groups(example, sizes, max_steps, row, end)
                 start += lengths[number]
         tokens, size, state, fed = (torch.cat(column) for column in zip(*parts, strict=True))
@@ -87,7 +89,8 @@ def split_groups(
 def _groups(
     example: TokenExample, sizes: list[int], max_steps: int, row: int, first: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Tokens, sizes, state and fed places of one example, whose first group has its slot at column `first`."""
+    """Tokens, sizes, state and fed places of one example, whose first group has its slot at column
+    `first`."""
     count = len(sizes)
     column = torch.arange(first, first + count)
     state = torch.stack([torch.full_like(column, row), column - 1], 1)

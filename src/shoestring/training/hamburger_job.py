@@ -55,9 +55,9 @@ def baseline_job(seed: int) -> Job:
 
 
 def tiny_hamburger(base: Decoder, seed: int) -> Hamburger:
-    """A HAMburger on a copy of the base: 3 features, 2 micro layers that begin as the base's last ones, and the
-    norm before the head that those were trained with, which the published model has not: 2 minutes are too short to
-    train them from nothing."""
+    """A HAMburger on a copy of the base: 3 features, 2 micro layers that begin as the base's last ones, and
+    the norm before the head that those were trained with, which the published model has not: 2 minutes are
+    too short to train them from nothing."""
     own = learning_at(copy.deepcopy(base).requires_grad_(True), BASE_RATE)
     features = even_features(base.cfg.num_hidden_layers, FEATURES)
     options = HamburgerOptions(features, micro_layers=MICRO_LAYERS, output_norm=True)
@@ -92,4 +92,3 @@ def _hamburger(model: nn.Module) -> Hamburger:
 def _decoder(model: nn.Module) -> Decoder:
     assert isinstance(model, Decoder)
     return model
-

@@ -1,7 +1,7 @@
 """Train a HAMburger: its base and new parts together, on responses that the base itself has cut into groups.
 
-Loss = cross-entropy over all tokens + 0.5 · binary cross-entropy of the stop head (1 at the last token of each
-group) + optionally a weight times KL to a frozen base, one row per token.
+Loss = cross-entropy over all tokens + 0.5 · binary cross-entropy of the stop head (1 at the last token of
+each group) + optionally a weight times KL to a frozen base, one row per token.
 
 Source: Liu and Zhang 2025, "HAMburger: Accelerating LLM Inference via Token Smashing", section 3.3. The
 published KL aligner inserts a row for "stop" into every group, which the published model does not emit; here

@@ -86,7 +86,7 @@ def confidence_entropy(confidence: float, vocab_size: int) -> float:
     return -(p * math.log(p) + rest * math.log(rest / (vocab_size - 1)))
 
 
-def segment(entropies: Sequence[float], max_steps: int = 4, rule: JoinRule = Decreasing()) -> list[int]:  # noqa: B008
+def segment(entropies: Sequence[float], max_steps: int = 4, rule: JoinRule = Decreasing()) -> list[int]:
     """Sizes of the groups, at most `max_steps` each; they sum to the number of tokens.
 
     Raises: ValueError for max_steps below 1, or an entropy that is NaN, naming the token.

@@ -1,4 +1,5 @@
-"""TinyLM: a decoder of 3 M parameters with a vocabulary of its own, for experiments that two cores can train."""
+"""TinyLM: a decoder of 3 M parameters with a vocabulary of its own, for experiments that two cores can
+train."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -52,8 +53,8 @@ def new_tiny_lm(seed: int, vocab_size: int = VOCABULARY, layers: int = 6) -> Dec
 def train_tokenizer(
     prose: str, seed: int, vocab_size: int = VOCABULARY, samples: int = TOKENIZER_SAMPLES
 ) -> Any:
-    """A byte-level BPE of the prose and `samples` texts of each other kind, as a tokenizer of transformers; its end
-    token has id 0."""
+    """A byte-level BPE of the prose and `samples` texts of each other kind, as a tokenizer of transformers;
+    its end token has id 0."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -132,7 +133,9 @@ class HeldOutLoss:
     steps: int = 4
 
     def __call__(self, model: nn.Module) -> float:
-        return sum(float(self.loss(model, self.text.held_out(step))) for step in range(self.steps)) / self.steps
+        return (
+            sum(float(self.loss(model, self.text.held_out(step))) for step in range(self.steps)) / self.steps
+        )
 
 
 def tiny_job(seed: int) -> Job:

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from tests.models.tiny_hamburger import random_ids, tiny_base, tiny_hamburger
 
 from shoestring.data.mixed_examples import TokenExample
 from shoestring.generation.decode import Finish, generate, stream
@@ -19,7 +20,6 @@ from shoestring.generation.hamburger import (
 )
 from shoestring.generation.sampling import Sampling
 from shoestring.training.hamburger_training import naive_teacher_forced
-from tests.models.tiny_hamburger import random_ids, tiny_base, tiny_hamburger
 
 PROMPT = random_ids(7)
 RUNNERS = [GroupRunner, CompiledGroupRunner]

@@ -1,7 +1,7 @@
 """A HAMburger by compiled steps: one call for the base, one for each micro step.
 
-The first map of the stop head is stacked under the output head: one product gives the logits and what the rest
-of the stop head goes on from.
+The first map of the stop head is stacked under the output head: one product gives the logits and what the
+rest of the stop head goes on from.
 """
 
 from collections.abc import Sequence
@@ -57,7 +57,8 @@ class CompiledGroupRunner(GroupRunner):
             return self._call(self.model.model.embed_tokens(ids[0]), 0)
 
     def feed_group(self, tokens: Sequence[int]) -> Float[Tensor, "1 vocab"]:
-        """Append a group in one slot, at the position of its last token; the logits of the token that follows.
+        """Append a group in one slot, at the position of its last token; the logits of the token that
+        follows.
 
         Raises: ValueError for more tokens than a group has, or none."""
         with torch.inference_mode():
@@ -113,8 +114,8 @@ class CompiledGroupRunner(GroupRunner):
 def group_runner(
     model: Hamburger, cache: Any = None, capacity: int = 0, *, selection: CachePolicy | None = None
 ) -> GroupRunner:
-    """A `CompiledGroupRunner` where it can do what is asked, else a `GroupRunner`; what keeps a model slow that
-    could be fast is announced."""
+    """A `CompiledGroupRunner` where it can do what is asked, else a `GroupRunner`; what keeps a model slow
+    that could be fast is announced."""
     parameter = next(model.parameters())
     elsewhere = parameter.device.type != "cpu" or parameter.dtype not in STORAGE_KINDS
     other = cache is not None and unfit_cache(cache) is not None
@@ -129,16 +130,21 @@ def group_runner(
 
 def _require_plain(model: Hamburger) -> None:
     if any(window is not None for window in model.cfg.windows):
-        raise CannotCompile("the base has windows, which count positions, and the compiled step counts slots.")
+        raise CannotCompile(
+            "the base has windows, which count positions, and the compiled step counts slots."
+        )
     for name, module in (("lm_head", model.base.lm_head), ("embed_tokens", model.base.model.embed_tokens)):
         if type(module) not in (nn.Linear, nn.Embedding):
-            raise CannotCompile(f"{name} is a {type(module).__name__}; stacking the stop head takes plain weights.")
+            raise CannotCompile(
+                f"{name} is a {type(module).__name__}; stacking the stop head takes plain weights."
+            )
 
 
 def _stacked_head(model: Hamburger) -> LinearKernel:
     """Output head and first map of the stop head."""
     head, first = model.base.lm_head, model.stop[0]
-    assert isinstance(head, nn.Linear) and isinstance(first, nn.Linear)
+    assert isinstance(head, nn.Linear)
+    assert isinstance(first, nn.Linear)
     weight = torch.cat([head.weight, first.weight.to(head.weight.dtype)]).detach()
     bias = torch.cat([weight.new_zeros(head.out_features), first.bias.detach()]).float()
     return dense_linear(weight, bias)

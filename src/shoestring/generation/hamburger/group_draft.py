@@ -1,10 +1,10 @@
 """A HAMburger that drafts for its frozen base: the text is the base's, and only the draft's cache is smaller.
 
-The draft's own groups become slots of its cache. Where some of a group are rejected its slot is made anew from
-those that stand: part of a slot cannot be taken back.
+The draft's own groups become slots of its cache. Where some of a group are rejected its slot is made anew
+from those that stand: part of a slot cannot be taken back.
 
-Source: Liu and Zhang 2025, "HAMburger: Accelerating LLM Inference via Token Smashing", appendix (HAMburger as a
-draft model).
+Source: Liu and Zhang 2025, "HAMburger: Accelerating LLM Inference via Token Smashing", appendix (HAMburger
+as a draft model).
 """
 
 from collections.abc import Sequence
@@ -22,8 +22,8 @@ from shoestring.models.hamburger_options import stops
 
 @dataclass(frozen=True)
 class GroupDraft:
-    """Draft with `module`, group by group, chains of up to `tokens`. Give it to `generate` as `speculation` with
-    the base: what is generated is what the base alone would generate.
+    """Draft with `module`, group by group, chains of up to `tokens`. Give it to `generate` as `speculation`
+    with the base: what is generated is what the base alone would generate.
 
     separate_last: the target's own token after the accepted ones is a slot of its own; else it is merged with
     them where they fit. Raises: ValueError for tokens below 1.
@@ -48,7 +48,8 @@ class GroupDraft:
 
 
 class GroupDraftRun:
-    """The draft of one text. `unread`: tokens that stand and are in no slot yet, the last is the next root."""
+    """The draft of one text. `unread`: tokens that stand and are in no slot yet, the last is the next
+    root."""
 
     free = False
 
@@ -83,7 +84,8 @@ class GroupDraftRun:
         return DraftTree.chain(root, drafted)
 
     def settle(self, tree: DraftTree, path: Sequence[int], tokens: Sequence[int]) -> None:
-        """What stands is read next time: the accepted tokens as one group, the target's own beside or in it."""
+        """What stands is read next time: the accepted tokens as one group, the target's own beside or in
+        it."""
         *accepted, last = tokens
         most = self.options.module.options.max_steps
         groups = [group for group in (accepted[i : i + most] for i in range(0, len(accepted), most)) if group]

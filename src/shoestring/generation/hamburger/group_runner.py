@@ -56,7 +56,8 @@ class GroupRunner(DecoderRunner):
         return self._read(ids, None)
 
     def feed_group(self, tokens: Sequence[int]) -> Float[Tensor, "1 vocab"]:
-        """Append a group in one slot, at the position of its last token; the logits of the token that follows.
+        """Append a group in one slot, at the position of its last token; the logits of the token that
+        follows.
 
         Raises: ValueError for more tokens than a group has, or none."""
         x = self._merged(tokens)

@@ -1,8 +1,8 @@
 """The steps of a decode by groups: each gives all tokens of one group.
 
-Source: Liu and Zhang 2025, "HAMburger: Accelerating LLM Inference via Token Smashing", section 3.4. The published
-code is greedy; here every token of a group is drawn from its own logits. Its path for transformers puts the first
-group a position too far; here a group stands where its last token would.
+Source: Liu and Zhang 2025, "HAMburger: Accelerating LLM Inference via Token Smashing", section 3.4. The
+published code is greedy; here every token of a group is drawn from its own logits. Its path for
+transformers puts the first group a position too far; here a group stands where its last token would.
 """
 
 from collections.abc import Collection
@@ -16,7 +16,8 @@ from shoestring.models.hamburger_options import stops
 
 
 class GroupSteps(DecodeSteps):
-    """`DecodeSteps` that give several tokens. groups: the sizes so far; the last one is not in the cache yet."""
+    """`DecodeSteps` that give several tokens. groups: the sizes so far; the last one is not in the cache
+    yet."""
 
     runner: GroupRunner
 

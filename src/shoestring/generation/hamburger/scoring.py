@@ -33,7 +33,8 @@ def score_response(
     response: Sequence[int],
     segment: Literal["model", "singles"] | Sequence[int] | None = None,
 ) -> GroupScore:
-    """Score a response. segment: "model" lets the stop head cut it, "singles" reads one token a slot, or sizes.
+    """Score a response. segment: "model" lets the stop head cut it, "singles" reads one token a slot, or
+    sizes.
 
     Raises: ValueError without a segmentation, for sizes that do not fit, or an empty prompt or response.
     """
