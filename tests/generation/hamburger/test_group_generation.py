@@ -19,6 +19,9 @@ from shoestring.generation.hamburger import (
     score_response,
 )
 from shoestring.generation.sampling import Sampling
+from shoestring.generation.spatten import StartRecentImportant
+from shoestring.models.protocols import CacheCannot
+from shoestring.notices import record_fallbacks
 from shoestring.training.hamburger_training import naive_teacher_forced
 
 PROMPT = random_ids(7)
@@ -251,3 +254,53 @@ def test_bad_input_is_refused():
     runner.feed(torch.tensor([PROMPT]))
     with pytest.raises(ValueError, match="a group of 5 tokens"):
         runner.feed_group([1] * 5)
+
+
+def test_slots_are_evicted_whole_and_keep_their_counts():
+    model = tiny_hamburger(confidence=0.0)
+    plain = generate(model, PROMPT, max_new_tokens=24, stop_tokens=[]).tokens
+    kept = generate(model, PROMPT, max_new_tokens=24, stop_tokens=[], selection=StartRecentImportant())
+    assert kept.tokens == plain
+    runner = GroupRunner(model, selection=StartRecentImportant(2, 3, 2))
+    steps = GroupSteps(runner, PROMPT, Sampling(), torch.Generator(), 24, 512)
+    steps.prefill()
+    write(steps)
+    cache = runner.cache
+    assert cache.length(1).tolist() == [7]
+    assert cache.next_pos.tolist() == [len(PROMPT) + 20]
+    # Every kept slot still stands for what was put into it: prompt tokens for one, groups for four.
+    pos, tokens = cache.view(1).pos[0], cache.slot_tokens(1)[0]
+    assert torch.equal(tokens, torch.where(pos < len(PROMPT), 1, 4).to(tokens.dtype))
+    assert (pos >= len(PROMPT)).any()
+
+
+def test_a_cache_that_was_evicted_from_is_no_cache_for_the_compiled_step():
+    runner = CompiledGroupRunner(tiny_hamburger())
+    runner.feed(torch.tensor([PROMPT]))
+    runner.cache.evict(1, torch.tensor([[0, 2]]))
+    with pytest.raises(CacheCannot, match="use a GroupRunner"):
+        runner.feed_group([3])
+
+
+def test_claimed_slots_stand_for_one_token_until_it_is_noted():
+    cache = DenseCache(2, 1, 2, 4, capacity=8)
+    cache.claim(3)
+    cache.note_tokens(4)
+    cache.give_back(1)
+    cache.claim(1, skipped=2)
+    assert cache.slot_tokens(0)[0, 0].tolist() == [1, 1, 1]
+    assert cache.filled_slots() == 3
+    assert cache.next_pos.tolist() == [5]
+    cache.note_tokens(3)
+    assert cache.slot_tokens(1)[0, 0].tolist() == [1, 1, 3]
+
+
+def test_windows_and_rewritten_heads_are_left_to_the_modules():
+    windowed, rewritten = tiny_hamburger(), tiny_hamburger()
+    fields = {name: getattr(windowed.base.cfg, name) for name in windowed.base.cfg.__dataclass_fields__}
+    windowed.base.cfg = type(windowed.base.cfg)(**{**fields, "windows": (4, None, None)})
+    rewritten.base.lm_head = torch.nn.Sequential(rewritten.base.lm_head)
+    for model, reason in ((windowed, "windows"), (rewritten, "Sequential")):
+        with record_fallbacks() as said:
+            assert type(group_runner(model)) is GroupRunner
+        assert reason in said[0]

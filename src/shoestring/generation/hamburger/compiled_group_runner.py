@@ -63,7 +63,8 @@ class CompiledGroupRunner(GroupRunner):
         Raises: ValueError for more tokens than a group has, or none."""
         with torch.inference_mode():
             logits = self._call(self._merged(tokens), len(tokens) - 1)
-        self.cache.note_tokens(len(tokens))
+        if len(tokens) > 1:
+            self.cache.note_tokens(len(tokens))
         return logits
 
     def micro(self, token: int) -> Float[Tensor, "1 vocab"]:

@@ -61,9 +61,7 @@ class GroupRunner(DecoderRunner):
 
         Raises: ValueError for more tokens than a group has, or none."""
         x = self._merged(tokens)
-        logits = self._read(x[None], self.cache.next_pos[:, None] + len(tokens) - 1)
-        self.cache.note_tokens(len(tokens))
-        return logits
+        return self._read(x[None], self.cache.next_pos[:, None] + len(tokens) - 1, len(tokens))
 
     def micro(self, token: int) -> Float[Tensor, "1 vocab"]:
         """Go on with the group by this token; the logits of the next one.
@@ -81,10 +79,14 @@ class GroupRunner(DecoderRunner):
         logit = self.hamburger.stop(self._hidden)
         return float(logit)
 
-    def _read(self, x: Tensor, pos: Tensor | None) -> Float[Tensor, "1 vocab"]:
+    def _read(self, x: Tensor, pos: Tensor | None, group: int = 1) -> Float[Tensor, "1 vocab"]:
+        """group: tokens that the last slot stands for."""
         want = Want(logits="last", hidden=self.hamburger.want)
         out = self.model(x, pos, self.cache, self.ctx, self.hooks, want)
         assert out.logits is not None
+        if group > 1:
+            # Before the selection, which may free slots.
+            self.cache.note_tokens(group)
         if self._prompt_read and self.selection is not None:
             self.selection.after_step(self.cache)
         self._begin(torch.stack([out.hidden[name][0, -1] for name in self.hamburger.want]))
