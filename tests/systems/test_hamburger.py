@@ -52,7 +52,9 @@ def test_growth_is_of_the_least_step():
 
 def test_nats_of_singles_are_the_base_s(work):
     work.model.confidence = 1.01
-    assert prose_nats(work.model, work.prompts) == pytest.approx(prose_nats(work.baseline, work.prompts), 1e-4)
+    assert prose_nats(work.model, work.prompts) == pytest.approx(
+        prose_nats(work.baseline, work.prompts), 1e-4
+    )
     work.model.confidence = CONFIDENCE
 
 

@@ -52,9 +52,7 @@ def test_held_out_prose_is_not_trained_on(text):
 def test_the_loss_is_that_of_each_example_alone(text):
     model = new_tiny_lm(0, len(text.tokenizer), layers=2)
     examples = text.train(0)
-    parts = [
-        F.cross_entropy(model(e.ids[None]).logits[0, :-1], e.ids[1:], reduction="sum") for e in examples
-    ]
+    parts = [F.cross_entropy(model(e.ids[None]).logits[0, :-1], e.ids[1:], reduction="sum") for e in examples]
     expected = sum(parts) / sum(len(e) - 1 for e in examples)
     torch.testing.assert_close(tiny_loss(model, examples), expected, rtol=1e-5, atol=1e-5)
 

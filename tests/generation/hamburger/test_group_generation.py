@@ -295,6 +295,20 @@ def test_claimed_slots_stand_for_one_token_until_it_is_noted():
     assert cache.slot_tokens(1)[0, 0].tolist() == [1, 1, 3]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_long_prompt_and_half_precision_go_through_both_engines(dtype):
+    model = tiny_hamburger(dtype=dtype)
+    prompt = torch.tensor([random_ids(30, 5)])
+    runners = [kind(model) for kind in RUNNERS]
+    atol = 1e-4 if dtype == torch.float32 else 0.3
+    for step in (
+        lambda r: r.feed(prompt), lambda r: r.micro(4), lambda r: r.feed_group([3, 4]), lambda r: r.micro(5),
+    ):  # fmt: skip
+        one, other = (step(runner).float() for runner in runners)
+        torch.testing.assert_close(one, other, rtol=0, atol=atol)
+        assert abs(runners[0].stop_logit - runners[1].stop_logit) < atol
+
+
 def test_windows_and_rewritten_heads_are_left_to_the_modules():
     windowed, rewritten = tiny_hamburger(), tiny_hamburger()
     fields = {name: getattr(windowed.base.cfg, name) for name in windowed.base.cfg.__dataclass_fields__}

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from shoestring.errors import NoCompiler
 from shoestring.generation.compiled_runner import layer_cache, unfit_cache
 from shoestring.generation.evicting_cache import CachePolicy
 from shoestring.generation.hamburger.group_runner import GroupRunner
 from shoestring.generation.step_cache import StepCache
+from shoestring.kernels.decode_step import MOST_TOKENS
 from shoestring.kernels.dense_linear import STORAGE_KINDS, dense_linear
 from shoestring.kernels.linear_kernel import LinearKernel
 from shoestring.models.compiled_decoder import CannotCompile, CompiledDecoder
@@ -41,7 +41,7 @@ class CompiledGroupRunner(GroupRunner):
         if reason := unfit_cache(self.cache):
             raise TypeError(f"the compiled step cannot use this cache: {reason}.")
         head = _stacked_head(model)
-        self._vocab = model.cfg.vocab_size
+        self._vocab, self._stop_rest = model.cfg.vocab_size, self._stop[1:]
         self._base = CompiledDecoder(model.base, head=head)
         self._micro = CompiledDecoder(_micro_as_decoder(model), head=head)
         features = (*model.options.features[:-1], model.cfg.num_hidden_layers)
@@ -54,6 +54,8 @@ class CompiledGroupRunner(GroupRunner):
     def feed(self, ids: Int[Tensor, "1 n"]) -> Float[Tensor, "1 vocab"]:
         """Append tokens, a slot each; the logits of the token that follows."""
         with torch.inference_mode():
+            if ids.shape[1] > MOST_TOKENS:
+                return self._feed_many(ids)
             return self._call(self.model.model.embed_tokens(ids[0]), 0)
 
     def feed_group(self, tokens: Sequence[int]) -> Float[Tensor, "1 vocab"]:
@@ -80,12 +82,16 @@ class CompiledGroupRunner(GroupRunner):
         """Above 0 where the group's end is likelier than not."""
         if self._rows is None:
             raise ValueError("nothing was fed yet; a group begins with feed or feed_group.")
-        stop = self.hamburger.stop
         with torch.inference_mode():
-            x = F.silu(self._rows[:, self._vocab :])
-            for layer in stop[2:]:
-                x = layer(x)
-            return x.item()
+            return self._stop_rest(self._rows[:, self._vocab :]).item()
+
+    def _feed_many(self, ids: Int[Tensor, "1 n"]) -> Float[Tensor, "1 vocab"]:
+        """Of plain weights a long run of tokens is a product of matrices, which torch does best."""
+        logits = super().feed(ids).float()
+        assert self._hidden is not None
+        self._rows = torch.cat([logits, self._stop[0](self._hidden.float())], 1)
+        self._places = 0
+        return logits
 
     def _call(self, x: Float[Tensor, "n hidden"], skipped: int) -> Float[Tensor, "1 vocab"]:
         """x goes to the next slots, and to positions `skipped` behind the next one."""

@@ -2,6 +2,7 @@
 micro steps for the others.
 """
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,6 +46,9 @@ class GroupRunner(DecoderRunner):
                 f"the cache holds {self.cache.batch} sequences; a HAMburger generates one at a time."
             )
         self.hamburger = model
+        # Near the threshold, half precision would flip decisions.
+        half = next(model.parameters()).dtype in (torch.bfloat16, torch.float16)
+        self._stop = copy.deepcopy(model.stop).float() if half else model.stop
         self._micro_cache = micro_cache(model)
         self._micro_start = self._micro_cache.mark()
         self._hidden: Tensor | None = None
@@ -76,8 +80,7 @@ class GroupRunner(DecoderRunner):
         """Above 0 where the group's end is likelier than not; float32 at least."""
         if self._hidden is None:
             raise ValueError("nothing was fed yet; a group begins with feed or feed_group.")
-        logit = self.hamburger.stop(self._hidden)
-        return float(logit)
+        return float(self._stop(self._hidden.to(next(self._stop.parameters()).dtype)))
 
     def _read(self, x: Tensor, pos: Tensor | None, group: int = 1) -> Float[Tensor, "1 vocab"]:
         """group: tokens that the last slot stands for."""
