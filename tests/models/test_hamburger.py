@@ -90,13 +90,12 @@ def test_the_copied_micro_decoder_is_the_base_s_end():
     model = Hamburger(base, HamburgerOptions((0, 2), micro_layers=2, merge_head_size=8, output_norm=True))
     model.draw_weights(torch.Generator().manual_seed(0), from_base=True)
     x = torch.randn(2, 5, 32)
-    hidden = x
     expected = model.micro(x)
     for own, theirs in zip(model.micro.layers, base.model.layers[1:], strict=True):
         for one, other in zip(own.parameters(), theirs.parameters(), strict=True):
             assert torch.equal(one, other)
     assert torch.equal(model.micro.norm.weight, base.model.norm.weight)
-    assert hidden.shape == expected.shape
+    assert x.shape == expected.shape
 
 
 @given(logit=st.floats(-40, 40), confidence=st.floats(0, 1.01))

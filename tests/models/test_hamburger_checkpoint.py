@@ -34,7 +34,8 @@ def test_a_plain_decoder_is_kept_too_and_the_two_are_not_confused(tmp_path):
     save_small(tiny_hamburger(), tmp_path / "grouped")
     ids = torch.tensor([[1, 2, 3]])
     loaded = load_small_decoder(tmp_path / "plain")
-    assert (loaded(ids).logits - tiny_base()(ids).logits).abs().max() < 0.5
+    expected = tiny_base()(ids).logits
+    assert (loaded(ids).logits - expected).abs().max() < 0.1 * expected.abs().max()
     with pytest.raises(BadModelFile, match="missing micro decoder: train first"):
         load_hamburger(tmp_path / "plain")
     with pytest.raises(BadModelFile, match="load_hamburger"):

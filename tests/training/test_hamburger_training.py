@@ -15,6 +15,7 @@ from shoestring.training.hamburger_training import (
     response_logits,
     teacher_forced,
 )
+from shoestring.training.segmentation import Decreasing
 
 
 def example(prompt, sizes, seed=0):
@@ -110,12 +111,14 @@ def test_a_group_stands_where_its_last_token_would():
 
 def test_the_loss_trains_every_part():
     model = tiny_hamburger().requires_grad_(True)
-    loss = HamburgerLoss(tiny_base(3), teacher_weight=0.5)
+    loss = HamburgerLoss(tiny_base(3), Decreasing(99.0), teacher_weight=0.5)
     value = loss(model, [example(3, [4] * 5), example(2, [4] * 3, 1)])
     value.backward()
     silent = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert not [n for n in silent if "k_proj.bias" not in n], silent
-    without = HamburgerLoss(tiny_base(3))(model, [example(3, [4] * 5), example(2, [4] * 3, 1)])
+    without = HamburgerLoss(tiny_base(3), Decreasing(99.0))(
+        model, [example(3, [4] * 5), example(2, [4] * 3, 1)]
+    )
     assert value > without
 
 
@@ -123,7 +126,7 @@ def test_the_distance_to_the_base_itself_is_zero_for_single_tokens():
     model = tiny_hamburger(max_steps=1)
     examples = [example(3, [1] * 6)]
     plain = HamburgerLoss(model.base)(model, examples)
-    torch.testing.assert_close(HamburgerLoss(model.base, teacher_weight=9)(model, examples), plain)
+    torch.testing.assert_close(HamburgerLoss(model.base, teacher_weight=9.0)(model, examples), plain)
 
 
 def test_bad_batches_are_refused():
@@ -133,7 +136,7 @@ def test_bad_batches_are_refused():
     with pytest.raises(ValueError, match="example 0 has an empty prompt"):
         GroupBatch.of([TokenExample(good.ids, 0)], [[4, 3]], 4)
     with pytest.raises(ValueError, match="teacher_weight"):
-        HamburgerLoss(tiny_base(), teacher_weight=-1)
+        HamburgerLoss(tiny_base(), teacher_weight=-1.0)
     empty = TokenExample(good.ids[:3], 3)
     with pytest.raises(ValueError, match="none of 1 examples has a response"):
         GroupBatch.of([empty], [[]], 4)

@@ -62,7 +62,7 @@ def test_the_sliding_rule_goes_by_each_token_alone():
     limit = confidence_entropy(0.7, 64)
     below, above = limit - 0.01, limit + 0.01
     assert segment([above, below, below, above, above, below], 4, Sliding(64)) == [3, 1, 2]
-    assert segment([4, 1, 0.9, 2], 4, Decreasing(0, 0.3)) == [3, 1]
+    assert segment([4, 1, 0.9, 2], 4, Decreasing(0.0, 0.3)) == [3, 1]
 
 
 def test_entropy_of_a_confidence_is_that_of_such_a_distribution():
@@ -103,9 +103,9 @@ def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="max_steps=0"):
         segment([1.0], 0)
     with pytest.raises(ValueError, match=r"threshold=-1"):
-        Decreasing(-1)
+        Decreasing(-1.0)
     with pytest.raises(ValueError, match="confidence=1"):
-        confidence_entropy(1, 64)
+        confidence_entropy(1.0, 64)
     with pytest.raises(ValueError, match="window=0"):
         response_entropies(tiny_base(), examples(), 0)
     with pytest.raises(ValueError, match="example 0 has an empty prompt"):

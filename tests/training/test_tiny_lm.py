@@ -1,5 +1,7 @@
 """TinyLM: its text, its loss, and what goes on from it."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -8,7 +10,6 @@ from shoestring.errors import MissingData
 from shoestring.models.hamburger_checkpoint import load_hamburger, load_small_decoder
 from shoestring.models.load import load_decoder, load_tokenizer
 from shoestring.training import hamburger_job as jobs
-from shoestring.training import tiny_lm
 from shoestring.training.plan import TrainingPlan
 from shoestring.training.tiny_lm import (
     TinyText,
@@ -66,10 +67,12 @@ def test_without_a_base_going_on_says_what_to_train(monkeypatch, tmp_path):
 @pytest.mark.parametrize("make", [jobs.hamburger_job, jobs.baseline_job])
 def test_what_is_trained_on_learns_and_is_kept(make, text, monkeypatch, tmp_path):
     base = new_tiny_lm(0, len(text.tokenizer), layers=3)
+    (tmp_path / "model").mkdir()
     save_tiny(base, tmp_path / "model", text.tokenizer)
     monkeypatch.setattr(jobs, "trained_folder", lambda *_: tmp_path)
     monkeypatch.setattr(jobs, "prose_text", lambda: PROSE)
-    monkeypatch.setattr(tiny_lm.TinyText.of.__func__, "__kwdefaults__", {"of_each": 1})
+    few = SimpleNamespace(of=lambda *given: TinyText.of(*given, of_each=1))
+    monkeypatch.setattr(jobs, "TinyText", few)
     job = make(0)
     record = Trainer(job.model, job.loss, TrainingPlan(3, 1e-3)).run(lambda step: job.batches(0))
     assert record.losses[-1] < record.losses[0]

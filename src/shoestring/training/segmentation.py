@@ -86,7 +86,7 @@ def confidence_entropy(confidence: float, vocab_size: int) -> float:
     return -(p * math.log(p) + rest * math.log(rest / (vocab_size - 1)))
 
 
-def segment(entropies: Sequence[float], max_steps: int = 4, rule: JoinRule = Decreasing()) -> list[int]:
+def segment(entropies: Sequence[float | int], max_steps: int = 4, rule: JoinRule = Decreasing()) -> list[int]:
     """Sizes of the groups, at most `max_steps` each; they sum to the number of tokens.
 
     Raises: ValueError for max_steps below 1, or an entropy that is NaN, naming the token.
@@ -95,7 +95,7 @@ def segment(entropies: Sequence[float], max_steps: int = 4, rule: JoinRule = Dec
         raise ValueError(f"max_steps={max_steps} must be 1 or more.")
     sizes: list[int] = []
     count, largest = 0, -1.0
-    for number, entropy in enumerate(entropies):
+    for number, entropy in enumerate(map(float, entropies)):
         if math.isnan(entropy):
             raise ValueError(f"the entropy of token {number} is NaN; check the model that gave it.")
         if count < max_steps and rule.joins(entropy, largest):

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -31,7 +30,7 @@ def score_response(
     model: Hamburger,
     prompt: Sequence[int],
     response: Sequence[int],
-    segment: Literal["model", "singles"] | Sequence[int] | None = None,
+    segment: str | Sequence[int] | None = None,
 ) -> GroupScore:
     """Score a response. segment: "model" lets the stop head cut it, "singles" reads one token a slot, or
     sizes.
