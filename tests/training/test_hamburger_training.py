@@ -112,7 +112,8 @@ def test_a_group_stands_where_its_last_token_would():
 def test_the_loss_trains_every_part():
     model = tiny_hamburger().requires_grad_(True)
     loss = HamburgerLoss(tiny_base(3), Decreasing(99.0), teacher_weight=0.5)
-    value = loss(model, [example(3, [4] * 5), example(2, [4] * 3, 1)])
+    examples = [example(3, [4] * 5), example(2, [4] * 3, 1)]
+    value = loss(model, examples)
     value.backward()
     silent = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert not [n for n in silent if "k_proj.bias" not in n], silent
