@@ -15,6 +15,7 @@ from shoestring.errors import NoCompiler
 from shoestring.generation.compiled_runner import layer_cache, unfit_cache
 from shoestring.generation.evicting_cache import CachePolicy
 from shoestring.generation.hamburger.group_runner import GroupRunner
+from shoestring.generation.hamburger.small_arrays import ArrayMerge, ArrayStop
 from shoestring.generation.step_cache import StepCache
 from shoestring.kernels.decode_step import MOST_TOKENS
 from shoestring.kernels.dense_linear import STORAGE_KINDS, dense_linear
@@ -41,7 +42,8 @@ class CompiledGroupRunner(GroupRunner):
         if reason := unfit_cache(self.cache):
             raise TypeError(f"the compiled step cannot use this cache: {reason}.")
         head = _stacked_head(model)
-        self._vocab, self._stop_rest = model.cfg.vocab_size, self._stop[1:]
+        self._vocab = model.cfg.vocab_size
+        self._merge, self._stop_rest = ArrayMerge(model.embedder), ArrayStop(self._stop)
         self._base = CompiledDecoder(model.base, head=head)
         self._micro = CompiledDecoder(_micro_as_decoder(model), head=head)
         features = (*model.options.features[:-1], model.cfg.num_hidden_layers)
@@ -82,8 +84,12 @@ class CompiledGroupRunner(GroupRunner):
         """Above 0 where the group's end is likelier than not."""
         if self._rows is None:
             raise ValueError("nothing was fed yet; a group begins with feed or feed_group.")
-        with torch.inference_mode():
-            return self._stop_rest(self._rows[:, self._vocab :]).item()
+        return self._stop_rest(self._rows[0, self._vocab :].numpy())
+
+    def _merged(self, tokens: Sequence[int]) -> Float[Tensor, "1 hidden"]:
+        self._check_group(tokens)
+        x = self._embed(tokens)
+        return x if len(tokens) == 1 else torch.from_numpy(self._merge(x.float().numpy()))[None]
 
     def _feed_many(self, ids: Int[Tensor, "1 n"]) -> Float[Tensor, "1 vocab"]:
         """Of plain weights a long run of tokens is a product of matrices, which torch does best."""

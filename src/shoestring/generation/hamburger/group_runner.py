@@ -111,10 +111,13 @@ class GroupRunner(DecoderRunner):
     def _embed(self, tokens: Sequence[int]) -> Float[Tensor, "n hidden"]:
         return self.model.model.embed_tokens(torch.tensor(tokens, device=self.device))
 
-    def _merged(self, tokens: Sequence[int]) -> Float[Tensor, "1 hidden"]:
+    def _check_group(self, tokens: Sequence[int]) -> None:
         most = self.hamburger.options.max_steps
         if not 1 <= len(tokens) <= most:
             raise ValueError(f"a group of {len(tokens)} tokens; groups have 1 to max_steps={most}.")
+
+    def _merged(self, tokens: Sequence[int]) -> Float[Tensor, "1 hidden"]:
+        self._check_group(tokens)
         x = self._embed(tokens)
         if len(tokens) == 1:
             return x
