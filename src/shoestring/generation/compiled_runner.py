@@ -129,7 +129,7 @@ class CompiledRunner(DecoderRunner):
         held = [columns["k"] for columns in storage] + [state["ssm"] for state in states.values()]
         if len(self._storage) == len(held) and all(a is b for a, b in zip(self._storage, held, strict=True)):
             return
-        self.compiled.use(by_layer(self.cache, [_layer_cache(columns) for columns in storage], states))
+        self.compiled.use(by_layer(self.cache, [layer_cache(columns) for columns in storage], states))
         self._storage = held
 
 
@@ -142,7 +142,8 @@ def by_layer(cache: StepCache, kept: Sequence[Kept], states: Mapping[int, State]
     ]
 
 
-def _layer_cache(columns: Mapping[str, Tensor]) -> LayerCache:
+def layer_cache(columns: Mapping[str, Tensor]) -> LayerCache:
+    """Where one layer of a `StepCache` of one sequence keeps what it holds, for the compiled step."""
     k_grids, v_grids = (columns.get(grid_column(part)) for part in ("k", "v"))
     return LayerCache(
         columns["k"][0],

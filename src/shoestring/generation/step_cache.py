@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from shoestring.generation.slot_cache import LayerStore, SlotCache
+from shoestring.generation.slot_cache import TOKENS, LayerStore, SlotCache
 from shoestring.generation.slot_table import SlotTable
 
 
@@ -62,11 +62,21 @@ class StepCache(SlotCache):
         )
         return slots if plain and not self.permuted else None
 
-    def claim(self, n: int) -> None:
-        """Count `n` more slots and positions as filled: the caller writes them, keys rotated, there."""
+    def filled_slots(self) -> int | None:
+        """The slots of every layer, where all of one sequence's layers and heads hold as many, at whatever
+        positions; None where they differ."""
+        slots = self.step_layers[0].table.uniform
+        same = all(layer.table.uniform == slots and layer.table.rows == 1 for layer in self.step_layers)
+        return slots if same and self.batch == 1 else None
+
+    def claim(self, n: int, skipped: int = 0) -> None:
+        """Count `n` more slots as filled, and as many positions and those `skipped` before them: the caller
+        writes the slots, keys rotated, there."""
         for layer in self.step_layers:
             layer.table.claim(n)
-        self.next_pos, self._last_pos = self.next_pos + n, None
+            if TOKENS in layer.table.columns:
+                layer.table.read(TOKENS)[..., -n:] = 1
+        self.next_pos, self._last_pos = self.next_pos + (n + skipped), None
 
     def give_back(self, n: int) -> None:
         """Take back the claim of the last `n` slots."""
