@@ -150,7 +150,9 @@ def test_a_draft_learns_what_the_target_says(target, text):
     draft, losses = train(target, text, None, 120)
     assert sum(losses[-18:]) / 18 < 0.6 * sum(losses[:18]) / 18
     greedy = text.shard(0)
-    before = passes_per_token(GlideDraft(target.cfg, GlideOptions(8)).copy_last_layer(target), target, greedy, 4)
+    before = passes_per_token(
+        GlideDraft(target.cfg, GlideOptions(8)).copy_last_layer(target), target, greedy, 4
+    )
     assert passes_per_token(draft, target, greedy, 4) < before - 0.05
 
 

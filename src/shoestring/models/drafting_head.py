@@ -1,8 +1,8 @@
 """The head of a target as a draft asks it.
 
-A draft of one layer reads four million weights of its own and the twenty-eight million of the head, which
-decide what a drafted token costs. A proposal need not be exact, as every token is verified: the head is copied
-to bfloat16, half of the bytes, and packed heads take inputs rounded to int8.
+A draft of one layer reads four million weights of its own and, for SmolLM2-135M, twenty-eight million of the
+head, which decide what a drafted token costs. A proposal need not be exact, as every token is verified: the
+head is copied to bfloat16, half of the bytes, and packed heads take inputs rounded to int8.
 """
 
 from weakref import WeakKeyDictionary

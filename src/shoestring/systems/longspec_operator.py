@@ -22,15 +22,10 @@ SHAPE = (4, 4, 4, 4)
 def bytes_row(draft: GlideRun, context: int) -> Row:
     """Of a draft that has drafted behind `context` tokens."""
     cfg, ring = draft.module.cfg, draft.ring
-    full = DenseCache(1, 1, cfg.num_key_value_heads, cfg.head_dim, dtype=ring.dtype, capacity=context)
-    part = torch.zeros(1, cfg.num_key_value_heads, context, cfg.head_dim, dtype=ring.dtype)
+    full = DenseCache(1, 1, cfg.num_key_value_heads, cfg.head_dim, capacity=context)
+    part = torch.zeros(1, cfg.num_key_value_heads, context, cfg.head_dim)
     full.append(0, part, part, torch.arange(context)[None])
-    return DRAFT_BYTES.row(baseline=sum_of(full.nbytes()), method=sum_of(ring.nbytes()))
-
-
-def sum_of(nbytes: int | dict[str, int]) -> int:
-    """Bytes in all."""
-    return nbytes if isinstance(nbytes, int) else sum(nbytes.values())
+    return DRAFT_BYTES.row(baseline=full.nbytes(), method=ring.nbytes())
 
 
 def wide_tree(shape: tuple[int, ...]) -> DraftTree:
@@ -57,7 +52,9 @@ def fused_masked(
 ) -> Float[Tensor, "1 heads n dim"]:
     """torch's kernel with the same mask."""
     folded = q.reshape(1, view.k.shape[1], -1, q.shape[3])
-    return F.scaled_dot_product_attention(folded, view.k, view.v, attn_mask=mask, scale=scale).reshape(q.shape)
+    return F.scaled_dot_product_attention(folded, view.k, view.v, attn_mask=mask, scale=scale).reshape(
+        q.shape
+    )
 
 
 def tree_inputs(

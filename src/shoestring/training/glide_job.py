@@ -30,7 +30,7 @@ HELD_OUT = Writing(samples=16, prompt=512, written=96, offset=False)
 
 
 def glide_job(seed: int) -> Job:
-    """Prompts are pieces of one half of WikiText-2 and of the default text; the other half of WikiText judges.
+    """Prompts are pieces of one half of WikiText-2 and of the default text; WikiText's other half judges.
 
     What the target writes is kept in the user cache, 1.4 GB in all.
 

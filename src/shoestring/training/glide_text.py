@@ -1,5 +1,6 @@
-"""Text for training a draft: a piece of a prompt and what the target writes after it, with all that the target
-says of it. It is made once, in large batches, and kept in a folder.
+"""Text for training a draft: a prompt and what the target writes after it, with all that the target says of it.
+
+It is made once, in large batches, and kept in a folder.
 
 The target's last keys and values and its normalised last states are stored beside the tokens: they are what a
 draft reads and what it is to predict, so that a training step runs the draft alone.

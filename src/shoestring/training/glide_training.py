@@ -65,7 +65,9 @@ def draft_states(
 
 
 @torch.no_grad()
-def passes_per_token(draft: nn.Module, target: Decoder, text: Written, prompt: int, drafted: int = 3) -> float:
+def passes_per_token(
+    draft: nn.Module, target: Decoder, text: Written, prompt: int, drafted: int = 3
+) -> float:
     """Passes of the target for each token of greedy text after its first `prompt` tokens, where every pass
     verifies `drafted` tokens: 1 / (mean accepted + 1). From 1 down to 1 / (drafted + 1).
 

@@ -29,14 +29,16 @@ def shared_head_kl(
     """
     if student.shape != teacher.shape or student.shape[:-1].numel() == 0:
         raise ValueError(
-            f"the student has states {tuple(student.shape)}, the teacher {tuple(teacher.shape)}: give both the "
-            "same tokens, one or more."
+            f"the student has states {tuple(student.shape)}, the teacher {tuple(teacher.shape)}: give both "
+            "the same tokens, one or more."
         )
     return _SharedHead.apply(student.flatten(0, -2), teacher.detach().flatten(0, -2), head.detach())
 
 
 def naive_shared_head_kl(
-    student: Float[Tensor, "n hidden"], teacher: Float[Tensor, "n hidden"], head: Float[Tensor, "vocab hidden"]
+    student: Float[Tensor, "n hidden"],
+    teacher: Float[Tensor, "n hidden"],
+    head: Float[Tensor, "vocab hidden"],
 ) -> Float[Tensor, ""]:
     """The definition."""
     p, q = (teacher @ head.T).softmax(-1), (student @ head.T).softmax(-1)

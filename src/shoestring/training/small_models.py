@@ -140,7 +140,12 @@ SMALL_MODELS = {
             "longspec-draft",
             "a layer that drafts for SmolLM2-135M, on text that it writes itself; half an hour of one core",
             TrainingPlan(
-                768, 1e-3, weight_decay=0.1, betas=(0.9, 0.95), warmup_steps=40, precision="bfloat16",
+                768,
+                1e-3,
+                weight_decay=0.1,
+                betas=(0.9, 0.95),
+                warmup_steps=40,
+                precision="bfloat16",
                 evaluate_every=32,
             ),
             glide_job,
