@@ -99,6 +99,8 @@ def test_text_comes_from_the_step_alone_and_is_made_once(target, text, tmp_path)
     assert torch.equal(text(6).ids, ids[0])
     elsewhere = replace(text, folder=tmp_path)
     assert torch.equal(elsewhere(3).ids, ids[3])
+    assert elsewhere.seconds_to_write() > 0
+    assert text.seconds_to_write() == 0
     (made,) = tmp_path.iterdir()
     stamp = made.stat().st_mtime_ns
     assert torch.equal(elsewhere(2).states, text(2).states)

@@ -57,6 +57,7 @@ def glide_job(seed: int) -> Job:
         "held-out passes of the target per token, 3 drafted",
         passes,
         save_trained,
+        text.seconds_to_write,
     )
 
 

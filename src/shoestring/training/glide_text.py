@@ -1,4 +1,4 @@
-"""Text for training a draft: a prompt and what the target writes after it, with all that the target says of it.
+"""Text for training a draft: a prompt, what the target writes after it, and all that the target says of both.
 
 It is made once, in large batches, and kept in a folder.
 
@@ -6,6 +6,7 @@ The target's last keys and values and its normalised last states are stored besi
 draft reads and what it is to predict, so that a training step runs the draft alone.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -150,7 +151,7 @@ class GlideText:
 
     def shard(self, number: int) -> Written:
         """All samples of one shard."""
-        file = self.folder / f"{number}.safetensors"
+        file = self._file(number)
         if not file.is_file():
             made = write(
                 self.target, self.prompts, self.kinds[number % len(self.kinds)],
@@ -160,6 +161,29 @@ class GlideText:
             with replacing_file(file) as place:
                 save_file(vars(made), place)
         return Written(**load_file(file))
+
+    def seconds_to_write(self) -> float:
+        """About how long the shards that are not there yet will take here, by a short trial."""
+        missing = [number for number in range(self.shards) if not self._file(number).is_file()]
+        if not missing:
+            return 0.0
+        token, step = self._trial()
+        kinds = [self.kinds[number % len(self.kinds)] for number in missing]
+        return sum(kind.samples * kind.prompt * token + kind.written * step for kind in kinds)
+
+    def _trial(self) -> tuple[float, float]:
+        """Seconds for a token of a prompt, and for a token that is written in all samples."""
+        samples = self.kinds[0].samples
+        prompt = min(64, len(self.prompts) - 1)
+        seconds = []
+        for written in (1, 9):
+            start = time.perf_counter()
+            write(self.target, self.prompts, Writing(samples, prompt, written), torch_generator(self.seed))
+            seconds.append(time.perf_counter() - start)
+        return seconds[0] / (samples * prompt), max(0.0, seconds[1] - seconds[0]) / 8
+
+    def _file(self, number: int) -> Path:
+        return self.folder / f"{number}.safetensors"
 
     def name(self) -> str:
         """Of the folder that such text may be kept in: what it depends on, but for the target."""
