@@ -142,7 +142,9 @@ def _decoding_rows(work: Work) -> tuple[list[Row], list[str]]:
         )
     rows.append(LONGER_NO_WORSE.row(baseline=gains[SHORT], method=gains[LONG]))
     rows.append(LOOKUP.row(**_figures(found, "glide", "lookup")))
-    if work.packed is not None:
+    if work.packed is None:
+        notes.append(f"{PACKED.metric}: not measured: there is no file with packed weights")
+    else:
         measured: dict[str, Speculation | None] = {"plain": None, "glide": Glide(work.draft)}
         prompts = [ids[-work.contexts[0] :] for ids in work.prompts]
         packed = race(work.packed, prompts, measured, work.new_tokens, work.rounds, Activations.INT8)
