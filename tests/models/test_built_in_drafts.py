@@ -16,9 +16,7 @@ from .families import make
 def test_a_draft_that_is_not_there_says_how_to_get_it(tmp_path, monkeypatch):
     target = Decoder.from_transformers(make()).requires_grad_(False)
     monkeypatch.setattr(built_in_drafts, "FOLDER", tmp_path)
-    with pytest.raises(
-        MissingData, match=r"no draft for 'small' .* \(none\); `shoestring train"
-    ):
+    with pytest.raises(MissingData, match=r"no draft for 'small' .* \(none\); `shoestring train"):
         built_in_draft("small", target)
     draft = GlideDraft(target.cfg).copy_last_layer(target)
     save_glide(draft, tmp_path / "small")

@@ -59,7 +59,7 @@ card = Card(
         "shoestring.generation.speculation.tree_attend",
         "shoestring.generation.ring_cache.RingCache",
         "shoestring.models.glide_draft.GlideDraft",
-        "shoestring.models.drafting_head.drafting_head",
+        "shoestring.models.drafting_form.drafting_form",
         "shoestring.models.built_in_drafts.built_in_draft",
         "shoestring.training.glide_text.GlideText",
         "shoestring.training.glide_training.GlideLoss",

@@ -1,6 +1,6 @@
 """Drafting with a `GlideDraft`: a layer over the target's last keys and values and a ring of its own.
 
-Its tokens come from the target's head, in bfloat16 where that is read faster: see `drafting_head`.
+Its own matrices and the target's head take part in bfloat16 where that is read faster: see `drafting_form`.
 
 Source: Yang et al. 2025, "LongSpec", section 3.1 and 3.3.
 """
@@ -21,7 +21,7 @@ from shoestring.generation.speculation.target import Target
 from shoestring.generation.speculation.tree_attention import tree_attend
 from shoestring.layers.attention import attend
 from shoestring.layers.attention_masks import Causal, Full
-from shoestring.models.drafting_head import drafting_head
+from shoestring.models.drafting_form import drafting_form, drafting_head
 from shoestring.models.glide_draft import GlideDraft
 from shoestring.models.protocols import HookConflict
 
@@ -74,8 +74,9 @@ class GlideRun:
 
     def __init__(self, options: Glide) -> None:
         cfg = options.module.cfg
-        self.options, self.module = options, options.module
+        self.options, self.module = options, drafting_form(options.module)
         parameter = next(options.module.parameters())
+        self.dtype = parameter.dtype
         self.ring = RingCache(
             1, 1, cfg.num_key_value_heads, cfg.head_dim, options.module.options.window, options.slack,
             dtype=parameter.dtype, device=parameter.device,
@@ -177,9 +178,7 @@ class GlideRun:
 
     def _layer(self, tokens: list[int], pos: Tensor, among: Tensor | None) -> Float[Tensor, "1 n vocab"]:
         module, scale = self.module, self.module.cfg.head_dim**-0.5
-        x = self.model.model.embed_tokens(torch.tensor([tokens], device=pos.device)).to(
-            module.q_proj.weight.dtype
-        )
+        x = self.model.model.embed_tokens(torch.tensor([tokens], device=pos.device)).to(self.dtype)
         q, k, v = module.project(x, pos)
         self.ring.append(0, k, v, pos)
         view, window = self.ring.view(0), module.options.window + 1
