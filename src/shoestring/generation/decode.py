@@ -100,7 +100,8 @@ def stream(
     costs 0.4 to 0.8 % in perplexity; 32, the default, computes with the weights as they are, in float32.
     selection: what a `Decoder` keeps of its cache, and reads of it; one that needs the whole prompt at once
     gets it in one chunk. speculation: how a `Decoder` drafts tokens that it then verifies several at once,
-    e.g. `PromptLookup()`; the output is the same, and comes faster where drafts are right.
+    e.g. `PromptLookup()`, or `Glide(draft)` with a layer that was trained for this model; the output is the
+    same, and comes faster where drafts are right.
 
     Raises: ValueError for an empty prompt, one that the context cannot hold, ids outside the vocabulary,
     numbers below 1, or a selection beside speculation; TypeError for a model that does not generate, does not
