@@ -82,8 +82,8 @@ class Work:
     packed: Decoder | None
     draft: GlideDraft
     prompts: Sequence[Int[Tensor, " tokens"]]
-    unseen: Int[Tensor, " tokens"]
-    seen: Int[Tensor, " tokens"]
+    unseen: Int[Tensor, " unseen"]
+    seen: Int[Tensor, " seen"]
     origin: str
     contexts: tuple[int, int] = (SHORT, LONG)
     new_tokens: int = 64
