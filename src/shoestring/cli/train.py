@@ -77,7 +77,7 @@ def _train(chosen: "SmallModel", folder: Path, seed: int, *, resume: bool, dry_r
     job = chosen.prepare(seed)
     parameters = sum(parameter.numel() for parameter in job.model.parameters())
     left = total - done
-    seconds = seconds_of_a_step(job) * left if left else 0.0
+    seconds = job.preparing_seconds() + seconds_of_a_step(job, chosen.plan) * left if left else 0.0
     errors().print(
         f"{chosen.name}: {left} of {total} steps, {parameters:,} parameters, about {_duration(seconds)} "
         f"here; into {folder}",

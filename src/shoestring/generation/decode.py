@@ -105,15 +105,16 @@ def stream(
 
     model: a `Decoder`, a `Hamburger`, or a causal language model of transformers. tokenizer: needed for
     text, in and out; without one every piece's text is empty. seed: an int, or a generator to go on drawing
-    from. stop: strings before which the output ends. stop_tokens: tokens that end it, kept in `tokens`; by default the model's
-    own. cache: how a `Decoder` stores keys and values (a `CacheForm`), or an empty cache of the model's kind;
-    by default what the selection needs, else the model's own. prefill_chunk: tokens of the prompt per pass.
-    activation_bits: of a `Decoder` on the CPU with packed weights: 8 rounds the inputs of its linear layers
-    to int8, block by block, and keeps keys and values in float16, which is faster, above all for prompts, and
-    costs 0.4 to 0.8 % in perplexity; 32, the default, computes with the weights as they are, in float32.
-    selection: what a `Decoder` keeps of its cache, and reads of it; one that needs the whole prompt at once
-    gets it in one chunk. speculation: how a `Decoder` drafts tokens that it then verifies several at once,
-    e.g. `PromptLookup()`; the output is the same, and comes faster where drafts are right.
+    from. stop: strings before which the output ends. stop_tokens: tokens that end it, kept in `tokens`; by
+    default the model's own. cache: how a `Decoder` stores keys and values (a `CacheForm`), or an empty
+    cache of the model's kind; by default what the selection needs, else the model's own. prefill_chunk:
+    tokens of the prompt per pass. activation_bits: of a `Decoder` on the CPU with packed weights: 8 rounds
+    the inputs of its linear layers to int8, block by block, and keeps keys and values in float16, which is
+    faster, above all for prompts, and costs 0.4 to 0.8 % in perplexity; 32, the default, computes with the
+    weights as they are, in float32. selection: what a `Decoder` keeps of its cache, and reads of it; one
+    that needs the whole prompt at once gets it in one chunk. speculation: how a `Decoder` drafts tokens
+    that it then verifies several at once, e.g. `PromptLookup()`, or `Glide(draft)` with a layer that was
+    trained for this model; the output is the same, and comes faster where drafts are right.
 
     Raises: ValueError for an empty prompt, one that the context cannot hold, ids outside the vocabulary,
     numbers below 1, a cache, selection and speculation that do not go together (see `combined_cache`), or a
