@@ -25,7 +25,7 @@ from shoestring.models.decoder import Decoder
 from shoestring.models.glide_draft import GlideDraft, GlideOptions
 from shoestring.models.load import load_decoder, load_tokenizer
 from shoestring.notices import record_fallbacks
-from shoestring.systems.card import Card, Effort
+from shoestring.systems.card import Card, Claim, Effort
 from shoestring.systems.language_task import MODEL, corpus_halves, tiny_task
 from shoestring.systems.longspec_claims import (
     ACCEPTED,
@@ -133,7 +133,7 @@ def _decoding_rows(work: Work) -> tuple[list[Row], list[str]]:
         found = race(work.model, prompts, ways, work.new_tokens, work.rounds)
         rows.append(ACCEPTED[claimed].row(baseline=1, method=found.tokens_per_pass("glide")))
         speeds = found.speeds("glide", "plain")
-        rows.append(SPEEDS[claimed].row(**_figures(found, "glide", "plain")))
+        rows.append(_race_row(SPEEDS[claimed], found, "glide", "plain"))
         gains[claimed] = sorted(speeds)[len(speeds) // 2]
         same, outputs = found.same_text("glide", "plain")
         notes.append(
@@ -141,25 +141,25 @@ def _decoding_rows(work: Work) -> tuple[list[Row], list[str]]:
             f"token; prompt lookup: {found.tokens_per_pass('lookup'):.2f} tokens per pass"
         )
     rows.append(LONGER_NO_WORSE.row(baseline=gains[SHORT], method=gains[LONG]))
-    rows.append(LOOKUP.row(**_figures(found, "glide", "lookup")))
+    rows.append(_race_row(LOOKUP, found, "glide", "lookup"))
     if work.packed is None:
         notes.append(f"{PACKED.metric}: not measured: there is no file with packed weights")
     else:
         measured: dict[str, Speculation | None] = {"plain": None, "glide": Glide(work.draft)}
         prompts = [ids[-work.contexts[0] :] for ids in work.prompts]
         packed = race(work.packed, prompts, measured, work.new_tokens, work.rounds, Activations.INT8)
-        rows.append(PACKED.row(**_figures(packed, "glide", "plain")))
+        rows.append(_race_row(PACKED, packed, "glide", "plain"))
     return rows, notes
 
 
-def _figures(found: Race, way: str, against: str) -> dict[str, float]:
-    """The median of paired ratios."""
+def _race_row(claim: Claim, found: Race, way: str, against: str) -> Row:
+    """Tokens a second, and the median of the paired ratios."""
     speeds = sorted(found.speeds(way, against))
-    return {
-        "baseline": found.tokens_per_second(against),
-        "method": found.tokens_per_second(way),
-        "ratio": speeds[len(speeds) // 2],
-    }
+    return claim.row(
+        baseline=found.tokens_per_second(against),
+        method=found.tokens_per_second(way),
+        ratio=speeds[len(speeds) // 2],
+    )
 
 
 @torch.inference_mode()
@@ -187,9 +187,7 @@ def _gpu_row(work: Work) -> Row:
     longest = (model.cfg.max_position_embeddings or 2 * len(work.prompts[0])) - work.new_tokens - 1
     prompts = [work.unseen[:longest]]
     ways = {"plain": None, "tree": Glide(draft, shape=PAPERS_TREE)}
-    return GPU_SPEED.row(
-        **_figures(race(model, prompts, ways, work.new_tokens, work.rounds), "tree", "plain")
-    )
+    return _race_row(GPU_SPEED, race(model, prompts, ways, work.new_tokens, work.rounds), "tree", "plain")
 
 
 def _smollm2(effort: Effort) -> Work:

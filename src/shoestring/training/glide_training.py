@@ -49,7 +49,9 @@ class GlideLoss:
         """Of a `GlideDraft`. batch: as `GlideBatches` gives it."""
         text, lag = batch
         states = draft_states(draft, self.target, text, lag)
-        return shared_head_kl(states, text.states, self.target.lm_head.weight)
+        head = self.target.lm_head.weight
+        assert isinstance(head, Tensor)
+        return shared_head_kl(states, text.states, head)
 
 
 def draft_states(
