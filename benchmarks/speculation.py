@@ -3,7 +3,8 @@
 python benchmarks/speculation.py [--tokens 96] [--rounds 3] [--activation-bits 8] [--out FILE]
 
 Works: `copy` asks SmolLM2-135M to repeat a passage, where looking up must win; `free` goes on with a passage
-of text, where it must not lose. All arms read the same prompt, which is not timed, and decode greedily; they
+of text, where it must not lose. Drafts are looked up in the text, or come from the layer that is trained for
+this target. All arms read the same prompt, which is not timed, and decode greedily; they
 take turns. llama.cpp takes part where llama_cpp is installed, with and without its prompt lookup;
 transformers' prompt lookup with --transformers, which loads the weights once more, in float32.
 """
@@ -19,8 +20,11 @@ from typing import Any
 from shoestring.data.text import default_halves
 from shoestring.generation.decode import generate
 from shoestring.generation.speculation.draft_length import FixedLength
+from shoestring.generation.speculation.glide import Glide
 from shoestring.generation.speculation.prompt_lookup import PromptLookup
 from shoestring.models.built_in import built_in_file
+from shoestring.models.built_in_drafts import built_in_draft
+from shoestring.models.glide_checkpoint import load_glide
 from shoestring.models.load import load_decoder, load_tokenizer
 
 ARMS = {
@@ -107,13 +111,20 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--activation-bits", type=int, default=8, choices=(8, 32))
+    parser.add_argument("--float32", action="store_true", help="weights in float32, not as the file has them")
+    parser.add_argument("--draft", type=Path, help="a trained draft layer instead of the built-in one")
     parser.add_argument("--work", choices=("copy", "free"), help="one of the two only")
     parser.add_argument("--transformers", action="store_true")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     file = built_in_file("smollm2-135m")
-    model, tokenizer = load_decoder(file, packed=True), load_tokenizer(file)
-    arms = {name: ours(model, s, given.tokens, given.activation_bits) for name, s in ARMS.items()}
+    model, tokenizer = load_decoder(file, packed=not given.float32), load_tokenizer(file)
+    draft = load_glide(given.draft, model) if given.draft else built_in_draft("smollm2-135m", model)
+    ways = {
+        **ARMS, "draft layer, measured lengths": Glide(draft),
+        "draft layer, always 3": Glide(draft, length=FixedLength()),
+    }  # fmt: skip
+    arms = {name: ours(model, s, given.tokens, given.activation_bits) for name, s in ways.items()}
     room = 2 * given.context + given.tokens
     for name, lookup in (("llama.cpp", False), ("llama.cpp, prompt lookup", True)):
         if (arm := llama_cpp(file, given.tokens, room, lookup)) is not None:

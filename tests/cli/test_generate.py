@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from shoestring.cli.main import run
 
@@ -71,6 +71,91 @@ def test_keys_and_values_in_few_bits(folder, capsys):
     assert "key_bits=3 is not a width of cached keys and values" in capsys.readouterr().err
     assert run(["generate", folder, "hi", "--cache-bits", "v8"]) == 2
     assert "--cache-bits v8 must be a width such as 8, or two such as k8v4" in capsys.readouterr().err
+
+
+def document_of(capsys, *arguments):
+    assert run(["generate", *arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_every_saving_has_a_name_and_they_go_together(folder, capsys):
+    prompt = "a budget, " * 4
+    plain = document_of(capsys, folder, prompt, "--max-new-tokens", "12")
+    assert plain["savings"] == dict.fromkeys(("cache", "cache_bits", "select", "keep", "speculate"))
+    assert plain["accepted_length"] == 1
+    arguments = ["--select", "h2o", "--keep", "10", "--cache", "tokens", "--speculate", "lookup"]
+    lean = document_of(capsys, folder, prompt, "--max-new-tokens", "12", *arguments)
+    assert lean["savings"] == {
+        "cache": "tokens", "cache_bits": None, "select": "h2o", "keep": 10, "speculate": "lookup",
+    }  # fmt: skip
+    assert lean["new_tokens"] == 12
+    assert 0 < lean["cache_bytes"] < 0.7 * plain["cache_bytes"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--cache", "dense"],
+        ["--cache", "paged"],
+        ["--speculate", "lookup"],
+        ["--select", "window", "--keep", "1", "--cache", "paged", "--speculate", "lookup"],
+        ["--select", "mpcache", "--keep", "1"],
+    ],
+)
+def test_lossless_savings_give_the_plain_text(arguments, folder, capsys):
+    plain = document_of(capsys, folder, "a budget", "--max-new-tokens", "30")
+    lean = document_of(capsys, folder, "a budget", "--max-new-tokens", "30", *arguments)
+    assert lean["text"] == plain["text"]
+
+
+def test_drafts_that_are_right_are_told(folder, capsys, monkeypatch):
+    from shoestring.generation.sampling import Sampling
+
+    # A model that says one thing only: what is looked up is always right.
+    monkeypatch.setattr(Sampling, "choose", lambda self, logits, ids, generator: torch.tensor([97]))
+    found = document_of(capsys, folder, "aaaa", "--max-new-tokens", "30", "--speculate", "lookup")
+    assert found["accepted_length"] > 1.5
+    run(["generate", folder, "aaaa", "--max-new-tokens", "30", "--speculate", "lookup"])
+    assert f"tokens/s, {found['accepted_length']:.2f} a pass, ended by" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--cache", "small"], "cache='small' is not one of dense, tokens, groups, paged, planes, tiers"),
+        (["--cache", "planes", "--cache-bits", "8"], "cache='planes' has widths of its own"),
+        (["--cache", "groups", "--cache-bits", "k8v4"], "one width for keys and values, not 8 and 4"),
+        (["--cache", "tiers"], "compresses what a selection sorts, and there is none"),
+        (["--select", "best"], "selection='best' is not one of window, h2o"),
+        (["--keep", "0.5"], "keep=0.5 of what? Choose a selection"),
+        (["--select", "h2o", "--keep", "0"], "keep=0 must be a share in (0, 1] or a whole number"),
+        (["--select", "zipvl", "--keep", "64"], "keep=64: zipvl takes the share of attention"),
+        (["--select", "zipvl", "--cache", "paged"], "does not go with ZipVL, which stores as TierFormat"),
+        (["--select", "spatten", "--speculate", "lookup"], "SpAtten does not go with PromptLookup"),
+        (
+            ["--select", "h2o", "--activation-bits", "8"],
+            "Evicting looks into attention, which",
+        ),
+        (["--speculate", "luck"], "speculation='luck' is neither 'lookup' nor a folder"),
+    ],
+)
+def test_savings_that_mean_nothing_are_one_line_and_exit_code_2(arguments, message, folder, capsys):
+    assert run(["generate", folder, "a budget", *arguments]) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.count("\n") == 1, output.err
+    assert message in output.err
+
+
+def test_a_model_that_transformers_runs_takes_bits_only(byte_tokenizer, capsys, tmp_path):
+    sizes = {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 64}
+    config = GPT2Config(vocab_size=257, eos_token_id=None, bos_token_id=None, **sizes)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    byte_tokenizer.save_pretrained(tmp_path)
+    for option, value in (("--select", "h2o"), ("--cache", "dense"), ("--speculate", "lookup")):
+        assert run(["generate", str(tmp_path), "hi", option, value]) == 2
+        assert f"{option} needs a model of a family that this library runs itself" in capsys.readouterr().err
+    assert run(["generate", str(tmp_path), "hi", "--cache-bits", "8", "--max-new-tokens", "5"]) == 0
 
 
 def test_a_prompt_comes_from_stdin(folder, capsys, monkeypatch):

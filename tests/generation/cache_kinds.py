@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from shoestring.generation.decoded_planes import DecodedPlaneCache
 from shoestring.generation.dense_cache import DenseCache
 from shoestring.generation.paged_cache import PagedCache
 from shoestring.generation.plane_cache import PlaneCache, PlaneFormat
@@ -62,11 +63,13 @@ def paged(form: BlockFormat) -> Callable[..., SlotCache]:
     return make
 
 
-def in_planes(keys: BitPlanes | None, value_bits: int | None) -> Callable[..., SlotCache]:
+def in_planes(
+    keys: BitPlanes | None, value_bits: int | None, kind: type[PlaneCache] = PlaneCache
+) -> Callable[..., SlotCache]:
     form = PlaneFormat(keys, value_bits)
 
     def make(n_layers: int, batch: int, heads: int, dim: int, **options: object) -> SlotCache:
-        return PlaneCache(n_layers, batch, heads, dim, form, **options)
+        return kind(n_layers, batch, heads, dim, form, **options)
 
     return make
 
@@ -96,6 +99,10 @@ KINDS = [
     ),
     CacheKind("in planes, all in full", in_planes(None, None)),
     CacheKind("in planes, 6 + 4 bits, values in 8", in_planes(BitPlanes(6, 4), 8), step=1 / 127),
+    CacheKind("in planes, all in full, decoded", in_planes(None, None, DecodedPlaneCache)),
+    CacheKind(
+        "in planes, 6 + 4 bits, decoded", in_planes(BitPlanes(6, 4), 8, DecodedPlaneCache), step=1 / 127
+    ),
 ]
 EXACT = [kind for kind in KINDS if kind.exact]
 HEAD_DIM = 32

@@ -14,7 +14,10 @@ from shoestring.generation.compiled_runner import CompiledRunner
 from shoestring.generation.decode import generate, stream
 from shoestring.generation.decoder_runner import DecoderRunner, decoder_cache
 from shoestring.generation.dense_cache import DenseCache
+from shoestring.generation.evicting_cache import ByChance, ByImportance, ByRecency, Evicting
 from shoestring.generation.runner import make_runner
+from shoestring.generation.speculation.draft_length import FixedLength
+from shoestring.generation.speculation.prompt_lookup import PromptLookup
 from shoestring.kernels.grouped_linear import Activations
 from shoestring.layers.low_rank.low_rank_linear import LowRankLinear
 from shoestring.models.built_in import built_in_file
@@ -23,6 +26,7 @@ from shoestring.models.load import load_decoder
 from shoestring.notices import record_fallbacks
 from shoestring.numbers.cache_format import CacheFormat
 from shoestring.numbers.grouped_affine import ZeroPoint
+from shoestring.numbers.token_cache_format import TokenCacheFormat
 from shoestring.yardstick.memory import LiveMemory, tensor_bytes
 
 PROMPT = torch.randint(VOCAB, (1, 23), generator=torch.Generator().manual_seed(1))
@@ -98,6 +102,70 @@ def test_plain_weights_give_the_logits_of_the_decoder_while_the_cache_grows(fami
     assert runner.cache.side is not None
     slots = runner.cache.layers[0].table.read("pos")[0, 0]
     assert slots.tolist() == list(range(123))
+
+
+@pytest.mark.parametrize("form", [None, TokenCacheFormat(8, 8)], ids=["dense", "in 8 bits"])
+@pytest.mark.parametrize("ranking", [ByRecency, lambda: ByChance(4)], ids=["window", "by chance"])
+def test_it_goes_on_where_every_layer_lost_equally_many_tokens(ranking, form):
+    decoder = decoder_of()
+    runners = []
+    for make_it in (make_runner, DecoderRunner):
+        policy = Evicting(ranking(), 12, protect_first=2, protect_last=4, slack=5)
+        runners.append(make_it(decoder, decoder_cache(decoder, form), selection=policy))
+    compiled = runners[0]
+    assert isinstance(compiled, CompiledRunner)
+    with torch.inference_mode():
+        for runner in runners:
+            runner.feed(PROMPT)
+            runner.prompt_is_read()
+        for token in range(40):
+            assert compiled.compiled_slots() is not None
+            assert compiled.cache.plain_slots() is None
+            found, expected = (runner.feed(torch.tensor([[token]])) for runner in runners)
+            # Of codes one may fall on the other side of a tie.
+            atol = 2e-3 if form is None else 0.02 * float(expected.abs().max())
+            torch.testing.assert_close(found, expected, rtol=0, atol=atol)
+    for layer in range(4):
+        one, other = (runner.cache.layers[layer].table.read("pos") for runner in runners)
+        assert torch.equal(one, other)
+    assert int(compiled.cache.length(0)) <= 17
+
+
+def test_drafts_verified_by_the_compiled_step_behind_evicted_tokens():
+    decoder = decoder_of()
+    texts = []
+    for speculation in (None, PromptLookup(length=FixedLength())):
+        policy = Evicting(ByRecency(), 15, protect_first=2, slack=1000)
+        settings = {"max_new_tokens": 40, "stop_tokens": (), "speculation": speculation}
+        texts.append(generate(decoder, PROMPT[0].tolist() * 2, selection=policy, **settings).tokens)
+    assert texts[0] == texts[1]
+    assert texts[0] != generate(decoder, PROMPT[0].tolist() * 2, max_new_tokens=40, stop_tokens=()).tokens
+
+
+def test_windows_are_counted_in_slots_and_go_module_by_module_once_tokens_are_gone():
+    decoder = decoder_of("mistral, window of 7")
+    policies = [Evicting(ByRecency(), 12, protect_first=2) for _ in range(2)]
+    compiled = make_runner(decoder, selection=policies[0])
+    by_module = DecoderRunner(decoder, selection=policies[1])
+    assert isinstance(compiled, CompiledRunner)
+    with torch.inference_mode():
+        for runner in (compiled, by_module):
+            runner.feed(PROMPT)
+            runner.prompt_is_read()
+        assert compiled.compiled_slots() is None
+        for token in range(5):
+            found, expected = (runner.feed(torch.tensor([[token]])) for runner in (compiled, by_module))
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
+        with pytest.raises(ValueError, match="shift=3 with a window"):
+            compiled.compiled(torch.tensor([1]), 0, 1, 3)
+
+
+def test_a_selection_that_looks_into_attention_is_not_compiled():
+    decoder = decoder_of()
+    policy = Evicting(ByImportance(), 12)
+    assert type(make_runner(decoder, selection=policy)) is DecoderRunner
+    with pytest.raises(ValueError, match="Evicting looks into attention, which a compiled step"):
+        CompiledRunner(decoder, selection=policy)
 
 
 def test_a_cache_that_is_no_longer_plain_goes_the_usual_way():

@@ -158,6 +158,7 @@ def test_what_a_state_cannot_do():
         "evict": lambda: cache.evict(1, torch.tensor([[0]])),
         "recompress": lambda: cache.recompress(1, torch.tensor([[0]]), 0),
         "compact": lambda: cache.compact(None, torch.tensor([[0]])),
+        "keep a path": lambda: cache.keep_path(mark, torch.tensor([[0, 1]])),
         "give a state": lambda: cache.state(0),
     }.items():
         with pytest.raises(CacheCannot, match=f"cannot {operation}: .*keeps"):

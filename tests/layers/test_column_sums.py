@@ -7,8 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shoestring.errors import NoCompiler
 from shoestring.layers.column_sums import column_sums, naive_column_sums
 from shoestring.layers.gathered_attention import gathered_attention, naive_gathered_attention
+from shoestring.notices import record_fallbacks
 
 
 def drawn(seed, *shapes):
@@ -48,6 +50,35 @@ def test_column_sums_are_those_of_attend(batch, kv, group, n, dim, window, seed,
     assert torch.equal(counts, expected_counts)
     for mine, theirs in zip(gradients(sums, (q, k)), gradients(expected, (q, k)), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-8, atol=1e-10)
+
+
+@given(**shapes, m=st.integers(1, 9))
+def test_both_paths_give_the_same_sums(batch, kv, group, n, dim, window, seed, m):
+    """float32 without a gradient runs compiled, and with one in torch."""
+    q, k = (x.detach().float() for x in drawn(seed, (batch, kv * group, m, dim), (batch, kv, n, dim)))
+    pos_q = torch.randint(n, (batch, m), generator=torch.Generator().manual_seed(seed))
+    pos_k = torch.arange(n).expand(batch, -1)
+    sums, counts = column_sums(q, k, pos_q, pos_k, 0.3, window)
+    again, counts_again = column_sums(q.requires_grad_(), k, pos_q, pos_k, 0.3, window)
+    assert again.requires_grad
+    torch.testing.assert_close(sums, again.detach(), rtol=1e-5, atol=1e-6)
+    assert torch.equal(counts, counts_again)
+
+
+def test_without_a_compiler_torch_answers(monkeypatch):
+    from shoestring.layers import column_sums as module
+
+    q, k, pos = torch.randn(1, 4, 6, 3), torch.randn(1, 2, 6, 3), torch.arange(6)[None]
+    expected, _ = column_sums(q, k, pos, pos, 0.3)
+
+    def none(*_):
+        raise NoCompiler("no C compiler found")
+
+    monkeypatch.setattr(module, "compiled_column_sums", none)
+    with record_fallbacks() as fallbacks:
+        found, _ = column_sums(q, k, pos, pos, 0.3)
+    torch.testing.assert_close(found, expected)
+    assert "no C compiler found" in fallbacks[0]
 
 
 def test_uniform_attention_in_closed_form():

@@ -39,6 +39,7 @@ def test_a_hint_for_no_parameter_is_refused():
     [
         ({"learning_rate": 0.0}, "learning_rate=0.0 must be above 0"),
         ({"largest_learning_rate": -1.0}, "largest_learning_rate=-1.0"),
+        ({"adam_eps": 0.0}, "adam_eps=0.0 must be above 0"),
         ({"weight_decay": -0.1}, "weight_decay=-0.1"),
         ({"learning_rate": 1.0, "largest_learning_rate": 1.0}, "not both"),
     ],

@@ -12,6 +12,7 @@ from shoestring.layers.rotary import Rope
 from shoestring.models.compiled_decoder import CannotCompile, CompiledDecoder
 from shoestring.models.decoder import Decoder
 from shoestring.models.decoder_config import DecoderConfig
+from shoestring.models.decoder_step import Want
 from shoestring.numbers import GroupedAffine, ZeroPoint, fit_min_max
 from shoestring.numbers.dual_binary import DualBinary
 from shoestring.yardstick.flops import CostCounter
@@ -219,3 +220,56 @@ def test_the_cost_of_a_step_is_every_weight_and_every_key_and_value_once():
     assert cost.flops_by_operation["decode_step"] == 2 * weights + 2 * (4 * 60 * 9)
     embedding = 8 + 2 * 4 * 37  # its id and row are read, the row is written
     assert cost.bytes == 4 * weights + 2 * (2 * 20 * 9 * 4) + embedding
+
+
+def test_states_are_tapped_and_positions_shifted():
+    decoder, ids = Decoder.from_transformers(make("llama")), ids_of(1, 20)
+    layers = decoder.cfg.num_hidden_layers
+    pos = torch.tensor([[*range(9), *range(12, 23)]])
+    with torch.no_grad():
+        out = decoder(ids, pos, want=Want("all", hidden=(0, "norm")))
+    compiled = CompiledDecoder(decoder)
+    taps = compiled.step.set_taps((0, layers))
+    rooms = room_of(decoder, 20)
+    compiled.use(rooms)
+    with torch.no_grad():
+        for start, stop, shift in ((0, 9, 0), (9, 10, 3), (10, 20, 3)):
+            logits = compiled(ids[0, start:stop], start, 1, shift)
+            torch.testing.assert_close(logits[0], out.logits[0, stop - 1], rtol=0, atol=1e-4)
+            for tapped, name in zip(taps, (0, "norm"), strict=True):
+                torch.testing.assert_close(tapped, out.hidden[name][0, stop - 1], rtol=0, atol=1e-4)
+    assert rooms[0].positions.tolist() == pos[0].tolist()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_long_prompt_taps_its_last_token(threads):
+    decoder, ids = Decoder.from_transformers(make("llama")), ids_of(1, 70)
+    with torch.no_grad():
+        expected = decoder(ids, want=Want(None, hidden=(0, "norm"))).hidden
+    compiled, before = CompiledDecoder(decoder), torch.get_num_threads()
+    taps = compiled.step.set_taps((0, decoder.cfg.num_hidden_layers))
+    compiled.use(room_of(decoder, 70))
+    torch.set_num_threads(threads)
+    try:
+        compiled(ids[0], 0)
+    finally:
+        torch.set_num_threads(before)
+    for tapped, name in zip(taps, (0, "norm"), strict=True):
+        torch.testing.assert_close(tapped, expected[name][0, -1], rtol=0, atol=1e-4)
+
+
+def test_without_a_final_norm_the_head_takes_the_last_layer():
+    decoder, ids = Decoder.from_transformers(make("llama")), ids_of(1, 5)
+    decoder.model.norm = torch.nn.Identity()
+    with torch.no_grad():
+        expected = decoder(ids).logits[0]
+    torch.testing.assert_close(
+        run(CompiledDecoder(decoder), ids[0], [(0, 5)]), expected, rtol=1e-4, atol=1e-3
+    )
+
+
+def test_taps_that_there_are_not_are_refused():
+    compiled = CompiledDecoder(Decoder.from_transformers(make("llama")))
+    for bad in ((1, 0), (0, 0), (99,), (-1,)):
+        with pytest.raises(ValueError, match="must ascend from 0"):
+            compiled.step.set_taps(bad)

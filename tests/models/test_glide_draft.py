@@ -8,13 +8,14 @@ from hypothesis import strategies as st
 from shoestring.errors import BadModelFile
 from shoestring.layers.attention_masks import KVView
 from shoestring.models.decoder import Decoder
-from shoestring.models.glide_checkpoint import load_glide, rows_to_int8, save_glide
+from shoestring.models.glide_checkpoint import load_glide, save_glide
 from shoestring.models.glide_draft import (
     GlideDraft,
     GlideOptions,
     lagged_attention,
     naive_lagged_attention,
 )
+from shoestring.models.int8_rows import rows_to_int8
 
 from .families import make
 

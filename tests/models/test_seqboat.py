@@ -18,6 +18,7 @@ def made(factory=layer, **options):
     model = SeqBoatLM(factory, vocab_size=11, d_model=8, n_layers=2, **options).double().eval()
     for block in model.stack.layers:
         torch.nn.init.normal_(block.gate.weight, std=1.0)
+        torch.nn.init.normal_(block.choose.weight, std=1.0)
     return model
 
 

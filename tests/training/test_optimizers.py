@@ -47,6 +47,17 @@ def test_hints_decide_rate_and_decay_and_the_schedule_scales_them_all():
 
 
 @pytest.mark.parametrize("name", ["adafactor", "adam", "adamw", "radam", "sgd"])
+def test_an_eps_of_its_own_is_for_adam_and_its_kin(name):
+    model = nn.Linear(2, 2)
+    model.parameter_hints = {"weight": ParameterHint(adam_eps=0.5)}
+    optimizer = build_optimizer(model, TrainingPlan(1, 1e-2, optimizer=name))
+    found = {id(p): group.get("eps") for group in optimizer.param_groups for p in group["params"]}
+    ours = name in ("adam", "adamw", "radam")
+    assert (found[id(model.weight)] == 0.5) == ours
+    assert found[id(model.bias)] != 0.5
+
+
+@pytest.mark.parametrize("name", ["adafactor", "adam", "adamw", "radam", "sgd"])
 def test_a_name_is_the_optimizer_of_torch(name):
     torch.manual_seed(0)
     ours, theirs = nn.Linear(3, 2), nn.Linear(3, 2)

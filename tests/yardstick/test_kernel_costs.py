@@ -51,6 +51,7 @@ def test_no_kernel_is_forgotten():
     here = {"dequantise", "grouped_rounding", "ngram_counting", "rounding"}
     as_linear_kernels = {"dense_linear", "grouped_linear", "linear_kernel"}
     elsewhere = {
+        "attention_columns",
         "cached_attention",
         "cauchy_compiled",
         "causal_conv1d",

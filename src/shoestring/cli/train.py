@@ -57,14 +57,9 @@ def _list(models: "list[SmallModel]", json: bool) -> None:
 
 
 def _cached(chosen: "SmallModel", seed: int) -> Path:
-    """The folder of this model, plan and seed."""
-    import hashlib
-    import json
+    from shoestring.training.trained_folder import trained_folder
 
-    from shoestring.files import cache_folder
-
-    text = json.dumps([chosen.name, chosen.plan.as_json(), seed], sort_keys=True)
-    return cache_folder("trained") / f"{chosen.name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    return trained_folder(chosen.name, chosen.plan, seed)
 
 
 def _train(chosen: "SmallModel", folder: Path, seed: int, *, resume: bool, dry_run: bool, json: bool) -> None:
@@ -82,7 +77,7 @@ def _train(chosen: "SmallModel", folder: Path, seed: int, *, resume: bool, dry_r
     job = chosen.prepare(seed)
     parameters = sum(parameter.numel() for parameter in job.model.parameters())
     left = total - done
-    seconds = seconds_of_a_step(job) * left if left else 0.0
+    seconds = job.preparing_seconds() + seconds_of_a_step(job, chosen.plan) * left if left else 0.0
     errors().print(
         f"{chosen.name}: {left} of {total} steps, {parameters:,} parameters, about {_duration(seconds)} "
         f"here; into {folder}",

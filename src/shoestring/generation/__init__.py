@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Any
 from shoestring.generation.batch_memory import BatchMemory, batch_memory
 from shoestring.generation.block_allocator import BlockAllocator, FreedBlock, OutOfBlocks
 from shoestring.generation.cache_bytes import bytes_for
+from shoestring.generation.cache_forms import CacheForm, DenseFormat
 from shoestring.generation.clusters import ClusterOptions, LinearSimilarity, mpcache_select
+from shoestring.generation.combination import combined_cache
 from shoestring.generation.decode import Finish, Generation, Piece, Stream, generate, stream
 from shoestring.generation.dense_cache import DenseCache
 from shoestring.generation.evicting_cache import (
@@ -45,10 +47,12 @@ __all__ = [
     "ByChance",
     "ByImportance",
     "ByRecency",
+    "CacheForm",
     "CachePolicy",
     "ClusterOptions",
     "ColumnImportance",
     "DenseCache",
+    "DenseFormat",
     "Evicting",
     "Finish",
     "FixedShare",
@@ -81,6 +85,7 @@ __all__ = [
     "ZipVLOptions",
     "batch_memory",
     "bytes_for",
+    "combined_cache",
     "generate",
     "gumbel_noise",
     "marked_slots",

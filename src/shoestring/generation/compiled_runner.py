@@ -13,6 +13,7 @@ from torch import Tensor
 from shoestring.errors import NoCompiler
 from shoestring.generation.decoder_runner import DecoderRunner, decoder_cache
 from shoestring.generation.dense_cache import DenseCache, DenseStore
+from shoestring.generation.evicting_cache import CachePolicy
 from shoestring.generation.hybrid_cache import HybridCache
 from shoestring.generation.slot_cache import POS
 from shoestring.generation.step_cache import StepCache
@@ -37,9 +38,10 @@ class CompiledRunner(DecoderRunner):
 
     cache: an empty `DenseCache` or `TokenCache` for one sequence, or a hybrid of one; by default a new one in
     the model's `kv_cache_format`, else of the model's type, or in float16 where inputs are rounded to int8.
-    activations: in what inputs of packed layers take part. kernel_of: as of `CompiledDecoder`.
+    activations: in what inputs of packed layers take part. kernel_of: as of `CompiledDecoder`. selection: one
+    without hooks, which the call has no place for.
 
-    Raises: CannotCompile, NoCompiler; TypeError for another cache.
+    Raises: CannotCompile, NoCompiler; TypeError for another cache; ValueError for a selection with hooks.
     """
 
     cache: StepCache
@@ -52,14 +54,21 @@ class CompiledRunner(DecoderRunner):
         *,
         activations: Activations = Activations.FLOAT32,
         kernel_of: KernelOf | None = None,
+        selection: CachePolicy | None = None,
     ) -> None:
+        if selection is not None and selection.hooks:
+            raise ValueError(
+                f"{type(selection).__name__} looks into attention, which a compiled step does not show; use "
+                "a DecoderRunner."
+            )
         self.compiled = CompiledDecoder(model, kernel_of, activations=activations)
         self._packed = any(isinstance(module, PackedLinear) for module in model.modules())
         self._row_sparse = bool(row_sparse_layers(model))
         if cache is None:
             narrow = self._packed and activations is Activations.INT8
             cache = decoder_cache(model, capacity=capacity, dtype=torch.float16 if narrow else None)
-        super().__init__(model, cache, capacity)
+        super().__init__(model, cache, capacity, selection=selection)
+        self._windowed = any(window is not None for window in model.cfg.windows)
         if reason := unfit_cache(cache):
             raise TypeError(f"the compiled step cannot use this cache: {reason}.")
         self._storage: list[Tensor] = []
@@ -69,20 +78,27 @@ class CompiledRunner(DecoderRunner):
 
     def feed(self, ids: Int[Tensor, "1 n"]) -> Float[Tensor, "1 vocab"]:
         """Append tokens to the sequence; the logits of the token that follows, float32 from the step."""
-        n, start = ids.shape[1], self.cache.plain_slots()
+        n, start = ids.shape[1], self.compiled_slots()
         # Of plain weights a long run of tokens is a product of matrices, which torch does best; a prompt of
         # row-sparse ones is dense, which their kernels are not.
         by_module = (n > MOST_TOKENS and not self._packed) or (n > 1 and self._row_sparse)
         if start is None or n == 0 or by_module:
             return super().feed(ids)
-        return self._step(ids, start, 1)
+        logits = self._step(ids, start, 1)
+        self.after_step()
+        return logits
+
+    def compiled_slots(self) -> int | None:
+        """The slots of every layer, where one call can go on from them; None where it cannot."""
+        # A window is counted in slots: where tokens are missing it would reach too far.
+        return self.cache.plain_slots() if self._windowed else self.cache.alike_slots()
 
     def feed_all(self, ids: Int[Tensor, "1 n"]) -> Float[Tensor, "n vocab"]:
         """Append up to `MOST_TOKENS` tokens; the logits after each of them, as drafts are verified.
 
-        Raises: ValueError for more tokens, or a cache that tokens were evicted from or reordered in.
+        Raises: ValueError for more tokens, or a cache that one call cannot go on from.
         """
-        start = self.cache.plain_slots()
+        start = self.compiled_slots()
         if start is None or not 1 <= ids.shape[1] <= MOST_TOKENS:
             raise ValueError(
                 f"{ids.shape[1]} tokens on this cache: feed_all takes 1 to {MOST_TOKENS}, and a cache that "
@@ -92,12 +108,13 @@ class CompiledRunner(DecoderRunner):
 
     def _step(self, ids: Tensor, start: int, logit_rows: int) -> Tensor:
         mark = self.cache.mark() if self._marks else None
+        shift = int(self.cache.next_pos) - start
         self.cache.claim(ids.shape[1])
         self._follow_storage()
         self.cache.count_reads()
         try:
             # What is given must outlive the next call.
-            return self.compiled(ids[0], start, logit_rows).clone()
+            return self.compiled(ids[0], start, logit_rows, shift).clone()
         except ValueError:
             # Keys or values that the cache cannot hold: it is left as it was.
             if mark is None:
@@ -112,7 +129,7 @@ class CompiledRunner(DecoderRunner):
         held = [columns["k"] for columns in storage] + [state["ssm"] for state in states.values()]
         if len(self._storage) == len(held) and all(a is b for a, b in zip(self._storage, held, strict=True)):
             return
-        self.compiled.use(by_layer(self.cache, [_layer_cache(columns) for columns in storage], states))
+        self.compiled.use(by_layer(self.cache, [layer_cache(columns) for columns in storage], states))
         self._storage = held
 
 
@@ -125,7 +142,8 @@ def by_layer(cache: StepCache, kept: Sequence[Kept], states: Mapping[int, State]
     ]
 
 
-def _layer_cache(columns: Mapping[str, Tensor]) -> LayerCache:
+def layer_cache(columns: Mapping[str, Tensor]) -> LayerCache:
+    """Where one layer of a `StepCache` of one sequence keeps what it holds, for the compiled step."""
     k_grids, v_grids = (columns.get(grid_column(part)) for part in ("k", "v"))
     return LayerCache(
         columns["k"][0],
@@ -137,17 +155,22 @@ def _layer_cache(columns: Mapping[str, Tensor]) -> LayerCache:
 
 
 def compiled_runner(
-    model: Decoder, cache: Any = None, capacity: int = 0, activations: Activations = Activations.FLOAT32
+    model: Decoder,
+    cache: Any = None,
+    capacity: int = 0,
+    activations: Activations = Activations.FLOAT32,
+    selection: CachePolicy | None = None,
 ) -> CompiledRunner | None:
     """A `CompiledRunner` where it can do all that is asked, else None.
 
     Announced is what keeps a model slow that could be fast: no compiler, or a module without a kernel. What
-    asks for another path (a GPU, a `QuantCache`, float64, autocast) gets it without a word.
+    asks for another path (a GPU, a `QuantCache`, float64, autocast, a selection that looks into attention)
+    gets it without a word.
     """
-    if _asks_for_another_path(model, cache):
+    if (selection is not None and selection.hooks) or _asks_for_another_path(model, cache):
         return None
     try:
-        return CompiledRunner(model, cache, capacity, activations=activations)
+        return CompiledRunner(model, cache, capacity, activations=activations, selection=selection)
     except (CannotCompile, NoCompiler) as error:
         notice_fallback("decode step", f"module by module instead of one compiled call ({error})")
         return None

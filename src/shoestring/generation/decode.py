@@ -9,14 +9,19 @@ from typing import Any
 import torch
 from torch import nn
 
+from shoestring.generation.combination import combined_cache
 from shoestring.generation.decode_steps import DecodeSteps
 from shoestring.generation.evicting_cache import CachePolicy, NeedsWholePrompt
+from shoestring.generation.hamburger.compiled_group_runner import group_runner
+from shoestring.generation.hamburger.group_runner import GroupRunner
+from shoestring.generation.hamburger.group_steps import GroupSteps
 from shoestring.generation.runner import Runner, make_runner
 from shoestring.generation.sampling import Sampling
 from shoestring.generation.speculation.draft import Speculation
 from shoestring.generation.speculation.speculative_steps import SpeculativeSteps
 from shoestring.generation.text_stream import TextStream, Tokenizer
 from shoestring.kernels.grouped_linear import Activations
+from shoestring.models.hamburger import Hamburger
 
 
 class Finish(enum.Enum):
@@ -51,13 +56,20 @@ class Generation:
     decode_seconds: float = 0.0
     cache_bytes: int = 0
     passes: int = 0
-    """Forward passes after the prompt's: one for each further token, fewer where drafts are right."""
+    """Forward passes after the prompt's: one for each further token, fewer where drafts are right or groups
+    come at once."""
 
     @property
     def tokens_per_second(self) -> float | None:
         """Speed of decoding; the first token is the prompt's work. None where nothing was decoded."""
         steps = len(self.tokens) - 1
         return steps / self.decode_seconds if steps > 0 and self.decode_seconds > 0 else None
+
+    @property
+    def tokens_per_pass(self) -> float | None:
+        """Accepted length: tokens that a pass gives, the model's own one included; 1 without drafts. None
+        where nothing was decoded."""
+        return (len(self.tokens) - 1) / self.passes if self.passes else None
 
 
 class Stream:
@@ -91,20 +103,23 @@ def stream(
 ) -> Stream:
     """Generate from `prompt`, text or token ids, one piece at a time.
 
-    model: a `Decoder`, or a causal language model of transformers. tokenizer: needed for text, in and out;
-    without one every piece's text is empty. seed: an int, or a generator to go on drawing from. stop: strings
-    before which the output ends. stop_tokens: tokens that end it, kept in `tokens`; by default the model's
-    own. cache: an empty cache of the model's kind. prefill_chunk: tokens of the prompt per forward pass.
-    activation_bits: of a `Decoder` on the CPU with packed weights: 8 rounds the inputs of its linear layers
-    to int8, block by block, and keeps keys and values in float16, which is faster, above all for prompts, and
-    costs 0.4 to 0.8 % in perplexity; 32, the default, computes with the weights as they are, in float32.
-    selection: what a `Decoder` keeps of its cache, and reads of it; one that needs the whole prompt at once
-    gets it in one chunk. speculation: how a `Decoder` drafts tokens that it then verifies several at once,
-    e.g. `PromptLookup()`; the output is the same, and comes faster where drafts are right.
+    model: a `Decoder`, a `Hamburger`, or a causal language model of transformers. tokenizer: needed for
+    text, in and out; without one every piece's text is empty. seed: an int, or a generator to go on drawing
+    from. stop: strings before which the output ends. stop_tokens: tokens that end it, kept in `tokens`; by
+    default the model's own. cache: how a `Decoder` stores keys and values (a `CacheForm`), or an empty
+    cache of the model's kind; by default what the selection needs, else the model's own. prefill_chunk:
+    tokens of the prompt per pass. activation_bits: of a `Decoder` on the CPU with packed weights: 8 rounds
+    the inputs of its linear layers to int8, block by block, and keeps keys and values in float16, which is
+    faster, above all for prompts, and costs 0.4 to 0.8 % in perplexity; 32, the default, computes with the
+    weights as they are, in float32. selection: what a `Decoder` keeps of its cache, and reads of it; one
+    that needs the whole prompt at once gets it in one chunk. speculation: how a `Decoder` drafts tokens
+    that it then verifies several at once, e.g. `PromptLookup()`, or `Glide(draft)` with a layer that was
+    trained for this model; the output is the same, and comes faster where drafts are right.
 
     Raises: ValueError for an empty prompt, one that the context cannot hold, ids outside the vocabulary,
-    numbers below 1, or a selection beside speculation; TypeError for a model that does not generate, does not
-    take a selection, or cannot verify drafts.
+    numbers below 1, a cache, selection and speculation that do not go together (see `combined_cache`), or a
+    Hamburger with speculation or rounded activations;
+    TypeError for a model that does not generate, does not take a selection, or cannot verify drafts.
     """
     if max_new_tokens < 1 or prefill_chunk < 1:
         raise ValueError(
@@ -117,10 +132,18 @@ def stream(
     ids = tokenizer.encode(prompt) if isinstance(prompt, str) and tokenizer else [int(i) for i in prompt]
     if activation_bits not in [choice.value for choice in Activations]:
         raise ValueError(f"activation_bits={activation_bits} is not a way to compute; use 8 or 32.")
-    if selection is not None and speculation is not None:
-        raise ValueError("a selection reads part of the cache, a verified draft all of it: give one of them.")
     room = len(ids) + max_new_tokens
-    runner = make_runner(model, cache, room, Activations(activation_bits), selection)
+    if isinstance(model, Hamburger) and (speculation is not None or activation_bits != 32):
+        raise ValueError(
+            "a Hamburger emits groups by itself, in float32: leave speculation and activation_bits out; to "
+            "have its groups verified, generate from its base with speculation=GroupDraft(hamburger)."
+        )
+    cache = combined_cache(model, cache, selection, speculation, capacity=room)
+    runner: Runner = (
+        group_runner(model, cache, room, selection=selection)
+        if isinstance(model, Hamburger)
+        else make_runner(model, cache, room, Activations(activation_bits), selection)
+    )
     if isinstance(selection, NeedsWholePrompt) and selection.whole_prompt:
         prefill_chunk = max(prefill_chunk, len(ids))
     _check_prompt(ids, runner)
@@ -131,7 +154,11 @@ def stream(
     )
     ends = runner.end_tokens if stop_tokens is None else frozenset(stop_tokens)
     arguments = runner, ids, sampling, generator, max_new_tokens, prefill_chunk
-    steps = DecodeSteps(*arguments) if speculation is None else SpeculativeSteps(speculation, *arguments)
+    steps: DecodeSteps
+    if isinstance(runner, GroupRunner):
+        steps = GroupSteps(runner, *arguments[1:])
+    else:
+        steps = DecodeSteps(*arguments) if speculation is None else SpeculativeSteps(speculation, *arguments)
     return Stream(result, _pieces(steps, text, ends, result))
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Collection
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from shoestring.generation.runner import Runner
@@ -45,6 +46,10 @@ class DecodeSteps:
             stop = min(start + self.chunk, self.prompt_length)
             self._logits = self.runner.feed(self.ids[:, start:stop])
         self.runner.prompt_is_read()
+
+    def go_on(self, logits: Float[Tensor, "1 vocab"]) -> None:
+        """Instead of `prefill`, where the runner has read the prompt: the logits after it."""
+        self._logits = logits
 
     @torch.inference_mode()
     def step(self, ends: Collection[int]) -> list[int]:

@@ -7,20 +7,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from shoestring.generation.dense_cache import DenseCache
-from shoestring.generation.evicting_cache import CachePolicy
+from shoestring.generation.cache_forms import CacheForm, DenseFormat, empty_cache
+from shoestring.generation.evicting_cache import CachePolicy, EvictsWhileReading
 from shoestring.generation.hybrid_cache import HybridCache
-from shoestring.generation.quantised_cache import QuantCache
 from shoestring.generation.slot_cache import SlotCache
-from shoestring.generation.token_cache import TokenCache
 from shoestring.layers.state import State
 from shoestring.models.decoder import Decoder
 from shoestring.models.decoder_step import Want
 from shoestring.models.hooks import Context
 from shoestring.models.layer_layout import LayerKind
 from shoestring.models.protocols import KVCache
-from shoestring.numbers.cache_format import CacheFormat
-from shoestring.numbers.token_cache_format import TokenCacheFormat
 
 
 class DecoderRunner:
@@ -63,10 +59,18 @@ class DecoderRunner:
     def feed(self, ids: Int[Tensor, "batch n"]) -> Float[Tensor, "batch vocab"]:
         """Append tokens to every sequence of the cache; the logits of the tokens that follow."""
         out = self.model(ids, cache=self.cache, ctx=self.ctx, hooks=self.hooks, want=Want(logits="last"))
-        if self._prompt_read and self.selection is not None:
-            assert isinstance(self.cache, SlotCache)
-            self.selection.after_step(self.cache)
+        self.after_step()
         return out.logits[:, -1]
+
+    def after_step(self) -> None:
+        """Let the selection work on the tokens that have come to stay; `feed` calls it."""
+        if self.selection is None:
+            return
+        assert isinstance(self.cache, SlotCache)
+        if self._prompt_read:
+            self.selection.after_step(self.cache)
+        elif isinstance(self.selection, EvictsWhileReading):
+            self.selection.after_chunk(self.cache)
 
     def prompt_is_read(self) -> None:
         """Say that what is fed from now on is decoded tokens."""
@@ -83,7 +87,7 @@ class DecoderRunner:
 
 def decoder_cache(
     model: Decoder,
-    form: CacheFormat | TokenCacheFormat | None = None,
+    form: CacheForm | None = None,
     *,
     batch: int = 1,
     capacity: int = 0,
@@ -107,18 +111,10 @@ def decoder_cache(
     }
     keys: SlotCache | None = None
     if attention:
-        keys = _keys_and_values(shape, form, options)
+        keys = empty_cache(DenseFormat() if form is None else form, *shape, **options)
     if keys is not None and not cfg.is_hybrid:
         return keys
     return HybridCache(keys, _first_states(model, batch))
-
-
-def _keys_and_values(
-    shape: tuple[int, int, int, int], form: CacheFormat | TokenCacheFormat | None, options: dict[str, Any]
-) -> SlotCache:
-    if isinstance(form, TokenCacheFormat):
-        return TokenCache(*shape, form, **options)
-    return DenseCache(*shape, **options) if form is None else QuantCache(*shape, form, **options)
 
 
 def _first_states(model: Decoder, batch: int) -> dict[int, State]:

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from shoestring.generation.cache_forms import CacheForm
 from shoestring.generation.importance import ColumnImportance
 from shoestring.generation.selection import marked_slots, top_k
 from shoestring.generation.slot_cache import POS, SlotCache
@@ -43,6 +44,33 @@ class NeedsWholePrompt(Protocol):
     """A policy that may have to read the prompt in one pass."""
 
     whole_prompt: bool
+
+
+@runtime_checkable
+class EvictsWhileReading(Protocol):
+    """A policy that frees slots while a prompt is still being read."""
+
+    def after_chunk(self, cache: SlotCache) -> None:
+        """A part of the prompt has been added to the cache, perhaps the last one."""
+        ...
+
+
+@runtime_checkable
+class NeedsForm(Protocol):
+    """A policy that works on one form of cache only."""
+
+    @property
+    def cache_form(self) -> CacheForm:
+        """How the cache must store keys and values."""
+        ...
+
+
+@runtime_checkable
+class TakesDrafts(Protocol):
+    """A policy that also means something where a step brings several tokens, of which some are taken back
+    before `after_step`. What has no such attribute cannot stand beside drafts."""
+
+    takes_drafts: bool
 
 
 @runtime_checkable
@@ -136,11 +164,16 @@ class Evicting:
     keep: slots to keep, one number for all layers or one per layer; a float is a share, in (0, 1], of the
     tokens of the prompt. protect_first, protect_last: positions at either end that always stay and count
     towards `keep`. slack: after a step, nothing is freed until a layer holds so many slots more than it is
-    to keep.
+    to keep. while_reading: also free slots after each part of a prompt, which then never lies in the cache
+    as a whole; `keep` must be counts, as nobody knows yet how long the prompt is.
 
-    Raises: ValueError for shares, counts or protected numbers out of range; on `after_prefill`, for another
-    number of layers than the cache has.
+    Beside drafts, what a rejected token gave to a ranking by attention stays in it.
+
+    Raises: ValueError for shares, counts or protected numbers out of range, or shares with while_reading; on
+    `after_prefill`, for another number of layers than the cache has.
     """
+
+    takes_drafts = True
 
     def __init__(
         self,
@@ -150,6 +183,7 @@ class Evicting:
         protect_first: int = 0,
         protect_last: int = 0,
         slack: int = 0,
+        while_reading: bool = False,
     ) -> None:
         self._keeps: tuple[int | float, ...] = (keep,) if isinstance(keep, int | float) else tuple(keep)
         for layer, amount in enumerate(self._keeps):
@@ -162,6 +196,11 @@ class Evicting:
                 f"protect_first={protect_first}, protect_last={protect_last}, slack={slack}: all must be 0 "
                 "or more."
             )
+        if while_reading and any(isinstance(amount, float) for amount in self._keeps):
+            raise ValueError(
+                f"keep={keep} is a share of a prompt whose length is not known while it is read; give counts."
+            )
+        self.while_reading = while_reading
         self.ranking, self.one_for_all = ranking, not isinstance(keep, Sequence)
         self.protect_first, self.protect_last, self.slack = protect_first, protect_last, slack
         self.counts: tuple[int, ...] | None = None
@@ -174,20 +213,29 @@ class Evicting:
         self.counts = None
         self.ranking.start(cache)
 
+    def after_chunk(self, cache: SlotCache) -> None:
+        """Evict, if that is asked for while the prompt is read."""
+        if self.while_reading:
+            self._evict(cache, self._counts(cache), 0)
+
     def after_prefill(self, cache: SlotCache) -> None:
-        keeps = self._keeps * cache.n_layers if self.one_for_all else self._keeps
-        if len(keeps) != cache.n_layers:
-            raise ValueError(f"keep has {len(keeps)} numbers for a cache of {cache.n_layers} layers.")
-        prompt = int(cache.next_pos.max())
-        self.counts = tuple(
-            max(1, round(amount * prompt)) if isinstance(amount, float) else int(amount) for amount in keeps
-        )
+        self.counts = self._counts(cache)
         self._evict(cache, self.counts, 0)
 
     def after_step(self, cache: SlotCache) -> None:
         if self.counts is None:
             raise ValueError("after_step came before after_prefill; call that once the prompt is read.")
         self._evict(cache, self.counts, self.slack)
+
+    def _counts(self, cache: SlotCache) -> tuple[int, ...]:
+        """Slots to keep in each layer."""
+        keeps = self._keeps * cache.n_layers if self.one_for_all else self._keeps
+        if len(keeps) != cache.n_layers:
+            raise ValueError(f"keep has {len(keeps)} numbers for a cache of {cache.n_layers} layers.")
+        prompt = int(cache.next_pos.max())
+        return tuple(
+            max(1, round(amount * prompt)) if isinstance(amount, float) else int(amount) for amount in keeps
+        )
 
     def _evict(self, cache: SlotCache, counts: Sequence[int], slack: int) -> None:
         for layer, count in enumerate(counts):

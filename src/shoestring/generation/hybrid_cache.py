@@ -162,9 +162,15 @@ class HybridCache(StepCache):
         for layer, store in self._state_stores():
             store.state = self._snapshots[mark][layer]
 
-    def keep_path(self, mark: Mark, path: Int[Tensor, "batch m"]) -> None:
-        """Raises: CacheCannot; roll back to the mark and feed the path again."""
-        raise CacheCannot("keep a path", "the states have seen the other tokens too; roll back to the mark")
+    def keep_path(self, mark: Mark, path: Tensor) -> None:
+        """As `SlotCache.keep_path`. Raises: CacheCannot where a layer has a state."""
+        if any(store.state for _, store in self._state_stores()):
+            raise CacheCannot(
+                "keep a path",
+                "a layer keeps a state, in which the tokens are mixed; roll back to the mark and feed "
+                "again what is to stay",
+            )
+        super().keep_path(mark, path)
 
     def reorder(self, samples: Int[Tensor, " new_batch"]) -> None:
         """As `SlotCache.reorder`, the states and those of marks included."""

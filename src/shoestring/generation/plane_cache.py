@@ -107,6 +107,8 @@ class PlaneView:
 class PlaneStore(ColumnStore):
     """Keys and values of one layer as columns of its slot table. dtype: in which they are given back."""
 
+    view_type = PlaneView
+
     def __init__(self, table: SlotTable, form: PlaneFormat, head_dim: int, dtype: torch.dtype) -> None:
         super().__init__(table)
         self.form, self.head_dim, self.dtype = form, head_dim, dtype
@@ -161,7 +163,7 @@ class PlaneStore(ColumnStore):
 
     def keys_values(self) -> tuple[Tensor, Tensor]:
         """All keys and values, by both planes; decoded at every call."""
-        view = PlaneView(self, None, self.table.read(POS), None)
+        view = self.view_type(self, None, self.table.read(POS), None)
         return view.keys(), view.values()
 
     def clone(self) -> "PlaneStore":
@@ -176,6 +178,8 @@ class PlaneCache(SlotCache):
     """
 
     traffic: PlaneTraffic
+    decodes_on_read = True
+    """Whether a slot that is not read saves the work of decoding it."""
 
     def __init__(
         self,
@@ -202,11 +206,11 @@ class PlaneCache(SlotCache):
         assert isinstance(store, PlaneStore)
         pos, valid = store.table.read(POS), store.table.valid()
         if slots is None:
-            return PlaneView(store, None, pos, valid)
+            return store.view_type(store, None, pos, valid)
         self._check_slots(layer, slots[:, None], "planes")
         index = slots.clamp(min=0)[:, None].expand(-1, pos.shape[1], -1)
         missing = bool((slots < 0).any())
-        return PlaneView(store, slots, pos.gather(2, index), (slots >= 0)[:, None] if missing else None)
+        return store.view_type(store, slots, pos.gather(2, index), (slots >= 0)[:, None] if missing else None)
 
     def count_reads(self, layer: int, key_slots: int, low_slots: int, value_slots: int) -> None:
         """Note in `traffic` of how many slots of KV heads the high bits, low bits and values are read."""

@@ -87,18 +87,23 @@ def make_runner(
     """The runner for a model: for a `Decoder` on the CPU the compiled step, where it can do what is asked.
 
     capacity: tokens that a new cache should have room for. activations: in what the inputs of packed layers
-    take part in the compiled step. selection: what is kept of the cache; module by module then.
+    take part in the compiled step. selection: what is kept of the cache; module by module where it looks into
+    attention.
 
     Raises: TypeError for a model that is no causal language model, or a selection for one that is no
-    `Decoder`; ValueError for a selection with rounded activations."""
+    `Decoder`; ValueError for a selection that looks into attention, with rounded activations."""
     if selection is not None:
         if not isinstance(model, Decoder):
             raise TypeError(
                 f"selection needs a Decoder, not a {type(model).__name__}; load the model as one."
             )
-        if activations is not Activations.FLOAT32:
-            raise ValueError("a selection of the cache computes in float32; use activation_bits=32 with it.")
-        return DecoderRunner(model, cache, capacity, selection=selection)
+        if activations is not Activations.FLOAT32 and selection.hooks:
+            raise ValueError(
+                f"{type(selection).__name__} looks into attention, which is computed in float32; use "
+                "activation_bits=32 with it."
+            )
+        runner = compiled_runner(model, cache, capacity, activations, selection)
+        return runner or DecoderRunner(model, cache, capacity, selection=selection)
     if isinstance(model, Decoder):
         return compiled_runner(model, cache, capacity, activations) or DecoderRunner(model, cache, capacity)
     if hasattr(model, "config") and "input_ids" in inspect.signature(model.forward).parameters:

@@ -35,7 +35,10 @@ def top_k(
     rank = scores.clamp(finite.min, finite.max).masked_fill(~exists, -torch.inf)
     rank = rank.masked_fill(safe, torch.inf)
     # The hardware's way: what is above the last that stays, then the earliest of those equal to it.
-    last = rank.topk(most, -1).values.gather(-1, counts.clamp(1, most) - 1)
+    last = _last_kept(rank, counts, most)
+    reached = rank >= last
+    if bool((reached.sum(-1, keepdim=True) <= counts).all()):
+        return (reached & exists) | safe
     above, equal = rank > last, rank == last
     kept = above | (equal & (equal.cumsum(-1) <= counts - above.sum(-1, keepdim=True)))
     return (kept & (counts > 0) & exists) | safe
@@ -104,6 +107,13 @@ def naive_top_mass(masses: list[float], share: float) -> list[bool]:
         kept[i] = True
         held += masses[i]
     return kept
+
+
+def _last_kept(rank: Tensor, counts: Tensor, most: int) -> Tensor:
+    """The `counts`-th highest of each row; where all rows keep as many, without sorting those above it."""
+    if int(counts.min()) >= most:
+        return rank.topk(most, -1, sorted=False).values.amin(-1, keepdim=True)
+    return rank.topk(most, -1).values.gather(-1, counts.clamp(1, most) - 1)
 
 
 def _masks(

@@ -138,6 +138,16 @@ class SlotCache:
             table.add_column(TOKENS, (), torch.int32, per_head=False, fill=1)
         return table.read(TOKENS)
 
+    def note_tokens(self, count: int) -> None:
+        """Say that the last slot of every layer, of each sample and head, stands for `count` tokens."""
+        for index, layer in enumerate(self.layers):
+            tokens, table = self.slot_tokens(index), layer.table
+            if table.uniform is not None:
+                tokens[..., -1] = count
+            else:
+                last = (table.counts - 1).clamp(min=0)[..., None].expand(*tokens.shape[:2], 1)
+                tokens.scatter_(2, last, count)
+
     def append(
         self,
         layer: int,

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from shoestring.generation.slot_cache import LayerStore, SlotCache
+from shoestring.generation.slot_cache import TOKENS, LayerStore, SlotCache
 from shoestring.generation.slot_table import SlotTable
 
 
@@ -45,20 +45,38 @@ class StepCache(SlotCache):
         """The slots of every layer, where slot i of each holds the token at position i and nothing else is
         kept beside keys and values; None where tokens were evicted, reordered or left out, or samples differ
         in length."""
-        tables = [layer.table for layer in self.step_layers]
         seen, last = (int(x) for x in self.next_pos.aminmax())
-        columns = len(self._columns())
         # As many slots as positions so far: none is missing.
-        plain = all(
-            table.uniform == seen and table.rows == 1 and len(table.columns) == columns for table in tables
-        )
-        return seen if plain and seen == last and not self.permuted else None
+        return seen if self._uniform_slots() == seen == last else None
 
-    def claim(self, n: int) -> None:
-        """Count `n` more slots and positions as filled: the caller writes them, keys rotated, there."""
+    def alike_slots(self) -> int | None:
+        """The slots of every layer of one sequence, where each holds equally many, in the order of their
+        positions, in one row for all heads, and nothing else is kept beside keys and values; else None."""
+        return self._uniform_slots() if self.batch == 1 else None
+
+    def _uniform_slots(self) -> int | None:
+        tables = [layer.table for layer in self.step_layers]
+        slots, columns = tables[0].uniform if tables else int(self.next_pos[0]), len(self._columns())
+        plain = all(
+            table.uniform == slots and table.rows == 1 and len(table.columns) == columns for table in tables
+        )
+        return slots if plain and not self.permuted else None
+
+    def filled_slots(self) -> int | None:
+        """The slots of every layer, where all of one sequence's layers and heads hold as many, at whatever
+        positions; None where they differ."""
+        slots = self.step_layers[0].table.uniform
+        same = all(layer.table.uniform == slots and layer.table.rows == 1 for layer in self.step_layers)
+        return slots if same and self.batch == 1 else None
+
+    def claim(self, n: int, skipped: int = 0) -> None:
+        """Count `n` more slots as filled, and as many positions and those `skipped` before them: the caller
+        writes the slots, keys rotated, there."""
         for layer in self.step_layers:
             layer.table.claim(n)
-        self.next_pos, self._last_pos = self.next_pos + n, None
+            if TOKENS in layer.table.columns:
+                layer.table.read(TOKENS)[..., -n:] = 1
+        self.next_pos, self._last_pos = self.next_pos + (n + skipped), None
 
     def give_back(self, n: int) -> None:
         """Take back the claim of the last `n` slots."""

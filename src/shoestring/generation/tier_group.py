@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float, Float16, Int, UInt8
 from torch import Tensor
 
+from shoestring.kernels.tier_codes import encode_by_channel, encode_by_token
 from shoestring.numbers.packing import pack_bits, unpack_bits
-from shoestring.numbers.tier_format import decode_keys, decode_values, encode_keys, encode_values
+from shoestring.numbers.tier_format import decode_keys, decode_values
 
 BLOCK_TOKENS = 1024
 """Tokens decoded at once inside attention; a multiple of 8, so that blocks start on a byte."""
@@ -94,13 +95,14 @@ class CodedGroup:
         k: Float[Tensor, "heads tokens dim"],
         v: Float[Tensor, "heads tokens dim"],
         c: Float16[Tensor, " channels"],
-        slots: Int[Tensor, " tokens"],
+        index: Int[Tensor, " kept"],
+        slots: Int[Tensor, " kept"],
         first_head: int,
         bits: int,
     ) -> "CodedGroup":
-        """Round. Raises: ValueError where a value is not finite or beyond float16."""
-        flat_k, flat_v = (t.transpose(0, 1).flatten(1) for t in (k, v))
-        keys, values = encode_keys(flat_k, bits), encode_values(flat_v, c, bits)
+        """Round the tokens that `index` names. Raises: ValueError where a value is not finite or beyond
+        float16."""
+        keys, values = encode_by_channel(k, index, bits), encode_by_token(v, index, c, bits)
         return cls(slots.int(), first_head, k.shape[0], bits, *keys, *values, c, k.dtype)
 
     @property

@@ -7,8 +7,8 @@ from torch import Tensor
 from shoestring.generation.slot_cache import POS
 from shoestring.generation.slot_table import SlotTable
 from shoestring.generation.tier_group import CodedGroup, FullGroup, Group
+from shoestring.kernels.tier_codes import scales_of_channels
 from shoestring.models.protocols import CacheCannot
-from shoestring.numbers.tier_format import channel_scales
 
 
 class TierStore:
@@ -189,14 +189,14 @@ def _groups(k: Tensor, v: Tensor, tiers: Tensor, start: int, first_head: int) ->
     """Groups of heads (heads, tokens, dim), one for each width; their values share the scales of channels."""
     found: list[Group] = []
     widths = tiers.unique().tolist()
-    c = channel_scales(v.transpose(0, 1).flatten(1)) if min(widths) < 16 else None
+    c = scales_of_channels(v) if min(widths) < 16 else None
     for bits in widths:
         index = (tiers == bits).nonzero()[:, 0]
         slots = (index + start).int()
         if bits == 16 or c is None:
             found.append(FullGroup(slots, first_head, k[:, index], v[:, index]))
         else:
-            found.append(CodedGroup.encode(k[:, index], v[:, index], c, slots, first_head, bits))
+            found.append(CodedGroup.encode(k, v, c, index, slots, first_head, bits))
     return found
 
 

@@ -11,8 +11,9 @@ import warnings
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from shoestring.generation.important_tokens import Attended
 from shoestring.generation.selection import marked_slots
@@ -24,7 +25,7 @@ from shoestring.layers.attention_masks import Causal, KVView
 from shoestring.layers.gathered_attention import gathered_attention
 from shoestring.models.hooks import AttendCall, AttnPlan, Context
 from shoestring.models.protocols import HookConflict
-from shoestring.numbers.tier_format import FEW_TOKENS
+from shoestring.numbers.tier_format import FEW_TOKENS, TierFormat
 
 
 class ZipVL:
@@ -39,6 +40,7 @@ class ZipVL:
     """
 
     whole_prompt = True
+    takes_drafts = True
 
     def __init__(self, options: ZipVLOptions = ZipVLOptions()) -> None:  # noqa: B008  (frozen)
         self.options = options
@@ -50,6 +52,11 @@ class ZipVL:
     @property
     def hooks(self) -> Sequence[object]:
         return (self,)
+
+    @property
+    def cache_form(self) -> TierFormat:
+        """Tiers of these widths."""
+        return self.options.tiers
 
     def start(self, cache: SlotCache) -> None:
         """Raises: TypeError for another cache; ValueError for one that is not empty."""
@@ -124,7 +131,7 @@ class ZipVL:
                 f"layer {call.layer}: the cache held tokens before the prompt; ZipVL starts with an "
                 "empty one."
             )
-        out, marks = torch.zeros_like(call.q), []
+        outs, marks = [], []
         for sample, n in enumerate(lengths):
             at = slice(sample, sample + 1)
             q, k, v = call.q[at, :, :n], view.k[at, :, :n], view.v[at, :, :n]
@@ -132,10 +139,10 @@ class ZipVL:
             marked = self._marked(call, q, k, pos)
             marks.append(marked)
             if self.options.sparse:
-                out[at, :, :n] = gathered_attention(q, k, v, marked, pos, call.scale, call.window)
+                outs.append(gathered_attention(q, k, v, marked, pos, call.scale, call.window))
             else:
                 mask = Causal(pos, pos[:, None], newest=True)
-                out[at, :, :n] = attend(q, KVView(k, v, pos[:, None]), mask, call.scale, call.window).out
+                outs.append(attend(q, KVView(k, v, pos[:, None]), mask, call.scale, call.window).out)
         self._read.add(call.layer)
         shares = [float(marked.float().mean()) for marked in marks if marked.shape[1]]
         self.kept[call.layer] = sum(shares) / len(shares)
@@ -145,7 +152,7 @@ class ZipVL:
             for m in marks
         ]
         self._store(cache, call.layer, marks, bits)
-        return AttendOut(out)
+        return AttendOut(_padded(outs, call.q.shape[2]))
 
     def _marked(self, call: AttendCall, q: Tensor, k: Tensor, pos: Tensor) -> Bool[Tensor, "rows n"]:
         """The important tokens of one sample, in one row for all heads or one per KV head."""
@@ -201,6 +208,13 @@ class ZipVL:
                 f"layer {call.layer}: another hook needs {', '.join(sorted(call.need))} of an attention that "
                 "ZipVL computes among some tokens only."
             )
+
+
+def _padded(outs: list[Tensor], n: int) -> Float[Tensor, "batch heads n dim"]:
+    """Samples in one tensor, 0 behind the end of each; one that fills it is not copied."""
+    if len(outs) == 1 and outs[0].shape[2] == n:
+        return outs[0]
+    return torch.cat([F.pad(out, (0, 0, 0, n - out.shape[2])) for out in outs])
 
 
 def _lengths(call: AttendCall) -> list[int]:

@@ -133,7 +133,7 @@ static int64_t wanted_rows(const batch *b, const shared_room *room, const own_ro
         const batch_sequence *sequence = b->sequences + i;
         if (!sequence->wants_logits) continue;
         const float *last = stream + (sequence->first_row + sequence->tokens - 1) * m->hidden;
-        normalise(last, m->final_norm, m->epsilon, m->hidden, own->input + wanted++ * m->hidden);
+        finish_rows(m, last, 1, own->input + wanted++ * m->hidden);
     }
     return wanted;
 }

@@ -36,8 +36,11 @@ typedef struct {
     int64_t hidden, intermediate, heads, kv_heads, head_dim, n_layers, activation;
     float epsilon, scale;
     const decode_layer *layers;
-    const float *final_norm;
+    const float *final_norm; /* NULL: what the last layer gives goes to the head as it is */
     const linear_kernel *head;
+    int64_t shift; /* of `decode_step`: by how much positions run ahead of slots, whose tokens were evicted */
+    const uint8_t *tapped; /* (n_layers + 1) after which layers, and after the final norm, the last row is copied */
+    float *taps;           /* (those marked, hidden); both NULL where none is */
 } decode_model;
 
 /* What one call works on. The first block is shared, the second belongs to one thread. */
@@ -176,6 +179,22 @@ static void normalise_rows(const float *x, const float *gain, float epsilon, int
     for (int64_t r = 0; r < rows; r++) normalise(x + r * n, gain, epsilon, n, out + r * n);
 }
 
+/* Rows as the head takes them. */
+static void finish_rows(const decode_model *m, const float *x, int64_t rows, float *out) {
+    if (m->final_norm)
+        normalise_rows(x, m->final_norm, m->epsilon, rows, m->hidden, out);
+    else
+        memcpy(out, x, (size_t)(rows * m->hidden) * 4);
+}
+
+/* Copy a row to its place among the taps where `at` is marked: layers count from 0, n_layers is the final norm. */
+static void tap(const decode_model *m, int64_t at, const float *row) {
+    if (!m->tapped || !m->tapped[at]) return;
+    int64_t place = 0;
+    for (int64_t i = 0; i < at; i++) place += m->tapped[i];
+    memcpy(m->taps + place * m->hidden, row, (size_t)m->hidden * 4);
+}
+
 /* stream += y, or its norm; `room` is as large as y. */
 static void add_output(float *stream, const float *y, const float *gain, float epsilon, int64_t rows, int64_t n,
                        float *room) {
@@ -197,7 +216,8 @@ static void place_heads(const decode_model *m, const decode_layer *layer, const 
         float *x = is_key ? room->k + (row * m->kv_heads + head) * n : room->q + (row * m->heads + head) * n;
         const float *gain = is_key ? layer->k_norm : layer->q_norm;
         if (gain) normalise(x, gain, m->epsilon, n, x);
-        rotate(x, layer->cosines + slot * n, layer->sines + slot * n, n);
+        int64_t position = slot + m->shift;
+        rotate(x, layer->cosines + position * n, layer->sines + position * n, n);
         if (!is_key) {
             to_row_order(x, n, (int)layer->keys.kind);
             continue;
@@ -206,7 +226,7 @@ static void place_heads(const decode_model *m, const decode_layer *layer, const 
         const float *v = room->v + (row * m->kv_heads + head) * n;
         if (!store_row(x, n, &layer->keys, index) || !store_row(v, n, &layer->values, index))
             __atomic_store_n(room->refused, 1 + (layer - m->layers), __ATOMIC_RELAXED);
-        if (head == 0) layer->positions[slot] = (int32_t)slot;
+        if (head == 0) layer->positions[slot] = (int32_t)position;
     }
 }
 
@@ -263,7 +283,8 @@ static void add_attention(const decode_model *m, const decode_layer *layer, cons
 }
 
 static void attention_block(const decode_model *m, const decode_layer *layer, const shared_room *room,
-                            const own_room *own, const row_share *share, int64_t start, team_barrier *barrier) {
+                            const own_room *own, const row_share *share, int64_t start,
+                            team_barrier *barrier) {
     attention_shape shape = {m->heads, m->kv_heads, m->head_dim, share->tokens, start, layer->window, layer->capacity,
                              NULL, m->scale, layer->keys, layer->values};
     project_rows(m, layer, room, own, share, barrier);
@@ -312,11 +333,11 @@ static const float *last_rows(const decode_model *m, const shared_room *room, co
     return room->down + from * n;
 }
 
-/* x: (tokens, hidden) embeddings of the tokens that go to slots and positions start, start + 1, …
+/* x: (tokens, hidden) embeddings of the tokens that go to slots start, start + 1, …, at positions `shift` later.
    logits: (logit_rows, vocabulary) of the last so many tokens; 0 rows fill the cache only.
    room: `decode_room` bytes, 64-byte aligned. Returns 0, or 1 + a layer that the cache could not store. */
 int64_t decode_step(const decode_model *model, const float *x, int64_t tokens, int64_t start, float *logits,
-                 int64_t logit_rows, char *room, int threads) {
+                    int64_t logit_rows, char *room, int threads) {
     team_barrier barrier = {0};
     shared_room shared;
     const token_run run = {0, tokens, 0};
@@ -332,6 +353,8 @@ int64_t decode_step(const decode_model *model, const float *x, int64_t tokens, i
         int64_t size = lay_out_thread(model, tokens, MOST_LOGITS, n_threads, NULL, &own);
         lay_out_thread(model, tokens, MOST_LOGITS, n_threads, room + offset + thread * size, &own);
         memcpy(own.stream, x + share.first * model->hidden, (size_t)(share.count * model->hidden) * 4);
+        /* The thread that copies the last row: of those that have it, one. */
+        int has_last = share.by_rows ? share.count && share.first + share.count == tokens : thread == 0;
         for (int64_t l = 0; l < model->n_layers; l++) {
             const decode_layer *layer = model->layers + l;
             if (layer->mamba)
@@ -339,10 +362,12 @@ int64_t decode_step(const decode_model *model, const float *x, int64_t tokens, i
             else
                 attention_block(model, layer, &shared, &own, &share, start, &barrier);
             feed_forward_block(model, layer, &shared, &own, &share, &barrier);
+            if (has_last) tap(model, l, own.stream + (share.count - 1) * model->hidden);
         }
         if (logit_rows) {
             const float *last = last_rows(model, &shared, &own, &share, logit_rows, &barrier);
-            normalise_rows(last, model->final_norm, model->epsilon, logit_rows, model->hidden, own.input);
+            finish_rows(model, last, logit_rows, own.input);
+            if (has_last) tap(model, model->n_layers, own.input + (logit_rows - 1) * model->hidden);
             model->head->run(model->head, own.input, logits, logit_rows, thread, n_threads, own.scratch);
         }
     }

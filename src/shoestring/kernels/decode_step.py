@@ -124,17 +124,21 @@ class _Model(ctypes.Structure):
         ("layers", ctypes.c_void_p),
         ("final_norm", ctypes.c_void_p),
         ("head", ctypes.c_void_p),
+        ("shift", ctypes.c_int64),
+        ("tapped", ctypes.c_void_p),
+        ("taps", ctypes.c_void_p),
     )  # fmt: skip
 
 
 class DecodeStep:
     """A decoder as one function of (embeddings, cache) -> logits, up to `PROMPT_TOKENS` tokens a call.
 
+    final_norm: None where what the last layer gives goes to the head as it is.
     Raises: ValueError where a kernel's sizes are not those of `shape`; NoCompiler.
     """
 
     def __init__(
-        self, shape: StepShape, layers: Sequence[StepLayer], final_norm: Tensor, head: LinearKernel
+        self, shape: StepShape, layers: Sequence[StepLayer], final_norm: Tensor | None, head: LinearKernel
     ) -> None:
         _check(shape, layers, head)
         self.shape, self._library = shape, _library()
@@ -154,7 +158,8 @@ class DecodeStep:
         self._model = _Model(
             shape.hidden_size, shape.intermediate_size, shape.num_attention_heads, shape.num_key_value_heads,
             shape.head_dim, len(layers), int(shape.gelu), shape.rms_norm_eps, shape.scale,
-            ctypes.addressof(self._layers), final_norm.data_ptr(), head.address,
+            ctypes.addressof(self._layers),
+            None if final_norm is None else final_norm.data_ptr(), head.address,
         )  # fmt: skip
         self.weight_bytes = head.nbytes + sum(layer.nbytes for layer in layers)
         self._room = aligned_room(0)
@@ -186,6 +191,22 @@ class DecodeStep:
             to.cosines, to.sines = cosines.data_ptr(), sines.data_ptr()
         self._tables = tuple(tables)
 
+    def set_taps(self, layers: Sequence[int]) -> Float[Tensor, "taps hidden"]:
+        """Copy the last token's state after these layers out of every call from now on, in their order; the
+        number of layers itself stands for the state after the final norm, which there is with logits only.
+
+        Gives the buffer that calls fill. Raises: ValueError for layers that do not ascend or are not there.
+        """
+        most = self._model.n_layers
+        if list(layers) != sorted(set(layers)) or not all(0 <= layer <= most for layer in layers):
+            raise ValueError(f"taps {list(layers)} must ascend from 0 to {most}, the final norm, at most.")
+        tapped = torch.zeros(most + 1, dtype=torch.uint8)
+        tapped[list(layers)] = 1
+        taps = torch.zeros(len(layers), self.shape.hidden_size)
+        self._tapped = tapped, taps
+        self._model.tapped, self._model.taps = tapped.data_ptr(), taps.data_ptr()
+        return taps
+
     def set_cache(self, caches: Sequence[LayerCache | LayerState]) -> None:
         """Where keys and values are, or the states of a mixer; to be called again whenever that changes.
 
@@ -210,15 +231,17 @@ class DecodeStep:
         self._cache, self._token_bytes = tuple(caches), token_bytes
 
     def __call__(
-        self, x: Float[Tensor, "tokens hidden"], start: int, logit_rows: int = 1
+        self, x: Float[Tensor, "tokens hidden"], start: int, logit_rows: int = 1, shift: int = 0
     ) -> Float[Tensor, "logit_rows vocab"]:
-        """Run tokens whose positions and slots are start, start + 1, …; the logits of the last `logit_rows`.
+        """Run tokens whose slots are start, start + 1, …; the logits of the last `logit_rows`.
 
-        x: float32 embeddings. The logits are a window on a buffer that the next call overwrites. The cache
-        must have room for the tokens and the tables their positions.
+        x: float32 embeddings. shift: by how much their positions run ahead of their slots: so many tokens
+        before them are not in the cache, which then has no layer with a window. The logits are a window on a
+        buffer that the next call overwrites. The cache must have room for the tokens and the tables their
+        positions.
 
-        Raises: ValueError for more tokens than `PROMPT_TOKENS`, more logits than `MOST_TOKENS`, a cache
-        without room for them, or keys and values that its codes cannot hold.
+        Raises: ValueError for more tokens than `PROMPT_TOKENS`, more logits than `MOST_TOKENS`, a shift with
+        a window, a cache without room for them, or keys and values that its codes cannot hold.
         """
         tokens = x.shape[0]
         if not 1 <= tokens <= PROMPT_TOKENS or not 0 <= logit_rows <= min(tokens, MOST_TOKENS):
@@ -226,8 +249,11 @@ class DecodeStep:
                 f"{tokens} tokens in one step, logits of {logit_rows}; it takes 1 to {PROMPT_TOKENS} "
                 f"tokens and gives logits of up to {MOST_TOKENS}."
             )
+        if shift and any(layer.window for layer in self._alive[0]):
+            raise ValueError(f"shift={shift} with a window, which is counted in slots; use shift=0.")
         if not self._cache or start + tokens > self._capacity:
             raise ValueError(f"the cache has no room for slots {start} to {start + tokens - 1}.")
+        self._model.shift = shift
         threads, model, x = torch.get_num_threads(), ctypes.addressof(self._model), aligned_copy(x)
         key = tokens, threads
         if key != self._known:

@@ -10,13 +10,9 @@
 #define SHOESTRING_PROMPT_ATTENTION_H
 
 #include "attention_shape.h"
+#include "query_lanes.h"
 
-#if defined(__AVX512F__)
-enum { TALL = 8 }; /* rows of a product that stay in registers */
-#else
-enum { TALL = 2 };
-#endif
-enum { WIDE = 3, QUERIES = WIDE * LANES, TILE = 64 };
+enum { TILE = 64 };
 
 typedef struct {
     float *queries, *keys, *values, *weights, *sums; /* (n, QUERIES), 2 × (TILE, n), (TILE, QUERIES), (n, QUERIES) */
@@ -32,28 +28,6 @@ INLINE int64_t prompt_floats(int64_t n) { return 2 * (QUERIES + TILE) * n + TILE
 INLINE block_room cut_block(float *room, int64_t n) {
     float *keys = room + n * QUERIES, *values = keys + TILE * n, *weights = values + TILE * n;
     return (block_room){room, keys, values, weights, weights + TILE * QUERIES};
-}
-
-/* to[i][query] = to[i][query] · factor[query] + Σ over `depth` of from[i · down + k · right] · with[k][query],
-   for `tall` i's. */
-INLINE void multiply_block(const float *from, int64_t down, int64_t right, const float *with, int64_t depth, int tall,
-                           const lanes factor[WIDE], float *to) {
-    lanes sums[TALL][WIDE];
-    for (int i = 0; i < tall; i++)
-        for (int j = 0; j < WIDE; j++) sums[i][j] = load_lanes(to + i * QUERIES + j * LANES) * factor[j];
-    for (int64_t k = 0; k < depth; k++, from += right, with += QUERIES)
-        for (int i = 0; i < tall; i++)
-            for (int j = 0; j < WIDE; j++) sums[i][j] += from[i * down] * load_lanes(with + j * LANES);
-    for (int i = 0; i < tall; i++)
-        for (int j = 0; j < WIDE; j++) store_lanes(to + i * QUERIES + j * LANES, sums[i][j]);
-}
-
-INLINE void multiply_tile(const float *from, int64_t down, int64_t right, const float *with, int64_t depth,
-                          int64_t rows, const lanes factor[WIDE], float *to) {
-    int64_t i = 0;
-    for (; i + TALL <= rows; i += TALL)
-        multiply_block(from + i * down, down, right, with, depth, TALL, factor, to + i * QUERIES);
-    for (; i < rows; i++) multiply_block(from + i * down, down, right, with, depth, 1, factor, to + i * QUERIES);
 }
 
 /* Neighbouring rows of the cache as floats, (slots, n), channels in the order of the vectors. */

@@ -7,7 +7,6 @@ Source: He et al. 2024, "ZipVL", Algorithm 1. That rows outside give 0 is the on
 the block by the residual; the paper does not say it.
 """
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -36,15 +35,17 @@ def gathered_attention(
         raise ValueError(f"kept has {kept.shape[0]} rows; give 1, or one for each of {kv_heads} KV heads.")
     if bool(kept.all()):
         return _causal(q, k, v, pos, scale, window)
-    out = torch.zeros_like(q)
+    # Token by token, as the output projection reads it: rows are moved whole.
+    out = q.new_zeros(1, q.shape[2], q.shape[1], q.shape[3])
     group, each = q.shape[1] // kv_heads, kv_heads // kept.shape[0]
     for row, marks in enumerate(kept):
         index = marks.nonzero()[:, 0]
         shared = slice(row * each, (row + 1) * each)
         heads = slice(shared.start * group, shared.stop * group)
         own_q, own_k, own_v = (t.index_select(2, index) for t in (q[:, heads], k[:, shared], v[:, shared]))
-        out[:, heads, index] = _causal(own_q, own_k, own_v, pos[:, index], scale, window)
-    return out
+        found = _causal(own_q, own_k, own_v, pos[:, index], scale, window)
+        out[:, :, heads].index_copy_(1, index, found.transpose(1, 2))
+    return out.transpose(1, 2)
 
 
 def naive_gathered_attention(

@@ -202,7 +202,9 @@ def local_attention(
         out = weights @ values
         if value_bias is not None:
             out = out + value_bias(blocks, weights)
-    out = blocks.merge(out.masked_fill(blind, 0.0))
+    if valid is not None or allowed is not None:
+        out = out.masked_fill(blind, 0.0)  # else every token sees itself
+    out = blocks.merge(out)
     return out if valid is None else out.masked_fill(~valid[..., None], 0.0)
 
 

@@ -14,18 +14,21 @@ from torch import nn
 class ParameterHint:
     """The learning rate and weight decay that a parameter wants; None leaves the trainer's own.
 
-    `largest_learning_rate` bounds the trainer's rate from above instead of replacing it.
-    Raises: ValueError for a rate that is not above 0, a decay below 0, or both kinds of rate.
+    `largest_learning_rate` bounds the trainer's rate from above instead of replacing it. `adam_eps` is the ε
+    that Adam and its kin add to the root of the second moment: gradients well below it move a parameter in
+    proportion to them, not by a full step. Other optimizers have nothing of the kind and leave it.
+    Raises: ValueError for a rate or ε that is not above 0, a decay below 0, or both kinds of rate.
     """
 
     learning_rate: float | None = None
     largest_learning_rate: float | None = None
     weight_decay: float | None = None
+    adam_eps: float | None = None
 
     def __post_init__(self) -> None:
         if self.learning_rate is not None and self.largest_learning_rate is not None:
             raise ValueError("give learning_rate or largest_learning_rate, not both")
-        for name in ("learning_rate", "largest_learning_rate"):
+        for name in ("learning_rate", "largest_learning_rate", "adam_eps"):
             rate = getattr(self, name)
             if rate is not None and not rate > 0:
                 raise ValueError(f"{name}={rate} must be above 0")

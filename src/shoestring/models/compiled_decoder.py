@@ -42,8 +42,9 @@ class CompiledDecoder:
     """The layers and head of a decoder as one compiled step; the embedding stays a module.
 
     kernel_of: asked first for every linear layer; where it gives None, and without it, `usual_kernel` is.
-    activations: in what the inputs of packed layers take part; those of others are float32. Weights are used
-    where they are, or as the kernels have packed them; gains of norms, and what mixers hold beside their
+    activations: in what the inputs of packed layers take part; those of others are float32. head: in place of
+    the decoder's own, perhaps with other outputs; a final norm that is an `nn.Identity` is none. Weights are
+    used where they are, or as the kernels have packed them; gains of norms, and what mixers hold beside their
     projections, are copied.
 
     Raises: CannotCompile for a module without a kernel, or weights elsewhere than on the CPU; NoCompiler.
@@ -55,6 +56,7 @@ class CompiledDecoder:
         kernel_of: KernelOf | None = None,
         *,
         activations: Activations = Activations.FLOAT32,
+        head: LinearKernel | None = None,
     ) -> None:
         cfg = decoder.cfg
         _require_known_layers(cfg)
@@ -62,14 +64,15 @@ class CompiledDecoder:
         self.decoder, self.activations = decoder, activations
         self._kernel_of = kernel_of
         self._ropes = tuple(dict.fromkeys(cfg.ropes))
+        # The largest matrix first: while it is packed it is there twice, and the others are not there yet.
+        head = self._kernel("lm_head", decoder.lm_head) if head is None else head
         shape = StepShape(
             cfg.hidden_size, cfg.intermediate_size, cfg.num_attention_heads, cfg.num_key_value_heads,
-            cfg.head_dim, cfg.vocab_size, cfg.rms_norm_eps, cfg.scale, cfg.activation is Activation.GELU_TANH,
+            cfg.head_dim, head.outputs, cfg.rms_norm_eps, cfg.scale, cfg.activation is Activation.GELU_TANH,
         )  # fmt: skip
-        # The largest matrix first: while it is packed it is there twice, and the others are not there yet.
-        head = self._kernel("lm_head", decoder.lm_head)
         layers = [self._layer(index, layer) for index, layer in enumerate(decoder.model.layers)]
-        self.step = DecodeStep(shape, layers, _gain(decoder.model.norm), head)
+        last = decoder.model.norm
+        self.step = DecodeStep(shape, layers, None if isinstance(last, nn.Identity) else _gain(last), head)
         self._positions = 0
 
     @property
@@ -83,20 +86,25 @@ class CompiledDecoder:
         self.step.set_cache(caches)
 
     def __call__(
-        self, x: Int[Tensor, " n"] | Float[Tensor, "n hidden"], start: int, logit_rows: int = 1
+        self,
+        x: Int[Tensor, " n"] | Float[Tensor, "n hidden"],
+        start: int,
+        logit_rows: int = 1,
+        shift: int = 0,
     ) -> Float[Tensor, "logit_rows vocab"]:
-        """Run tokens, or embeddings, at positions and slots start, start + 1, …, in blocks of PROMPT_TOKENS.
+        """Run tokens, or embeddings, at slots start, start + 1, … and positions `shift` later, in blocks of
+        PROMPT_TOKENS.
 
         The logits are those of the last `logit_rows` tokens (at most eight), good until the next call.
         """
         hidden = x.float() if x.is_floating_point() else self._embed(x)
-        self._reach(start + len(hidden))
+        self._reach(start + shift + len(hidden))
         while len(hidden) > PROMPT_TOKENS:
             # The last block is not to be shorter than the logits wanted.
             block = min(PROMPT_TOKENS, len(hidden) - logit_rows)
-            self.step(hidden[:block], start, 0)
+            self.step(hidden[:block], start, 0, shift)
             hidden, start = hidden[block:], start + block
-        return self.step(hidden, start, logit_rows)
+        return self.step(hidden, start, logit_rows, shift)
 
     def _embed(self, ids: Int[Tensor, " n"]) -> Float[Tensor, "n hidden"]:
         embedding, head = self.decoder.model.embed_tokens, self.decoder.lm_head

@@ -136,9 +136,13 @@ class GlideDraft(nn.Module):
                                     self.options.window + 1).out)  # fmt: skip
         return self.finish(x, lagged_attention(self.cross_queries(x, pos), target.k, target.v, lag))
 
+    def to_head(self, target: Decoder, x: Hidden) -> Hidden:
+        """What the target's head takes, of what `finish` gives."""
+        return target.model.norm(x) if self.options.normalised else x
+
     def to_logits(self, target: Decoder, x: Hidden) -> Float[Tensor, "batch n vocab"]:
         """The target's head on what `finish` gives."""
-        return target.lm_head(target.model.norm(x) if self.options.normalised else x)
+        return target.lm_head(self.to_head(target, x))
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.cfg.head_dim))

@@ -105,14 +105,18 @@ def filled_cache(model: Decoder, batch: int, context: int, seed: int, more: int 
 
 def decode(runner: DecoderRunner) -> Callable[[], Tensor]:
     """Makes the next token of every sequence; each call sees one slot more."""
-    assert isinstance(runner.cache, SlotCache)
-    ids = torch.arange(runner.cache.batch)[:, None]
+    ids = torch.arange(_cache_of(runner).batch)[:, None]
 
     @torch.inference_mode()
     def step() -> Tensor:
         return runner.feed(ids)
 
     return step
+
+
+def _cache_of(runner: DecoderRunner) -> SlotCache:
+    assert isinstance(runner.cache, SlotCache)
+    return runner.cache
 
 
 def serving_rows(serving: Serving, seed: int) -> tuple[list[Row], list[str]]:
@@ -122,7 +126,7 @@ def serving_rows(serving: Serving, seed: int) -> tuple[list[Row], list[str]]:
     middle, high = sorted(models)[1:]
     batch, context = serving.batch, serving.context
     runners = {str(n): _runner(model, batch, context, serving, seed) for n, model in models.items()}
-    caches = {name: runner.cache for name, runner in runners.items()}
+    caches = {name: _cache_of(runner) for name, runner in runners.items()}
     bytes_rows = [_keys_row(caches["0"], caches[str(middle)]), _cache_row(caches["0"], caches[str(middle)])]
     notes = [
         "caches hold noise and weights are random: the time of a token depends on shapes only",

@@ -10,7 +10,10 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Job:
-    """A model about to be trained. `metric` names what `evaluate` gives; lower is better."""
+    """A model about to be trained. `metric` names what `evaluate` gives; lower is better.
+
+    preparing_seconds: how long what is made once, and is not there yet, will take beside the steps.
+    """
 
     model: nn.Module
     loss: Callable[[nn.Module, Any], Tensor]
@@ -18,3 +21,4 @@ class Job:
     metric: str
     evaluate: Callable[[nn.Module], float]
     save: Callable[[nn.Module, Path], None]
+    preparing_seconds: Callable[[], float] = lambda: 0.0

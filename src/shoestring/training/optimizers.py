@@ -22,7 +22,7 @@ HIGHEST_RATE = "highest_lr"
 
 
 def build_optimizer(model: nn.Module, plan: TrainingPlan) -> Optimizer:
-    """The plan's optimizer for what has gradients in `model`, one group for each rate and weight decay.
+    """The plan's optimizer for what has gradients in `model`, one group for each rate, weight decay and ε.
 
     Raises: ValueError if nothing in the model has gradients, or for a hint on no parameter; TypeError from
     the optimizer for an option that it does not have.
@@ -41,10 +41,11 @@ def parameter_groups(model: nn.Module, plan: TrainingPlan) -> list[dict[str, Any
 
     Raises: as `build_optimizer`.
     """
-    by_setting: dict[tuple[float, float], list[nn.Parameter]] = {}
+    by_setting: dict[tuple[float, float, float | None], list[nn.Parameter]] = {}
     for _, parameter, hint in hinted_parameters(model):
         if parameter.requires_grad:
-            setting = hint.rate(plan.learning_rate), hint.decay(plan.weight_decay)
+            eps = hint.adam_eps if plan.optimizer in _WITH_BETAS else None
+            setting = hint.rate(plan.learning_rate), hint.decay(plan.weight_decay), eps
             by_setting.setdefault(setting, []).append(parameter)
     if not by_setting:
         raise ValueError(
@@ -52,7 +53,8 @@ def parameter_groups(model: nn.Module, plan: TrainingPlan) -> list[dict[str, Any
         )
     return [
         {"params": parameters, "lr": rate, HIGHEST_RATE: rate, "weight_decay": decay}
-        for (rate, decay), parameters in by_setting.items()
+        | ({} if eps is None else {"eps": eps})
+        for (rate, decay, eps), parameters in by_setting.items()
     ]
 
 

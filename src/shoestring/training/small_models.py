@@ -23,9 +23,11 @@ from shoestring.models.conv_nets import PlainConvNet
 from shoestring.training.byte_language_model import ByteText, build_byte_model, save_byte_model
 from shoestring.training.checkpoint import model_tensors
 from shoestring.training.glide_job import glide_job
+from shoestring.training.hamburger_job import baseline_job, hamburger_job
 from shoestring.training.job import Job
 from shoestring.training.plan import TrainingPlan
 from shoestring.training.record import TrainingRecord
+from shoestring.training.tiny_lm import tiny_job
 from shoestring.training.trainer import Trainer
 
 
@@ -66,10 +68,11 @@ def train_small_model(
     return record
 
 
-def seconds_of_a_step(job: Job) -> float:
+def seconds_of_a_step(job: Job, plan: TrainingPlan) -> float:
     """How long one batch takes here: making it, forward and backward; the model stays as it is."""
     model = copy.deepcopy(job.model).train()
-    with torch.random.fork_rng(devices=[]):
+    half = torch.autocast("cpu", torch.bfloat16, enabled=plan.precision == "bfloat16")
+    with torch.random.fork_rng(devices=[]), half:
         for _ in range(2):  # the first one pays for what is loaded on first use
             start = time.perf_counter()
             job.loss(model, job.batches(0)).backward()
@@ -114,6 +117,11 @@ def _bytes(seed: int) -> Job:
     return Job(model, text.loss, text.batches, "held-out nats per byte", text.held_out_loss, save_byte_model)
 
 
+GOING_ON = TrainingPlan(
+    400, 1e-3, weight_decay=0.1, betas=(0.9, 0.95), warmup_steps=20, final_factor=0.1,
+    precision="bfloat16", evaluate_every=200,
+)  # fmt: skip
+
 SMALL_MODELS = {
     model.name: model
     for model in (
@@ -137,11 +145,44 @@ SMALL_MODELS = {
         ),
         SmallModel(
             "longspec-draft",
-            "a layer that drafts for SmolLM2-135M, on 2 M tokens that it writes itself; hours on a CPU",
+            "a layer that drafts for SmolLM2-135M, on text that it writes itself; half an hour of one core",
             TrainingPlan(
-                1000, 5e-4, weight_decay=0.1, betas=(0.9, 0.95), warmup_steps=100, evaluate_every=100
+                768,
+                1e-3,
+                weight_decay=0.1,
+                betas=(0.9, 0.95),
+                warmup_steps=40,
+                precision="bfloat16",
+                evaluate_every=32,
             ),
             glide_job,
+        ),
+        SmallModel(
+            "hamburger-base",
+            "TinyLM: a Llama of 3 M parameters that writes JSON records, Python classes and Shakespeare",
+            TrainingPlan(
+                1600,
+                2e-3,
+                weight_decay=0.1,
+                betas=(0.9, 0.95),
+                warmup_steps=60,
+                final_factor=0.1,
+                precision="bfloat16",
+                evaluate_every=400,
+            ),
+            tiny_job,
+        ),
+        SmallModel(
+            "hamburger",
+            "TinyLM trained on to emit groups of tokens; needs hamburger-base",
+            GOING_ON,
+            hamburger_job,
+        ),
+        SmallModel(
+            "hamburger-baseline",
+            "TinyLM trained on as long without groups; needs hamburger-base",
+            GOING_ON,
+            baseline_job,
         ),
     )
 }

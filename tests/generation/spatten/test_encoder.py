@@ -2,15 +2,10 @@
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from tests.compression.models import bert
 
 from shoestring.generation.spatten import CascadeEncoder, count_schedule
-from shoestring.generation.spatten.encoder import attend_with_column_sums
 from shoestring.generation.spatten.policy import InvertedRank, RandomRank
-from shoestring.layers.attention import naive_attend
-from shoestring.layers.attention_masks import Full, KVView
 
 IDS = torch.randint(5, 60, (2, 17), generator=torch.Generator().manual_seed(0))
 
@@ -55,23 +50,6 @@ def test_a_batch_with_padding_is_single_runs(model):
     present = both.index[1] >= 0
     assert torch.equal(both.index[1][present], alone.index[0])
     torch.testing.assert_close(both.hidden[1][present], alone.hidden[0], rtol=0, atol=1e-9)
-
-
-@given(n=st.integers(1, 13), heads=st.integers(1, 3), dim=st.sampled_from([1, 4]), padded=st.booleans())
-def test_the_short_way_to_column_sums_is_attend(n, heads, dim, padded):
-    generator = torch.Generator().manual_seed(n)
-    q, k, v = (torch.randn(2, heads, n, dim, generator=generator, dtype=torch.float64) for _ in range(3))
-    valid = torch.ones(2, 1, n, dtype=torch.bool)
-    valid[1, 0, 1:] = not padded
-    out, colsum = attend_with_column_sums(q, k, v, valid if padded else None, dim**-0.5)
-    for sample in range(2):
-        there = valid[sample, 0]
-        pos = torch.arange(int(there.sum()))[None, None]
-        parts = (t[sample : sample + 1, :, there] for t in (q, k, v))
-        q1, k1, v1 = parts
-        expected = naive_attend(q1, KVView(k1, v1, pos), Full(), dim**-0.5, need={"colsum"})
-        torch.testing.assert_close(out[sample : sample + 1, :, there], expected.out)
-        torch.testing.assert_close(colsum[sample, there], expected.colsum[0].sum(0))
 
 
 def test_what_does_not_fit_is_refused(model):

@@ -1,10 +1,13 @@
 """Attention in the compressed sequence is attention in the whole one with a mask."""
 
+from unittest import mock
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shoestring.layers.seqboat import attention_reach
 from shoestring.layers.seqboat.attention_positions import positions_of
 from shoestring.layers.seqboat.attention_reach import Chunks, Everywhere, Window
 from shoestring.layers.seqboat.compression_index import CompressedPlaces
@@ -30,8 +33,11 @@ def made(seed=0, **options):
     activation=st.sampled_from(["softmax", "relu2"]),
     share=st.sampled_from([0.0, 0.3, 0.7, 1.0]),
     seed=st.integers(0, 9),
+    pairs_of_a_key=st.sampled_from([0, 64]),  # 0: short sequences are cut into blocks, too
 )
-def test_compressed_equals_masked_dense(reach, seq, causal, position, activation, share, seed):
+def test_compressed_equals_masked_dense(
+    reach, seq, causal, position, activation, share, seed, pairs_of_a_key
+):
     if position == "local_pos" and not isinstance(reach, Window):
         position = None
     unit = made(seed, reach=reach, causal=causal, position=position, activation=activation, max_positions=9)
@@ -40,7 +46,8 @@ def test_compressed_equals_masked_dense(reach, seq, causal, position, activation
     active[0] = torch.rand(seq) < share  # ragged
     places = CompressedPlaces(active)
     filled = None if places.is_full else places.filled
-    fast = places.extract(unit(places.compress(x), places.positions, filled))
+    with mock.patch.object(attention_reach, "PAIRS_OF_A_KEY", pairs_of_a_key):
+        fast = places.extract(unit(places.compress(x), places.positions, filled))
     slow = naive_gated_attention(unit, x, active)
     torch.testing.assert_close(fast, slow, rtol=1e-8, atol=1e-8)
     weight = torch.randn_like(slow)
@@ -108,3 +115,30 @@ def test_bad_input():
         made(reach=Window(2), position="simple", max_positions=0)
     with pytest.raises(ValueError, match="d_hidden=0"):
         made(reach=Window(2), d_hidden=0)
+
+
+@pytest.mark.parametrize("activation", ["softmax", "relu2"])
+@pytest.mark.parametrize("reach", [Window(3), Everywhere()])
+def test_presence_multiplies_the_weight_of_a_key(activation, reach):
+    unit = made(reach=reach, activation=activation, position=None)
+    x = torch.randn(2, 9, 6, dtype=torch.float64)
+    presence = torch.rand(2, 9, 1, dtype=torch.float64)
+    q, k, v, r = unit.parts(x, torch.arange(9).expand(2, 9))
+    apart = torch.arange(9)[:, None] - torch.arange(9)
+    seen = (apart >= 0) & (apart <= (reach.size if isinstance(reach, Window) else 9))
+    scores = q @ k.transpose(1, 2) * unit.scale(9)
+    weights = (
+        (scores.exp() if activation == "softmax" else scores.relu() ** 2) * presence.transpose(1, 2) * seen
+    )
+    if activation == "softmax":
+        weights = weights / weights.sum(-1, keepdim=True)
+    torch.testing.assert_close(unit(x, presence=presence), unit.output((weights @ v) * r))
+
+
+def test_absent_keys_are_as_if_they_were_not_there():
+    unit = made(reach=Everywhere())
+    x = torch.randn(1, 9, 6, dtype=torch.float64)
+    kept = torch.tensor([0, 2, 3, 7])
+    presence = torch.zeros(1, 9, 1, dtype=torch.float64)
+    presence[:, kept] = 1
+    torch.testing.assert_close(unit(x, presence=presence)[:, kept], unit(x[:, kept], kept[None]))

@@ -24,6 +24,8 @@ def made(seed=0, **options):
     layer = SeqBoat(D, **options).double().eval()
     with torch.no_grad():
         layer.gate.weight.normal_(std=1.0)
+        if layer.choose is not None:
+            layer.choose.weight.normal_(std=1.0)
         if layer.attention is not None:
             for parameter in layer.attention.parameters():
                 parameter.normal_(std=0.6)
@@ -35,15 +37,15 @@ def made(seed=0, **options):
 def choice(layer, x):
     """Which tokens the router picks."""
     m = F.silu(naive_damped_ema(layer.ema, layer.norm(x) if layer.prenorm else x))
-    u = layer.gate(m)[..., :2]
+    u = layer.choose(m)
     return u[..., 1] > u[..., 0]
 
 
 def force(layer, option):
     """The router's logits are constant: option 0 skips, 1 runs."""
     with torch.no_grad():
-        layer.gate.weight[:2] = 0
-        layer.gate.bias[:2] = torch.tensor([0.0, 2.0 if option else -2.0])
+        layer.choose.weight.zero_()
+        layer.choose.bias[:] = torch.tensor([0.0, 2.0 if option else -2.0])
 
 
 kinds = st.fixed_dictionaries(
@@ -102,7 +104,7 @@ def test_none_active_is_the_moving_average_alone_and_attention_learns_nothing():
     x = torch.randn(2, 9, D, dtype=torch.float64)
     m = F.silu(layer.ema(layer.norm(x)))
     out = layer(x)
-    assert torch.equal(out, F.silu(x + layer.gate(m)[..., 2:]))
+    assert torch.equal(out, F.silu(x + layer.gate(m)))
     out.sum().backward()
     for parameter in layer.attention.parameters():
         assert parameter.grad is not None
@@ -278,3 +280,28 @@ def test_no_warning_at_the_start():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         SeqBoat(D)(torch.randn(1, 4, D))
+
+
+@pytest.mark.parametrize("warmup", [0, 1])
+def test_a_router_learns_in_its_warmup_alone_who_is_needed_as_a_key(warmup):
+    layer = made(router=RouterOptions(warmup=warmup), reach=Window(9)).train()
+    x = torch.randn(1, 8, D, dtype=torch.float64)
+    logits = []
+
+    def keep(module, args, out):
+        out.retain_grad()
+        logits.append(out)
+
+    layer.choose.register_forward_hook(keep)
+    layer(x)[0, -1].sum().backward()
+    gradient = logits[0].grad[0].abs().sum(-1)
+    assert (gradient[:-1] > 0).all() == bool(warmup)
+    assert gradient[:-1].eq(0).all() == (not warmup)
+
+
+def test_ragged_choices_without_looking_ahead_need_no_mask():
+    layer = made(reach=Window(2))
+    x = torch.randn(3, 12, D, dtype=torch.float64)
+    active = choice(layer, x)
+    assert len(set(active.sum(1).tolist())) > 1
+    torch.testing.assert_close(layer(x), naive_seqboat(layer, x, active), rtol=1e-8, atol=1e-8)

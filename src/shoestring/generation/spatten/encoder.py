@@ -14,6 +14,7 @@ from shoestring.generation.selection import marked_slots, top_k
 from shoestring.generation.spatten.policy import Rank
 from shoestring.generation.spatten.schedule import KeepSchedule
 from shoestring.generation.spatten.token_scores import TokenScores
+from shoestring.kernels.attention_columns import attention_columns
 from shoestring.layers.attention import attend
 from shoestring.layers.attention_masks import Full, KVView
 from shoestring.models.decoder_step import pick
@@ -89,18 +90,17 @@ class CascadeEncoder:
         last = layer + 1 == len(self.layers)
         inner, out = block.attention.self, block.attention.output
         heads = inner.num_attention_heads
-        q, k, v = (
-            linear(x).unflatten(-1, (heads, -1)).transpose(1, 2)
-            for linear in (inner.query, inner.key, inner.value)
-        )
-        valid = None if bool((index >= 0).all()) else (index >= 0)[:, None]
+        q, k, v = (linear(x).unflatten(-1, (heads, -1)) for linear in (inner.query, inner.key, inner.value))
+        present = None if bool((index >= 0).all()) else index >= 0
         scale = q.shape[-1] ** -0.5
         if self.tokens is None or last:
-            attended = attend(q, KVView(k, v, index[:, None], valid), Full(), scale).out
+            valid = None if present is None else present[:, None]
+            q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+            attended = attend(q, KVView(k, v, index[:, None], valid), Full(), scale).out.transpose(1, 2)
         else:
-            attended, colsum = attend_with_column_sums(q, k, v, valid, scale)
+            attended, colsum = attention_columns(q, k, v, scale, present)
             scores.add(colsum, index)
-        attended = attended.transpose(1, 2).flatten(2)
+        attended = attended.flatten(2)
         if self.tokens is not None and not last:
             kept = self._cut(layer + 1, index, scores)
             if kept is not None:
@@ -120,28 +120,3 @@ class CascadeEncoder:
         safe = index < self.protect_first
         what = f"token scores at layer {layer}"
         return marked_slots(top_k(ranking, self.tokens[layer], protected=safe, valid=index >= 0, what=what))
-
-
-def attend_with_column_sums(
-    q: Float[Tensor, "batch heads n dim"],
-    k: Float[Tensor, "batch heads n dim"],
-    v: Float[Tensor, "batch heads n dim"],
-    valid: Bool[Tensor, "batch 1 n"] | None,
-    scale: float,
-) -> tuple[Float[Tensor, "batch heads n dim"], Float[Tensor, "batch n"]]:
-    """Full attention over short windows, and its probabilities summed over heads and present rows.
-
-    `attend` gives the same by blocks of rows, for sequences of any length; here all probabilities of a sample
-    exist at once, which takes a third of the passes over them.
-    """
-    out, sums = torch.empty_like(q), []
-    # Sample by sample: the probabilities of one stay in the processor's cache between the passes.
-    for sample in range(len(q)):
-        p = (q[sample] * scale) @ k[sample].mT
-        if valid is not None:
-            p = p.masked_fill(~valid[sample], -torch.inf)
-        p = p.softmax(-1)
-        out[sample] = p @ v[sample]
-        heads = p.sum(0)
-        sums.append(heads.sum(0) if valid is None else valid[sample, 0].to(p.dtype) @ heads)
-    return out, torch.stack(sums)

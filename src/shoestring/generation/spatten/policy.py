@@ -26,7 +26,8 @@ from shoestring.generation.spatten.progressive import ProgressiveAttention, prog
 from shoestring.generation.spatten.schedule import KeepSchedule
 from shoestring.generation.spatten.token_scores import TokenScores
 from shoestring.layers.attention import AttendOut, attend
-from shoestring.layers.attention_masks import KVView
+from shoestring.layers.attention_masks import Causal, KVView
+from shoestring.layers.column_sums import column_sums
 from shoestring.models.decoder import Decoder
 from shoestring.models.hooks import AttendCall, AttnPlan, Context, Drop, Keep, Phase
 from shoestring.models.protocols import HookConflict
@@ -116,6 +117,16 @@ class SpAtten:
     @property
     def hooks(self) -> Sequence[object]:
         return (self,)
+
+    @property
+    def cache_form(self) -> PlaneFormat:
+        """Bit planes; any `PlaneFormat` does."""
+        return PlaneFormat()
+
+    @property
+    def whole_prompt(self) -> bool:
+        """Whether the prompt must come in one pass: where it loses tokens."""
+        return self.prompt_tokens is not None
 
     def start(self, cache: SlotCache) -> None:
         if not isinstance(cache, PlaneCache):
@@ -243,6 +254,15 @@ class SpAtten:
         """The whole attention, with the column sums of the heads that live."""
         view, mask = call.read()
         assert self.live_heads is not None
+        if isinstance(mask, Causal) and mask.newest and self._is_plain(call, view):
+            out = attend(call.q, view, mask, call.scale, call.window)
+            # Sample by sample: so many scores stay in the processor's cache.
+            sums = [
+                column_sums(q[None], k[None], at[None], pos, call.scale, call.window)[0].sum(1)
+                for q, k, at, pos in zip(call.q, view.k, call.pos, view.pos, strict=True)
+            ]
+            self._add(torch.cat(sums), view.pos, view.valid)
+            return out
         need = frozenset({"colsum"})
         group = call.q.shape[1] // view.k.shape[1]
         if not bool(self.live_heads.all()):
@@ -260,6 +280,17 @@ class SpAtten:
         self._add((out.colsum * live[:, :, None].to(out.colsum.dtype)).sum(1), view.pos, view.valid)
         return out
 
+    def _is_plain(self, call: AttendCall, view: KVView) -> bool:
+        """Whether all heads of all tokens attend as always, and nothing else is asked of it."""
+        assert self.live_heads is not None
+        return (
+            view.valid is None
+            and view.pos.shape[1] == 1
+            and call.policy is None
+            and not call.need
+            and bool(self.live_heads.all())
+        )
+
     def _decode(self, call: AttendCall) -> AttendOut:
         """Few new tokens against the live slots, in two passes."""
         cache = call.cache
@@ -269,17 +300,22 @@ class SpAtten:
             raise HookConflict(
                 f"layer {call.layer}: SpAtten's attention of decoded tokens gives no {min(call.need)!r}."
             )
-        view = cache.planes(call.layer, self._live_slots(call.layer, cache))
+        marked = self._live_marks(call.layer, cache)
+        masks = marked is not None and not cache.decodes_on_read
+        view = cache.planes(call.layer, None if marked is None or masks else marked_slots(marked))
         behind = call.pos[:, None, :, None] - view.pos[:, :, None]
         seen = (behind >= 0) & (call.pos >= 0)[:, None, :, None]
         if call.window is not None:
             seen = seen & (behind < call.window)
         if view.valid is not None:
             seen = seen & view.valid[:, :, None]
+        if masks:
+            assert marked is not None
+            seen = seen & marked[:, None, None]
         found = progressive_attention(call.q, view, seen, call.scale, self.attention, call.layer)
         live = self.live_heads.unflatten(1, found.p.shape[1:3])[..., None]
-        weight = live[..., None].to(found.p.dtype)
-        self._add((found.p * weight).sum((1, 2, 3)), view.pos, view.valid)
+        p = found.p if bool(live.all()) else found.p * live[..., None].to(found.p.dtype)
+        self._add(p.flatten(1, 3).sum(1), view.pos, view.valid)
         used = live.any(2, keepdim=True)  # (batch, KV heads, 1, 1): fetched at all
         keys = (seen.any(2)[:, :, None] & used).sum()
         low = ((found.refetch & live).any((2, 3))[..., None] & seen.any(2)).sum()
@@ -297,12 +333,17 @@ class SpAtten:
 
     def _live_slots(self, layer: int, cache: SlotCache) -> Tensor | None:
         """Slots of the live tokens that a layer holds; None where it is all of them."""
+        marked = self._live_marks(layer, cache)
+        return None if marked is None else marked_slots(marked)
+
+    def _live_marks(self, layer: int, cache: SlotCache) -> Bool[Tensor, "batch slots"] | None:
+        """Which slots hold live tokens; None where it is all of them."""
         assert self.live is not None
         table = cache.layers[layer].table
         pos, valid = table.read(POS)[:, 0], table.valid()
         marked = self.live.gather(1, pos.long())
         held = torch.ones_like(marked) if valid is None else valid[:, 0]
-        return None if bool((marked | ~held).all()) else marked_slots(marked & held)
+        return None if bool((marked | ~held).all()) else marked & held
 
 
 class InvertedRank:

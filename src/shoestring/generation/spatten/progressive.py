@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from shoestring.generation.selection import top_k
@@ -84,18 +84,21 @@ def progressive_attention(
     seen = seen[:, :, None]
     p = _softmax(q, source.coarse_keys(mid=how.mid), seen, scale, layer)
     refetch = (p.amax(-1) < how.theta) & seen.any(-1)
-    if bool(refetch.any()):
-        p = torch.where(refetch[..., None], _softmax(q, source.keys(), seen, scale, layer), p)
     seen = seen.expand(p.shape)
+    if bool(refetch.any()):
+        # Only of KV heads of which a query asks.
+        asked = refetch.any((2, 3)).nonzero(as_tuple=True)
+        again = _softmax(q[asked][None], source.keys()[asked][None], seen[asked][None], scale, layer)[0]
+        p = p.index_put(asked, torch.where(refetch[asked][..., None], again, p[asked]))
     if how.v_keep == 1:
-        return ProgressiveOut(p @ values[:, :, None].to(p.dtype), p, refetch, seen)
+        return ProgressiveOut(_by_group(p, values), p, refetch, seen)
     # At least one value: a row of few slots would else give nothing at all.
     counts = (how.v_keep * seen.sum(-1)).floor().long().clamp(min=1)
-    read = top_k(p, counts, valid=seen, what=f"probabilities of layer {layer}")
+    read = _likeliest(p, counts, seen)
     kept = p * read
     if how.renorm:
         kept = kept / kept.sum(-1, keepdim=True).clamp(min=torch.finfo(p.dtype).tiny)
-    return ProgressiveOut(kept @ values[:, :, None].to(p.dtype), p, refetch, read)
+    return ProgressiveOut(_by_group(kept, values), p, refetch, read)
 
 
 def naive_progressive_attention(
@@ -120,8 +123,27 @@ def naive_progressive_attention(
     return out, asked
 
 
+def _likeliest(
+    p: Float[Tensor, "*rows slots"], counts: Int[Tensor, "*rows"], seen: Bool[Tensor, "*rows slots"]
+) -> Bool[Tensor, "*rows slots"]:
+    """`top_k` of probabilities, which are numbers and 0 where nothing is seen."""
+    count = int(counts.max())
+    if count == int(counts.min()):
+        likely = p >= p.topk(count, sorted=False).values.amin(-1, keepdim=True)
+        if count and int(likely.sum()) == count * counts.numel():
+            return likely & seen
+    return top_k(p, counts, valid=seen, what="probabilities")
+
+
+def _by_group(
+    rows: Float[Tensor, "batch kv_heads group n inner"], matrix: Float[Tensor, "batch kv_heads inner outer"]
+) -> Float[Tensor, "batch kv_heads group n outer"]:
+    """The product of all rows of a KV head with its matrix, which is read once."""
+    return (rows.flatten(2, 3) @ matrix.to(rows.dtype)).unflatten(2, rows.shape[2:4])
+
+
 def _softmax(q: Tensor, k: Tensor, seen: Tensor, scale: float, layer: int) -> Tensor:
-    scores = q @ k[:, :, None].to(q.dtype).mT * scale
+    scores = _by_group(q, k.mT) * scale
     if bool(scores.isnan().any()):
         head = int(scores.isnan().flatten(1, 2).any(-1).any(-1).any(0).nonzero()[0])
         raise FloatingPointError(

@@ -28,6 +28,8 @@ class StartRecentImportant:
     Raises: ValueError for negative numbers or none at all.
     """
 
+    takes_drafts = True
+
     def __init__(self, start: int = 4, recent: int = 128, important: int = 128) -> None:
         if min(start, recent, important) < 0 or start + recent + important == 0:
             raise ValueError(

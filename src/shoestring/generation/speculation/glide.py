@@ -1,5 +1,7 @@
 """Drafting with a `GlideDraft`: a layer over the target's last keys and values and a ring of its own.
 
+Its own matrices and the target's head take part in bfloat16 where that is read faster: see `drafting_form`.
+
 Source: Yang et al. 2025, "LongSpec", section 3.1 and 3.3.
 """
 
@@ -18,7 +20,8 @@ from shoestring.generation.speculation.draft_tree import DraftTree
 from shoestring.generation.speculation.target import Target
 from shoestring.generation.speculation.tree_attention import tree_attend
 from shoestring.layers.attention import attend
-from shoestring.layers.attention_masks import Causal, Full, KVView
+from shoestring.layers.attention_masks import Causal, Full
+from shoestring.models.drafting_form import drafting_form, drafting_head
 from shoestring.models.glide_draft import GlideDraft
 from shoestring.models.protocols import HookConflict
 
@@ -71,8 +74,9 @@ class GlideRun:
 
     def __init__(self, options: Glide) -> None:
         cfg = options.module.cfg
-        self.options, self.module = options, options.module
+        self.options, self.module = options, drafting_form(options.module)
         parameter = next(options.module.parameters())
+        self.dtype = parameter.dtype
         self.ring = RingCache(
             1, 1, cfg.num_key_value_heads, cfg.head_dim, options.module.options.window, options.slack,
             dtype=parameter.dtype, device=parameter.device,
@@ -97,6 +101,7 @@ class GlideRun:
                 f"{type(self.cache).__name__}; use a DenseCache, or allow_lossy_draft=True: the output stays "
                 "the same, drafts get worse."
             )
+        self.head = drafting_head(self.model)
         first = max(0, len(prompt) - self.module.options.window - 1)
         self.ring.next_pos += first
         self._read(prompt[first:])
@@ -113,8 +118,9 @@ class GlideRun:
         self._mark = self.ring.mark()
         logits = self._read([last])
         self._read_nodes = 1
-        shape = (1,) * most if self.options.shape is None else self.options.shape[:most]
-        return self._grow(root, logits[0, -1:], shape)
+        if self.options.shape is None:
+            return self._grow_chain(root, logits[0, -1:], most)
+        return self._grow(root, logits[0, -1:], self.options.shape[:most])
 
     def settle(self, tree: DraftTree, path: Sequence[int], tokens: Sequence[int]) -> None:
         """Keep of the ring what stands; what stands and was not read is read next time."""
@@ -126,6 +132,14 @@ class GlideRun:
         self._mark = None
         text = [tree.tokens[node] for node in path] + [tokens[-1]]
         self.unread = text[len(kept) :]
+
+    def _grow_chain(self, root: int, logits: Float[Tensor, "1 vocab"], most: int) -> DraftTree:
+        """As `_grow` with one node at each depth: a chain is text like any other to the layer."""
+        drafted = [int(logits.argmax(-1))]
+        while len(drafted) < most:
+            drafted.append(int(self._read(drafted[-1:]).argmax(-1)))
+            self._read_nodes += 1
+        return DraftTree.chain(root, drafted)
 
     def _grow(self, root: int, logits: Float[Tensor, "1 vocab"], shape: Sequence[int]) -> DraftTree:
         tokens, parents, depth = [root], [-1], [0]
@@ -164,9 +178,7 @@ class GlideRun:
 
     def _layer(self, tokens: list[int], pos: Tensor, among: Tensor | None) -> Float[Tensor, "1 n vocab"]:
         module, scale = self.module, self.module.cfg.head_dim**-0.5
-        x = self.model.model.embed_tokens(torch.tensor([tokens], device=pos.device)).to(
-            module.q_proj.weight.dtype
-        )
+        x = self.model.model.embed_tokens(torch.tensor([tokens], device=pos.device)).to(self.dtype)
         q, k, v = module.project(x, pos)
         self.ring.append(0, k, v, pos)
         view, window = self.ring.view(0), module.options.window + 1
@@ -175,15 +187,13 @@ class GlideRun:
         else:
             out = tree_attend(q, view, pos, among, scale, window)
         x = module.add_self(x, out)
-        seen = self._target_view(x.dtype)
-        # Nodes of a tree stand behind all that the target's cache holds.
-        behind = Full() if among is not None else Causal(pos - 1, seen.pos)
-        x = module.finish(x, attend(module.cross_queries(x, pos), seen, behind, scale).out)
-        return module.to_logits(self.model, x[:, -1:] if among is None else x)
-
-    def _target_view(self, dtype: torch.dtype) -> KVView:
-        view = self.cache.view(self.module.cfg.num_hidden_layers - 1)
-        return KVView(view.k.to(dtype), view.v.to(dtype), view.pos, view.valid)
+        q, seen = module.cross_queries(x, pos), self.cache.view(module.cfg.num_hidden_layers - 1)
+        # What is drafted, and what it is drafted from, stands behind all that the target's cache holds.
+        drafted = among is not None or int(pos[0, 0]) >= int(self.cache.next_pos[0])
+        behind = Full() if drafted else Causal(pos - 1, seen.pos)
+        # In the type of the cache: its keys and values are many, the queries few.
+        x = module.finish(x, attend(q.to(seen.k.dtype), seen, behind, scale).out.to(x.dtype))
+        return self.head(module.to_head(self.model, x[:, -1:] if among is None else x))
 
 
 def likeliest(

@@ -54,7 +54,7 @@ class Target:
         if len(tree) == 1:
             return runner.feed(ids)
         short = tree.is_chain and len(tree) <= MOST_TOKENS
-        if short and isinstance(runner, CompiledRunner) and runner.cache.plain_slots() is not None:
+        if short and isinstance(runner, CompiledRunner) and runner.compiled_slots() is not None:
             return runner.feed_all(ids)
         self._mark = self._cache.mark()
         return self._by_module(ids, tree)
@@ -66,13 +66,17 @@ class Target:
         """
         if not self._nodes:
             raise ValueError("there is no verified tree to keep a path of; call verify first.")
-        dropped, self._nodes = self._nodes - len(path), 0
+        nodes, self._nodes = self._nodes, 0
+        dropped = nodes - len(path)
         if self._mark is not None:
             self._cache.keep_path(self._mark, torch.tensor([path], device=self.runner.device))
             self._mark = None
         elif dropped:
             assert isinstance(self.runner, CompiledRunner)
             self.runner.cache.give_back(dropped)
+        if nodes > 1:
+            # A single node was fed, and `feed` does this itself.
+            self.runner.after_step()
 
     def _by_module(self, ids: Tensor, tree: DraftTree) -> Tensor:
         runner = self.runner

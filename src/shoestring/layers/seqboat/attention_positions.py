@@ -24,9 +24,9 @@ class Positions(nn.Module):
     adds_bias = False
 
     def turn(
-        self, x: Float[Tensor, "batch n dim"], positions: Int[Tensor, "batch n"]
-    ) -> Float[Tensor, "batch n dim"]:
-        """Queries or keys of tokens at original positions."""
+        self, x: Float[Tensor, "batch n vectors dim"], positions: Int[Tensor, "batch n"]
+    ) -> Float[Tensor, "batch n vectors dim"]:
+        """Queries and keys of tokens at original positions."""
         return x
 
     def bias(
@@ -53,7 +53,7 @@ class RotaryPositions(Positions):
 
     def turn(self, x: Tensor, positions: Tensor) -> Tensor:
         cos, sin = self.rope.tables(positions, self.d_qk, x.dtype)
-        return rotate(x.unsqueeze(2), cos, sin).squeeze(2)
+        return rotate(x, cos, sin)
 
 
 class OriginalDistanceBias(Positions):

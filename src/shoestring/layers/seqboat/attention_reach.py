@@ -10,6 +10,10 @@ from torch import Tensor
 
 from shoestring.layers.local_attention import LocalPattern
 
+PAIRS_OF_A_KEY = 64
+"""A key and its value, set beside a block and led back in the backward pass, take as long as so many pairs:
+measured, 0.42 µs against 6.4 ns, with d_qk 32 and d_hidden 128."""
+
 
 @dataclass(frozen=True)
 class Window:
@@ -21,13 +25,13 @@ class Window:
         _check(self.size, "window")
 
     def pattern(self, n: int, *, causal: bool) -> LocalPattern:
-        """As blocks of a sequence of n tokens, cut so that the fewest pairs are computed.
+        """As blocks of a sequence of n tokens, cut so that pairs and the keys set beside blocks cost least.
 
         One block may be the cheapest although the window ends inside of it: then the pattern shows more than
         `sees` allows.
         """
         patterns = [_whole(n, causal), *(self._blocks(block, causal) for block in self._block_sizes())]
-        return min(patterns, key=lambda pattern: -(-n // pattern.block) * pattern.block * pattern.span)
+        return min(patterns, key=lambda pattern: _cost(pattern, n))
 
     def _block_sizes(self) -> tuple[int, ...]:
         # Half a window computes fewer pairs that the mask drops; smaller blocks lose more in the products.
@@ -85,6 +89,11 @@ Reach = Window | Chunks | Everywhere
 
 def _whole(n: int, causal: bool) -> LocalPattern:
     return LocalPattern(max(n, 1), before=0, causal=causal)
+
+
+def _cost(pattern: LocalPattern, n: int) -> int:
+    """In pairs of a query and a key."""
+    return -(-n // pattern.block) * pattern.span * (pattern.block + PAIRS_OF_A_KEY)
 
 
 def _check(size: int, name: str) -> None:

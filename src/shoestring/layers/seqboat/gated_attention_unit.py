@@ -75,12 +75,16 @@ class GatedAttentionUnit(nn.Module):
         x: Float[Tensor, "batch n d_model"],
         positions: Int[Tensor, "batch n"] | None = None,
         filled: Bool[Tensor, "batch n"] | None = None,
+        presence: Float[Tensor, "batch n 1"] | None = None,
     ) -> Float[Tensor, "batch n d_model"]:
         """positions: where tokens stood in the original sequence (default 0, 1, …); filled: False for tokens
-        that nobody attends to and whose output is not used."""
+        that nobody attends to and whose output is not used; presence: what the weight of a key is multiplied
+        by, before weights are normalised."""
         if positions is None:
             positions = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
         q, k, v, r = self.parts(x, positions)
+        if presence is not None:
+            q, k = self._with_presence(q, k, presence)
         return self.finish(self.attend(q, k, v, positions, filled), r)
 
     def parts(
@@ -88,9 +92,8 @@ class GatedAttentionUnit(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Queries and keys (batch, n, d_qk), turned; values and gates (batch, n, d_hidden)."""
         z, r, v = F.silu(self.project(x)).split([self.d_qk, self.d_hidden, self.d_hidden], -1)
-        q, k = (z * self.gain[i] + self.offset[i] for i in (0, 1))
-        turn = self.positions.turn
-        return turn(q, positions), turn(k, positions), self.value_dropout(v), r
+        q, k = self.positions.turn(z.unsqueeze(2) * self.gain + self.offset, positions).unbind(2)
+        return q, k, self.value_dropout(v), r
 
     def attend(
         self,
@@ -137,6 +140,15 @@ class GatedAttentionUnit(nn.Module):
     def scale(self, n: int) -> float:
         """What scores are multiplied by."""
         return self.d_qk**-0.5 if self.activation == "softmax" else 1 / self.reach.keys(n, causal=self.causal)
+
+    def _with_presence(self, q: Tensor, k: Tensor, presence: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys whose weights are those of q and k, times the presence of the key."""
+        presence = presence.clamp_min(torch.finfo(presence.dtype).tiny)
+        if self.activation == "relu2":
+            return q, k * presence.sqrt().to(k.dtype)
+        # One more channel adds ln presence to the scaled scores.
+        extra = (presence.log() / self.scale(q.shape[1])).to(k.dtype)
+        return torch.cat([q, torch.ones_like(extra)], -1), torch.cat([k, extra], -1)
 
     def _block_bias(self, positions: Tensor) -> Bias:
         def bias(blocks: Blocks) -> Tensor:

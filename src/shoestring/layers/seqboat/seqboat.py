@@ -1,6 +1,6 @@
 """SeqBoat: a moving average over every token, and an attention unit over those that ask for it.
 
-    m = silu(EMA(norm(x)));  u, g = W m;  router(u) picks the tokens that attend
+    m = silu(EMA(norm(x)));  u, g = W_u m, W_g m;  router(u) picks the tokens that attend
     y = silu(x + g + confidence · GAU(the picked m))
 
 The rectifier comes after the residual sum. Attention counts its window in picked tokens, so it reaches back
@@ -22,6 +22,7 @@ from shoestring.layers.seqboat.attention_reach import Reach, Window
 from shoestring.layers.seqboat.compression_index import CompressedPlaces
 from shoestring.layers.seqboat.ema import DampedEMA, naive_damped_ema
 from shoestring.layers.seqboat.gated_attention_unit import GatedAttentionUnit, naive_gated_attention
+from shoestring.layers.seqboat.router_logits import RouterLogits
 from shoestring.layers.seqboat.sparse_modular_activation import (
     Decision,
     Router,
@@ -71,8 +72,11 @@ class SeqBoat(nn.Module):
         self.d_model, self.causal, self.prenorm = d_model, causal, prenorm
         self.norm = sequence_norm(norm, d_model)
         self.ema = DampedEMA(d_model, n_states, bidirectional=not causal, truncation=ema_truncation)
-        self.router = Router(d_model, router) if router is not None and reach is not None else None
-        self.gate = nn.Linear(d_model, d_model + (2 if self.router is not None else 0))
+        self.router, self.choose = None, None
+        if router is not None and reach is not None:
+            self.router = Router(d_model, router)
+            self.choose = RouterLogits(d_model, centred=router.centred, gradient_floor=router.gradient_floor)
+        self.gate = nn.Linear(d_model, d_model)
         nn.init.trunc_normal_(self.gate.weight, std=0.02, a=-0.04, b=0.04)
         nn.init.zeros_(self.gate.bias)
         self.attention = None
@@ -101,7 +105,7 @@ class SeqBoat(nn.Module):
         """
         if mask is not None:
             check_mask(mask, x)
-        m, u, g = self._mixed(x, self.ema(self._normed(x), mask))
+        m, u, g = self._mixed(x, self.ema(self._normed(x), mask), mask)
         return self._combined(x, g, self._attended(m, u, mask))
 
     def init_state(
@@ -148,11 +152,12 @@ class SeqBoat(nn.Module):
     def _normed(self, x: Tensor) -> Tensor:
         return self.norm(x) if self.prenorm else x
 
-    def _mixed(self, x: Tensor, averaged: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+    def _mixed(
+        self, x: Tensor, averaged: Tensor, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
         """m; the router's logits, if there is one; and what is added without attention."""
         m = self.dropout(F.silu(averaged.to(x.dtype)))
-        mixed = self.gate(m)
-        return (m, mixed[..., :2], mixed[..., 2:]) if self.router is not None else (m, None, mixed)
+        return m, None if self.choose is None else self.choose(m, mask), self.gate(m)
 
     def _decision(self, m: Tensor, u: Tensor | None, mask: Tensor | None) -> Decision:
         if u is not None and self.router is not None:
@@ -169,10 +174,15 @@ class SeqBoat(nn.Module):
             out = unit(m, None, mask)
             return out if mask is None else out.masked_fill(~mask.unsqueeze(-1), 0.0)
 
-        def attend(h: Tensor, places: CompressedPlaces) -> Tensor:
-            return unit(h, places.positions, None if places.is_full else places.filled)
+        decision = self._decision(m, u, mask)
 
-        return run_where_active(attend, m, self._decision(m, u, mask))
+        def attend(h: Tensor, places: CompressedPlaces) -> Tensor:
+            # Empty slots come last: where nobody looks ahead, nobody sees them.
+            filled = None if places.is_full or self.causal else places.filled
+            presence = None if decision.presence is None else places.compress(decision.presence)
+            return unit(h, places.positions, filled, presence)
+
+        return run_where_active(attend, m, decision)
 
     def _attended_after(self, m: Tensor, u: Tensor | None, state: State) -> tuple[Tensor | None, State]:
         """As `_attended`, with the kept tokens before the compressed ones."""
@@ -186,8 +196,8 @@ class SeqBoat(nn.Module):
         joined = token_window.with_sequence(_window_of(state), k, v, positions, places.counts)
         q = F.pad(q, (0, 0, self._slots, 0))
         h = unit.attend(q, joined["keys"], joined["values"], joined["positions"], joined["ranks"] >= 0)
-        out = places.extract(unit.finish(h[:, self._slots :], r))
-        out = out * decision.confidence.to(out.dtype)
+        h = unit.finish(h[:, self._slots :], r)
+        out = places.extract(h * places.compress(decision.confidence).to(h.dtype))
         return out, token_window.last(joined, self._slots)
 
     def _attended_one(self, m: Tensor, u: Tensor | None, state: State) -> tuple[Tensor | None, State]:
@@ -248,15 +258,11 @@ def naive_seqboat(
 ) -> Float[Tensor, "batch seq d_model"]:
     """The equations in evaluation, attention dense and masked, for a given choice of tokens."""
     m = F.silu(naive_damped_ema(layer.ema, layer.norm(x) if layer.prenorm else x))
-    mixed = layer.gate(m)
-    if layer.attention is None or layer.router is None:
-        u, g = None, mixed
-    else:
-        u, g = mixed[..., :2], mixed[..., 2:]
-    out = x + g
+    out = x + layer.gate(m)
     if layer.attention is not None:
         attended = naive_gated_attention(layer.attention, m, active)
-        if u is not None and layer.router is not None:
+        if layer.router is not None and layer.choose is not None:
+            u = layer.choose(m)
             attended = attended * torch.softmax(u / layer.router.temperature.exp(), -1)[..., 1:]
         out = out + attended
     out = F.silu(out)

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from shoestring.layers.parameter_hint import ParameterHint
 from shoestring.layers.seqboat.compression_index import CompressedPlaces
 
 Module = Callable[[Tensor, CompressedPlaces], Tensor]
@@ -24,24 +25,33 @@ Module = Callable[[Tensor, CompressedPlaces], Tensor]
 
 @dataclass(frozen=True)
 class Decision:
-    """Which tokens run, and the probability that their outputs are multiplied by (0 where they do not)."""
+    """Which tokens run, and the probability that their outputs are multiplied by (0 where they do not).
+
+    presence: how much a token counts for the others that run, where that is not 1.
+    """
 
     active: Bool[Tensor, "batch seq"]
     confidence: Float[Tensor, "batch seq 1"]
+    presence: Float[Tensor, "batch seq 1"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class RouterOptions:
-    """How a router starts.
+    """How a router starts and learns. The defaults are the paper's.
 
     init_temperature_scale: the first temperature is this times √d_model; the paper's runs have .3 to 1.
-    warmup: in so many training passes every token runs, with the probability of `run` as its weight, so that
-    no layer goes silent before it has learnt anything (ours; 0 is the paper).
-    Raises: ValueError for a scale that is not above 0 or a warm-up below 0.
+    warmup: in so many training passes every token runs and counts by its probability of `run`, for its own
+    output and, in attention, as a key for others: a smooth form of what follows. It keeps a layer from going
+    silent before it has learnt anything, and it is all that tells a router who is needed as a key: later a
+    token's gradient is that of its own output alone. centred, gradient_floor: see `RouterLogits`; the floor
+    is in the loss's units a logit, .001 that of an attention worth about .01 nats. These three are ours.
+    Raises: ValueError for a scale that is not above 0, or a warm-up or floor below 0.
     """
 
     init_temperature_scale: float = 1.0
     warmup: int = 0
+    centred: bool = False
+    gradient_floor: float = 0.0
 
     def __post_init__(self) -> None:
         if not (self.init_temperature_scale > 0 and math.isfinite(self.init_temperature_scale)):
@@ -50,6 +60,8 @@ class RouterOptions:
             )
         if self.warmup < 0:
             raise ValueError(f"warmup={self.warmup} must not be below 0")
+        if not self.gradient_floor >= 0:
+            raise ValueError(f"gradient_floor={self.gradient_floor} must not be below 0")
 
 
 class Router(nn.Module):
@@ -68,6 +80,8 @@ class Router(nn.Module):
         self.warmup = options.warmup
         start = math.log(options.init_temperature_scale * math.sqrt(d_model))
         self.temperature = nn.Parameter(torch.tensor(start))
+        if options.gradient_floor:
+            self.parameter_hints = {"temperature": ParameterHint(adam_eps=options.gradient_floor)}
         self.register_buffer("warmup_passes", torch.zeros((), dtype=torch.int64))
         self.activity = math.nan
         """Share of the tokens (pads apart) that ran in the last pass."""
@@ -85,7 +99,8 @@ class Router(nn.Module):
         probability = torch.softmax(wide / self.temperature.exp(), -1)
         if self._is_warming_up():
             active = torch.ones_like(probability[..., 0], dtype=torch.bool) if mask is None else mask
-            return Decision(active, (probability[..., 1] * active).unsqueeze(-1))
+            weight = (probability[..., 1] * active).unsqueeze(-1)
+            return Decision(active, weight, weight)
         active = probability[..., 1] > probability[..., 0]
         if mask is not None:
             active = active & mask
@@ -121,13 +136,14 @@ class Router(nn.Module):
 def run_where_active(
     module: Module, x: Float[Tensor, "batch seq dim"], decision: Decision
 ) -> Float[Tensor, "batch seq dim_out"]:
-    """confidence · extract(module(compress(x))): 0 for tokens that are not active.
+    """extract(compress(confidence) · module(compress(x))): 0 for tokens that are not active.
 
     `module` must work on each token, or stand a sequence from which tokens are missing.
     """
     places = CompressedPlaces(decision.active)
-    out = places.extract(module(places.compress(x), places))
-    return out * decision.confidence.to(out.dtype)
+    out = module(places.compress(x), places)
+    # Weighed before it is spread out: both directions of the product then cost what the active tokens cost.
+    return places.extract(out * places.compress(decision.confidence).to(out.dtype))
 
 
 class SparseModularActivation(nn.Module):
