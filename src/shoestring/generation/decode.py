@@ -140,7 +140,8 @@ def stream(
         )
     cache = combined_cache(model, cache, selection, speculation, capacity=room)
     runner: Runner = (
-        group_runner(model, cache, room, selection=selection)
+        # Most groups hold two tokens or more; a cache that turns out too small grows.
+        group_runner(model, cache, len(ids) + -(-max_new_tokens // 2), selection=selection)
         if isinstance(model, Hamburger)
         else make_runner(model, cache, room, Activations(activation_bits), selection)
     )
