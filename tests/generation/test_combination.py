@@ -190,7 +190,7 @@ def test_a_cache_is_made_in_the_form_that_is_needed():
     roomy = combined_cache(model(), named_cache("tokens"), capacity=100)
     assert roomy.layers[0].table.columns["k"].data.shape[2] == 100
     for form in (None, named_cache("tokens")):
-        window = combined_cache(model(), form, named_selection("window", 8, sizes), capacity=100)
+        window = combined_cache(model(), form, named_selection("window", 8.0, sizes), capacity=100)
         assert window.layers[0].table.columns["k"].data.shape[2] == 0
 
 

@@ -176,6 +176,6 @@ def test_a_policy_that_does_not_fit_is_refused(decoder):
     with pytest.raises(ValueError, match="before after_prefill"):
         Evicting(ByRecency(), 3).after_step(cache)
     with pytest.raises(ValueError, match="activation_bits=32"):
-        generate(decoder, [1], selection=Evicting(ByRecency(), 3), activation_bits=8)
+        generate(decoder, [1], selection=Evicting(ByImportance(), 3), activation_bits=8)
     with pytest.raises(TypeError, match="selection needs a Decoder"):
         generate(make("llama"), [1], selection=Evicting(ByRecency(), 3))

@@ -86,7 +86,7 @@ def test_rows_of_recall_agree_with_the_arms():
         by_metric["recall loss, against the moving average alone"].baseline
         == train_arm(settings, EMA, 1).loss
     )
-    assert notes[-1].startswith("recall: 3 steps each, 2 of full attention; in the first 150 of")
+    assert notes[-1].startswith("recall: 3 steps each, 2 of full attention; in the first 400 of")
 
 
 def test_a_text_is_judged_on_its_last_tenth():

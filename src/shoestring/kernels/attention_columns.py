@@ -20,6 +20,7 @@ from shoestring.kernels.native import load_library
 from shoestring.notices import notice_fallback
 
 Tokens = Float[Tensor, "batch n heads dim"]
+Like = Float[Tensor, "_batch _n _heads _dim"]
 Result = tuple[Float[Tensor, "batch n heads dim"], Float[Tensor, "batch n"]]
 
 _SIZES = ("samples", "n", "heads", "dim", "threads", "q_row", "k_row", "v_row")
@@ -56,7 +57,7 @@ def _cost(q: Tensor, k: Tensor, v: Tensor, scale: float, present: Tensor | None 
 
 @states_cost(_cost)
 def attention_columns(
-    q: Tokens, k: Tokens, v: Tokens, scale: float, present: Bool[Tensor, "batch n"] | None = None
+    q: Tokens, k: Like, v: Like, scale: float, present: Bool[Tensor, "_batch _n"] | None = None
 ) -> Result:
     """(out, s). present: the tokens that are there, at least one a sample (None: all).
 

@@ -281,7 +281,7 @@ def test_generate_takes_it(decoder):
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda d: generate(d, [1], selection=SpAtten()), TypeError, "pass cache=SpAtten.cache"),
+        (lambda d: SpAtten().start(decoder_cache(d)), TypeError, "pass cache=SpAtten.cache"),
         (lambda d: SpAtten(protect_last=-1), ValueError, "protect_last=-1"),
         (
             lambda d: SpAtten(count_schedule([3, 3])).start(SpAtten.cache(d)),

@@ -87,7 +87,7 @@ def test_all_active_is_dense_attention_with_the_same_window():
     force(layer, 1)
     dense = made(router=None)
     dense.load_state_dict(
-        {n: p[2:] if n.startswith("gate") else p for n, p in layer.state_dict().items() if "router" not in n}
+        {n: p for n, p in layer.state_dict().items() if not n.startswith(("choose.", "router."))}
     )
     x = torch.randn(2, 19, D, dtype=torch.float64)
     confidence = torch.softmax(torch.tensor([0.0, 2.0]) / torch.tensor(0.3).exp(), 0)[1].double()
