@@ -9,6 +9,7 @@ from shoestring.errors import NoCompiler
 from shoestring.kernels import fft_convolution_compiled as compiled
 from shoestring.kernels.fft_convolution import fft_convolve, kernel_spectrum, naive_convolve
 from shoestring.notices import record_fallbacks
+from shoestring.yardstick.flops import CostCounter
 
 LAYOUTS = ("steps", "features", "neither")
 
@@ -182,3 +183,20 @@ def test_a_compiled_spectrum_is_for_the_cpu():
     spectrum = kernel_spectrum(numbers(0, 3, 8), 8)
     with pytest.raises(ValueError, match="u is on meta, the spectrum is for the CPU; make it anew there"):
         fft_convolve(torch.empty(3, 8, device="meta"), spectrum)
+
+
+def test_it_states_transforms_and_products():
+    u, kernel = numbers(0, 2, 3, 200).requires_grad_(), numbers(1, 4, 3, 200).requires_grad_()
+    n = compiled.period(399)
+    with CostCounter() as forward:
+        y = fft_convolve(u, kernel)
+    rows, kernels = 2 * 3, 4 * 3
+    assert forward.flops_by_operation["fft_convolution_forward"] == (
+        compiled.transform_flops(rows + kernels + 4 * rows, n) + 6 * (n // 2) * 4 * rows
+    )
+    with CostCounter() as backward:
+        y.backward(torch.ones_like(y))
+    assert backward.flops_by_operation["fft_convolution_backward"] == (
+        compiled.transform_flops(4 * rows + 2 * (rows + kernels), n) + 2 * 8 * (n // 2) * 4 * rows
+    )
+    assert forward.bytes >= u.nbytes + kernel.nbytes + y.nbytes

@@ -15,6 +15,7 @@ from shoestring.kernels.tier_codes import (
     scales_of_channels,
 )
 from shoestring.notices import record_fallbacks
+from shoestring.yardstick.flops import CostCounter
 
 LESSER = {"avx2": ("-mno-avx512f", "-O1"), "portable": ("-march=x86-64", "-O1")}
 
@@ -125,3 +126,15 @@ def test_tokens_that_are_not_there_are_refused():
     x, _ = drawn(6, 2, 20, 8, 20)
     with pytest.raises(IndexError, match="0 to 20 of 20 tokens"):
         encode_by_channel(x, torch.arange(21), 4)
+
+
+def test_the_cost_is_stated():
+    x, index = drawn(7, 2, 20, 8, 6)
+    with CostCounter() as cost:
+        c = scales_of_channels(x)
+        encode_by_channel(x, index, 4)
+        encode_by_token(x, index, c, 4)
+    flops = cost.flops_by_operation
+    assert flops["scales_of_channels"] == 20 * 16
+    assert flops["encode_by_channel"] == 3 * 6 * 16
+    assert flops["encode_by_token"] == 4 * 6 * 16

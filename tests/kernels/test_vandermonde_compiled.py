@@ -7,6 +7,7 @@ from shoestring.errors import NoCompiler
 from shoestring.kernels import vandermonde_compiled as compiled
 from shoestring.kernels.vandermonde import naive_vandermonde, real_vandermonde
 from shoestring.notices import record_fallbacks
+from shoestring.yardstick.flops import CostCounter
 
 
 def case(rows, features, n, seed, fastest=1.0):
@@ -78,3 +79,13 @@ def test_where_torch_answers_it_is_said(monkeypatch, why):
         found = real_vandermonde(*(exact if why == "type" else arguments), 20)
     assert said_of[why] in said[0]
     torch.testing.assert_close(found.double(), naive_vandermonde(*exact, 20), rtol=1e-4, atol=1e-5)
+
+
+def test_it_states_its_cost():
+    v, log_poles = case(2, 3, 5, 0)
+    with CostCounter() as cost:
+        taps = real_vandermonde(v, log_poles, 7)
+        taps.sum().backward()
+    terms = 2 * 3 * 5 * 7
+    assert cost.flops_by_operation["real_vandermonde"] == 3 * terms
+    assert cost.flops_by_operation["real_vandermonde_backward"] == 6 * terms

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from shoestring.errors import NoCompiler
+from shoestring.kernels.costs import count_cost
 from shoestring.kernels.native import load_library
 
 LANES = 16
@@ -93,10 +94,17 @@ def compiled_spectrum(kernel: Float[Tensor, "copies channels lags"], n: int) -> 
         copies=copies, channels=channels, lags=lags, threads=torch.get_num_threads(),
         transform=_tables(transform), kernel=kernel.data_ptr(),
     )  # fmt: skip
-    library(kernel.dtype).fft_convolution_spectrum(
-        ctypes.byref(arguments), ctypes.c_void_p(values.data_ptr())
-    )
+    flops = transform_flops(copies * channels, n)
+    with count_cost("fft_convolution_spectrum", flops=flops, bytes=kernel.nbytes + values.nbytes):
+        library(kernel.dtype).fft_convolution_spectrum(
+            ctypes.byref(arguments), ctypes.c_void_p(values.data_ptr())
+        )
     return values
+
+
+def transform_flops(rows: int, n: int) -> int:
+    """Of so many transforms of n real numbers, as those of torch are counted."""
+    return round(rows * 2.5 * n * math.log2(n))
 
 
 class _Convolution(torch.autograd.Function):
@@ -215,8 +223,22 @@ class _Call:
             numbers += (self.copies + 1) * LANES * (-(-u.shape[-1] // LANES) + 1) * LANES
         room = u.new_empty(arguments.threads, numbers)
         arguments.room_numbers, arguments.room = numbers, room.data_ptr()
-        getattr(library(u.dtype), f"fft_convolution_{direction}")(ctypes.byref(arguments))
+        read = sum(part.nbytes for part in self._alive[:-1] if part is not None and part is not u)
+        moved = read + sum(part.nbytes for part in tensors.values() if part is not None)
+        with count_cost(f"fft_convolution_{direction}", flops=self._flops(tensors), bytes=moved):
+            getattr(library(u.dtype), f"fft_convolution_{direction}")(ctypes.byref(arguments))
         return bool(arguments.is_bad)
+
+    def _flops(self, tensors: dict[str, Tensor | None]) -> int:
+        """Transforms there and back, and a complex product for every two numbers of a spectrum."""
+        (batch, channels, _), n = self._alive[0].shape, 2 * self._alive[-1].points
+        rows, kernels = batch * channels, self.copies * channels
+        of_kernel = 0 if self._alive[2] is not None else kernels
+        if "y" in tensors:
+            return transform_flops(rows * (1 + self.copies) + of_kernel, n) + 3 * n * rows * self.copies
+        to_u, to_kernel = (tensors[name] is not None for name in ("to_u", "to_kernel"))
+        transforms = rows * self.copies + to_u * (of_kernel + rows) + to_kernel * (rows + kernels)
+        return transform_flops(transforms, n) + (to_u + to_kernel) * 4 * n * rows * self.copies
 
 
 def _is_by_step(x: Tensor) -> bool:

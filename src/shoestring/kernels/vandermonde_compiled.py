@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from shoestring.errors import NoCompiler
+from shoestring.kernels.costs import count_cost
 from shoestring.kernels.native import load_library
 
 MOST_STATES = 128
@@ -47,7 +48,10 @@ class _Sums(torch.autograd.Function):
         coefficients, log_poles = coefficients.contiguous(), log_poles.contiguous()
         ctx.save_for_backward(coefficients, log_poles)
         taps = coefficients.new_empty(*coefficients.shape[:-1], length)
-        library().real_vandermonde_forward(_arguments(coefficients, log_poles, length, taps=taps))
+        moved = coefficients.nbytes + log_poles.nbytes + taps.nbytes
+        # A power and a multiply-add for every term.
+        with count_cost("real_vandermonde", flops=3 * coefficients.numel() * length, bytes=moved):
+            library().real_vandermonde_forward(_arguments(coefficients, log_poles, length, taps=taps))
         return taps
 
     @staticmethod
@@ -59,7 +63,10 @@ class _Sums(torch.autograd.Function):
             "to_coefficients": torch.empty_like(coefficients),
             "to_log_poles": torch.empty_like(log_poles),
         }
-        library().real_vandermonde_backward(_arguments(coefficients, log_poles, grad.shape[-1], **parts))
+        terms = coefficients.numel() * grad.shape[-1]
+        moved = 2 * (coefficients.nbytes + log_poles.nbytes) + grad.nbytes
+        with count_cost("real_vandermonde_backward", flops=6 * terms, bytes=moved):
+            library().real_vandermonde_backward(_arguments(coefficients, log_poles, grad.shape[-1], **parts))
         return parts["to_coefficients"], parts["to_log_poles"], None
 
 

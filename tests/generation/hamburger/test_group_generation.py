@@ -21,6 +21,7 @@ from shoestring.generation.hamburger import (
 from shoestring.generation.sampling import Sampling
 from shoestring.generation.spatten import StartRecentImportant
 from shoestring.generation.speculation import Target
+from shoestring.models.decoder_step import Want
 from shoestring.models.protocols import CacheCannot
 from shoestring.notices import record_fallbacks
 from shoestring.training.hamburger_training import naive_teacher_forced
@@ -77,7 +78,8 @@ def test_groups_of_one_write_the_base_s_text(runner_class):
 def test_the_first_token_of_a_group_has_the_base_s_logits():
     model, runner = tiny_hamburger(), GroupRunner(tiny_hamburger())
     logits = runner.feed(torch.tensor([PROMPT]))
-    assert torch.equal(logits, model.base(torch.tensor([PROMPT])).logits[:, -1])
+    expected = model.base(torch.tensor([PROMPT]), want=Want(logits="last")).logits[:, -1]
+    assert torch.equal(logits, expected)
 
 
 @pytest.mark.parametrize("runner_class", RUNNERS)
