@@ -35,6 +35,13 @@ class Contestant:
     def is_ours(self) -> bool:
         return self.kind is None
 
+    @property
+    def colour(self) -> str:
+        """What has a colour of its own in a picture: a kind, or one of ours that no package offers."""
+        if self.kind is not None:
+            return self.kind
+        return self.name if self.rivals[0] == "attention" else self.rivals[0]
+
 
 def s4(length: int) -> nn.Module:
     from shoestring.layers.state_space.s4 import S4

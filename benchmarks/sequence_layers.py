@@ -18,6 +18,7 @@ import json
 import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -159,22 +160,40 @@ def judge(everyone: tuple[Contestant, ...], results: dict[str, Any]) -> list[tup
 
 
 def picture(everyone: tuple[Contestant, ...], results: dict[str, Any], path: Path) -> None:
-    """Both curves of every layer, ours drawn through, peers dashed, on one page."""
+    """Both curves of every layer on one page: a colour for each kind, ours drawn through, peers dashed."""
+    from plotly.colors import qualitative
     from plotly.subplots import make_subplots
 
     figure = make_subplots(cols=2, rows=1, subplot_titles=("seconds of a step", "peak MiB of a step"))
+    kinds = list(dict.fromkeys(contestant.colour for contestant in everyone))
+    drawn: Counter[str] = Counter()
     for contestant in everyone:
         curve = [(int(n), r["points"][contestant.name]) for n, r in results.items()
                  if contestant.name in r["points"]]  # fmt: skip
-        line = {"dash": "solid" if contestant.is_ours else "dash"}
+        if not curve:
+            continue
+        colour = qualitative.Dark24[kinds.index(contestant.colour)]
+        dash = "solid" if contestant.is_ours else ("dash", "dot", "dashdot")[drawn[contestant.colour] % 3]
+        drawn[contestant.colour] += not contestant.is_ours
         columns = ([p["seconds"] for _, p in curve], [p["peak_bytes"] / 2**20 for _, p in curve])
         for column, values in enumerate(columns, start=1):
             figure.add_scatter(
-                x=[length for length, _ in curve], y=values, name=contestant.name, line=line,
+                x=[length for length, _ in curve], y=values, name=contestant.name,
+                line={"dash": dash, "color": colour, "width": 3 if contestant.is_ours else 1.5},
                 legendgroup=contestant.name, showlegend=column == 1, row=1, col=column,
             )  # fmt: skip
-    figure.update_xaxes(type="log", title="tokens").update_yaxes(type="log")
-    figure.write_html(path, include_plotlyjs=True)
+    lengths = [int(n) for n in results]
+    figure.update_xaxes(
+        type="log", title="tokens", tickvals=lengths, ticktext=[f"{n // 1024}k" for n in lengths]
+    )
+    figure.update_yaxes(type="log", dtick=1)
+    figure.update_layout(
+        template="plotly_white",
+        height=560,
+        legend={"tracegroupgap": 0},
+        margin={"t": 40, "b": 10, "l": 50, "r": 10},
+    )
+    figure.write_html(path, include_plotlyjs=True, config={"displayModeBar": False})
 
 
 def main() -> int:
