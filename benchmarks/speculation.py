@@ -23,7 +23,6 @@ from shoestring.generation.speculation.draft_length import FixedLength
 from shoestring.generation.speculation.glide import Glide
 from shoestring.generation.speculation.prompt_lookup import PromptLookup
 from shoestring.models.built_in import built_in_file
-from shoestring.models.built_in_drafts import built_in_draft
 from shoestring.models.glide_checkpoint import load_glide
 from shoestring.models.load import load_decoder, load_tokenizer
 
@@ -112,18 +111,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--activation-bits", type=int, default=8, choices=(8, 32))
     parser.add_argument("--float32", action="store_true", help="weights in float32, not as the file has them")
-    parser.add_argument("--draft", type=Path, help="a trained draft layer instead of the built-in one")
+    parser.add_argument(
+        "--draft", type=Path, help="a trained draft layer (`shoestring train longspec-draft`)"
+    )
     parser.add_argument("--work", choices=("copy", "free"), help="one of the two only")
     parser.add_argument("--transformers", action="store_true")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     file = built_in_file("smollm2-135m")
     model, tokenizer = load_decoder(file, packed=not given.float32), load_tokenizer(file)
-    draft = load_glide(given.draft, model) if given.draft else built_in_draft("smollm2-135m", model)
-    ways = {
-        **ARMS, "draft layer, measured lengths": Glide(draft),
-        "draft layer, always 3": Glide(draft, length=FixedLength()),
-    }  # fmt: skip
+    ways = dict(ARMS)
+    if given.draft:
+        draft = load_glide(given.draft, model)
+        ways["draft layer, measured lengths"] = Glide(draft)
+        ways["draft layer, always 3"] = Glide(draft, length=FixedLength())
     arms = {name: ours(model, s, given.tokens, given.activation_bits) for name, s in ways.items()}
     room = 2 * given.context + given.tokens
     for name, lookup in (("llama.cpp", False), ("llama.cpp, prompt lookup", True)):

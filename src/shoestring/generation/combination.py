@@ -54,8 +54,8 @@ def combined_cache(
         _check_selection(model, form, selection)
     elif isinstance(form, TierFormat):
         raise ValueError(
-            f"cache={form} compresses what a selection sorts, and there is none; add selection=ZipVL(), or "
-            "use a TokenCacheFormat."
+            f"cache={form} compresses what a selection sorts, and there is none; add selection=ZipVL() "
+            "(--select zipvl), or use a TokenCacheFormat (--cache tokens)."
         )
     if speculation is not None:
         _check_speculation(model, cache, selection, speculation)
@@ -104,8 +104,8 @@ def _check_speculation(
         name = type(selection).__name__
         reason = _ALONE.get(type(selection), "it does not say that it takes drafts")
         raise ValueError(
-            f"{name} does not go with {draft}: {reason}; leave one of them out, or select with Evicting, "
-            "StartRecentImportant or ZipVL."
+            f"{name} does not go with {draft}: {reason}; leave one of them out, or select with Evicting "
+            "(--select window or h2o), StartRecentImportant or ZipVL."
         )
     if not isinstance(speculation, Glide):
         return

@@ -9,9 +9,8 @@ from torch import Tensor
 from shoestring.errors import NoCompiler
 from shoestring.generation.compiled_runner import by_layer, unfit_cache
 from shoestring.generation.decoder_runner import DecoderRunner
-from shoestring.generation.hybrid_cache import HybridCache
 from shoestring.generation.slot_cache import POS, SlotCache
-from shoestring.generation.step_cache import StepCache
+from shoestring.generation.step_cache import StepCache, StorageWatch
 from shoestring.generation.token_cache import grid_column
 from shoestring.kernels.cached_attention import StoredRows
 from shoestring.kernels.decode_batch import BatchSequence
@@ -43,7 +42,7 @@ class CompiledBatchRunner(DecoderRunner):
         self.compiled = CompiledBatch(model)
         super().__init__(model, cache)
         self._packed = any(isinstance(module, PackedLinear) for module in model.modules())
-        self._storage: list[Tensor] = []
+        self._storage = StorageWatch(cache)
 
     def feed(self, ids: Int[Tensor, "batch n"]) -> Float[Tensor, "batch vocab"]:
         """Append tokens to every sequence; the logits of the tokens that follow, float32 from the step.
@@ -75,14 +74,11 @@ class CompiledBatchRunner(DecoderRunner):
         )
 
     def _follow_storage(self) -> None:
-        storage = self.cache.storage()
-        states = self.cache.own_states() if isinstance(self.cache, HybridCache) else {}
-        held = [columns["k"] for columns in storage] + [state["ssm"] for state in states.values()]
-        if len(self._storage) == len(held) and all(a is b for a, b in zip(self._storage, held, strict=True)):
-            return
-        head_dim = self.model.cfg.head_dim
-        self.compiled.use_blocks(by_layer(self.cache, [_blocks(c, head_dim) for c in storage], states))
-        self._storage = held
+        if self._storage.moved():
+            head_dim = self.model.cfg.head_dim
+            self.compiled.use_blocks(
+                by_layer(self.cache, [_blocks(part, head_dim) for part in self.cache.storage()])
+            )
 
 
 def batch_runner(model: Decoder, cache: SlotCache) -> DecoderRunner:

@@ -16,7 +16,7 @@ from shoestring.generation.dense_cache import DenseCache, DenseStore
 from shoestring.generation.evicting_cache import CachePolicy
 from shoestring.generation.hybrid_cache import HybridCache
 from shoestring.generation.slot_cache import POS
-from shoestring.generation.step_cache import StepCache
+from shoestring.generation.step_cache import StepCache, StorageWatch
 from shoestring.generation.token_cache import TokenCache, TokenStore, grid_column
 from shoestring.kernels.decode_mamba import LayerState
 from shoestring.kernels.decode_step import MOST_TOKENS, LayerCache
@@ -24,7 +24,6 @@ from shoestring.kernels.dense_linear import STORAGE_KINDS
 from shoestring.kernels.grouped_linear import Activations
 from shoestring.layers.packed_linear import PackedLinear
 from shoestring.layers.row_sparse_linear import row_sparse_layers
-from shoestring.layers.state import State
 from shoestring.models.compiled_decoder import CannotCompile, CompiledDecoder, KernelOf
 from shoestring.models.decoder import Decoder
 from shoestring.notices import notice_fallback
@@ -71,7 +70,7 @@ class CompiledRunner(DecoderRunner):
         self._windowed = any(window is not None for window in model.cfg.windows)
         if reason := unfit_cache(cache):
             raise TypeError(f"the compiled step cannot use this cache: {reason}.")
-        self._storage: list[Tensor] = []
+        self._storage = StorageWatch(cache)
         # A state cannot be given back; only codes can turn out not to hold what they should.
         columns = cache.storage()[0] if cache.storage() else {}
         self._marks = isinstance(cache, HybridCache) and any(grid_column(part) in columns for part in "kv")
@@ -124,18 +123,13 @@ class CompiledRunner(DecoderRunner):
             raise
 
     def _follow_storage(self) -> None:
-        storage = self.cache.storage()
-        states = self.cache.own_states() if isinstance(self.cache, HybridCache) else {}
-        held = [columns["k"] for columns in storage] + [state["ssm"] for state in states.values()]
-        if len(self._storage) == len(held) and all(a is b for a, b in zip(self._storage, held, strict=True)):
-            return
-        self.compiled.use(by_layer(self.cache, [layer_cache(columns) for columns in storage], states))
-        self._storage = held
+        if self._storage.moved():
+            self.compiled.use(by_layer(self.cache, [layer_cache(part) for part in self.cache.storage()]))
 
 
-def by_layer(cache: StepCache, kept: Sequence[Kept], states: Mapping[int, State]) -> list[Kept | LayerState]:
+def by_layer(cache: StepCache, kept: Sequence[Kept]) -> list[Kept | LayerState]:
     """Of every layer what it keeps: its state, else the next of what layers with attention keep."""
-    keys = iter(kept)
+    keys, states = iter(kept), cache.own_states()
     return [
         LayerState(states[layer]["conv"], states[layer]["ssm"]) if layer in states else next(keys)
         for layer in range(cache.n_layers)

@@ -1,9 +1,12 @@
 """What the compiled decode step asks of a cache that it reads and writes by itself."""
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from shoestring.generation.slot_cache import TOKENS, LayerStore, SlotCache
 from shoestring.generation.slot_table import SlotTable
+from shoestring.layers.state import State
 
 
 class ColumnStore:
@@ -51,23 +54,18 @@ class StepCache(SlotCache):
 
     def alike_slots(self) -> int | None:
         """The slots of every layer of one sequence, where each holds equally many, in the order of their
-        positions, in one row for all heads, and nothing else is kept beside keys and values; else None."""
+        positions, in one row for all heads, and nothing else is kept beside keys and values but how many
+        tokens a slot stands for; else None."""
         return self._uniform_slots() if self.batch == 1 else None
 
     def _uniform_slots(self) -> int | None:
         tables = [layer.table for layer in self.step_layers]
-        slots, columns = tables[0].uniform if tables else int(self.next_pos[0]), len(self._columns())
+        # How many tokens a slot stands for is written by `claim`, other columns are not.
+        slots, known = tables[0].uniform if tables else int(self.next_pos[0]), {*self._columns(), TOKENS}
         plain = all(
-            table.uniform == slots and table.rows == 1 and len(table.columns) == columns for table in tables
+            table.uniform == slots and table.rows == 1 and known.issuperset(table.columns) for table in tables
         )
         return slots if plain and not self.permuted else None
-
-    def filled_slots(self) -> int | None:
-        """The slots of every layer, where all of one sequence's layers and heads hold as many, at whatever
-        positions; None where they differ."""
-        slots = self.step_layers[0].table.uniform
-        same = all(layer.table.uniform == slots and layer.table.rows == 1 for layer in self.step_layers)
-        return slots if same and self.batch == 1 else None
 
     def claim(self, n: int, skipped: int = 0) -> None:
         """Count `n` more slots as filled, and as many positions and those `skipped` before them: the caller
@@ -90,6 +88,10 @@ class StepCache(SlotCache):
         names = self._columns()
         return [{name: layer.table.columns[name].data for name in names} for layer in self.step_layers]
 
+    def own_states(self) -> Mapping[int, State]:
+        """The states that layers keep instead of keys and values, by layer, free to be written."""
+        return {}
+
     def count_reads(self) -> None:
         """Note in `traffic` that all keys and values of all layers are read once."""
         for layer in self.step_layers:
@@ -101,3 +103,20 @@ class StepCache(SlotCache):
         first = self.step_layers[0]
         assert isinstance(first, ColumnStore)
         return first.columns
+
+
+class StorageWatch:
+    """Notices when what a cache holds has moved, as it does when it grows: who was told where it is must be
+    told again."""
+
+    def __init__(self, cache: StepCache) -> None:
+        self._cache = cache
+        self._held: list[Tensor] = []
+
+    def moved(self) -> bool:
+        """Whether it has since the last call; True at the first one."""
+        states = self._cache.own_states().values()
+        held = [columns["k"] for columns in self._cache.storage()] + [state["ssm"] for state in states]
+        same = len(held) == len(self._held) and all(a is b for a, b in zip(held, self._held, strict=True))
+        self._held = held
+        return not same or not held

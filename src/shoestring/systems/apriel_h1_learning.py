@@ -4,7 +4,7 @@ Stages need not pay here. Of 5 of 6 layers only the one that stays is to be chos
 already names the best (seeds 2 and 3: keeping another costs 0.04 to 0.17 nats after 28 steps), so probes have
 nothing to mend; and a mixer that comes in a later stage has fewer steps. Stages of equal length, each with a
 rate that falls to 0, ended 0.015 to 0.042 nats behind at once; two short stages at the full rate and a long
-last one end 0.001 to 0.010 behind, about what a seed changes.
+last one end 0.001 to 0.010 behind.
 """
 
 from collections.abc import Sequence

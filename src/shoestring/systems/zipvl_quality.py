@@ -1,9 +1,9 @@
 """What ZipVL does to answers hidden in a prompt and to text decoded behind one, beside its controls.
 
-What costs answers is that rows outside give 0, not that keys outside are left out: on prompts of other seeds,
-dense attention of the important rows over all keys answers as badly, and attention of all rows over the
-important keys much better. So damaged, an adaptive and a fixed ratio are hard to tell apart: the rows of
-answers carry the interval of the paired difference.
+What costs answers seems to be that rows outside give 0, not that keys outside are left out: on four prompts
+of another seed the important rows answered as badly when they saw all keys, and all rows over the important
+keys better (mean log-probability -2.82, -2.87 and -1.45; dense -0.18). Rows of answers carry the interval of
+the paired difference.
 """
 
 from collections.abc import Callable, Sequence

@@ -145,7 +145,7 @@ SMALL_MODELS = {
         ),
         SmallModel(
             "longspec-draft",
-            "a layer that drafts for SmolLM2-135M, on text that it writes itself; half an hour of one core",
+            "a layer that drafts for SmolLM2-135M, on text that it writes itself; about an hour of one core",
             TrainingPlan(
                 768,
                 1e-3,

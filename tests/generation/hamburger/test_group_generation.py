@@ -288,7 +288,7 @@ def test_claimed_slots_stand_for_one_token_until_it_is_noted():
     cache.give_back(1)
     cache.claim(1, skipped=2)
     assert cache.slot_tokens(0)[0, 0].tolist() == [1, 1, 1]
-    assert cache.filled_slots() == 3
+    assert cache.alike_slots() == 3
     assert cache.next_pos.tolist() == [5]
     cache.note_tokens(3)
     assert cache.slot_tokens(1)[0, 0].tolist() == [1, 1, 3]

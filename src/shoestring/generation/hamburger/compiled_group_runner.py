@@ -16,7 +16,7 @@ from shoestring.generation.compiled_runner import layer_cache, unfit_cache
 from shoestring.generation.evicting_cache import CachePolicy
 from shoestring.generation.hamburger.group_runner import GroupRunner
 from shoestring.generation.hamburger.small_arrays import ArrayMerge, ArrayStop
-from shoestring.generation.step_cache import StepCache
+from shoestring.generation.step_cache import StepCache, StorageWatch
 from shoestring.kernels.decode_step import MOST_TOKENS
 from shoestring.kernels.dense_linear import STORAGE_KINDS, dense_linear
 from shoestring.kernels.linear_kernel import LinearKernel
@@ -49,7 +49,7 @@ class CompiledGroupRunner(GroupRunner):
         features = (*model.options.features[:-1], model.cfg.num_hidden_layers)
         self._taps = self._base.step.set_taps(features)
         self._micro.use([layer_cache(columns) for columns in self._micro_cache.storage()])
-        self._storage: list[Tensor] = []
+        self._storage = StorageWatch(self.cache)
         self._rows: Tensor | None = None
         self._places = 0
 
@@ -101,7 +101,7 @@ class CompiledGroupRunner(GroupRunner):
 
     def _call(self, x: Float[Tensor, "n hidden"], skipped: int) -> Float[Tensor, "1 vocab"]:
         """x goes to the next slots, and to positions `skipped` behind the next one."""
-        cache, start = self.cache, self.cache.filled_slots()
+        cache, start = self.cache, self.cache.alike_slots()
         if start is None:
             raise CacheCannot(
                 "be read by the compiled step", "layers or heads hold different slots; use a GroupRunner"
@@ -116,12 +116,8 @@ class CompiledGroupRunner(GroupRunner):
         return self._rows[:, : self._vocab]
 
     def _follow_storage(self) -> None:
-        storage = self.cache.storage()
-        keys = [columns["k"] for columns in storage]
-        if len(self._storage) == len(keys) and all(a is b for a, b in zip(self._storage, keys, strict=True)):
-            return
-        self._base.use([layer_cache(columns) for columns in storage])
-        self._storage = keys
+        if self._storage.moved():
+            self._base.use([layer_cache(columns) for columns in self.cache.storage()])
 
 
 def group_runner(
