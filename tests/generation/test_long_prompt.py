@@ -40,17 +40,22 @@ def peak_beside_weights(model, form, selection):
     return memory.peak_bytes - tensor_bytes(model)
 
 
+@pytest.fixture(scope="module")
+def dense_peak(model):
+    """Of a cache that holds everything in the model's bfloat16."""
+    return peak_beside_weights(model, named_cache("dense"), None)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("form", "select"), [(("tokens", (8, 4)), None), (("groups", (2, 2)), None), (("dense", None), "window")]
 )
-def test_a_share_of_the_prompt_takes_its_share_of_the_budget(model, form, select):
+def test_a_share_of_the_prompt_takes_its_share_of_the_budget(model, dense_peak, form, select):
     """What grows with the prompt stays under its share of what 1 GiB leaves beside the weights."""
     sizes = Sizes(30, TOKENS, TOKENS + NEW)
-    selection = named_selection(select, None if select is None else 128, sizes)
+    selection = named_selection(select, None if select is None else 128.0, sizes)
     lean = peak_beside_weights(model, named_cache(*form), selection)
-    dense = 2 * 30 * 3 * 64 * (TOKENS + NEW) * 4
     # Beside the cache a chunk's own tensors live, which a longer prompt has no more of.
     chunk = CHUNK * (3 * 1536 + 8 * 576) * 2 + 49_152 * 4
     assert lean < (GIB - tensor_bytes(model)) * SHARE + chunk
-    assert lean < 0.55 * dense
+    assert lean < 0.7 * dense_peak
