@@ -72,6 +72,43 @@ def test_numbers_of_every_type_in_heads_of_every_size(kind, dim, kv_heads, group
 
 
 @given(
+    kind=st.sampled_from([*PLAIN, 8, 4, 2]),
+    dim=st.sampled_from([16, 48, 64, 128]),
+    kv_heads=st.integers(1, 3),
+    group=st.integers(1, 9),
+    tokens=st.one_of(st.integers(9, 70), st.integers(200, 260)),
+    start=st.integers(0, 150),
+    window=st.one_of(st.none(), st.integers(1, 200)),
+    seed=st.integers(0, 99),
+)
+def test_rounded_prompts_are_as_near_as_bfloat16_is(kind, dim, kv_heads, group, tokens, start, window, seed):
+    if isinstance(kind, int):
+        dim = 64 if dim < 64 else dim
+    keys, values = (stored(kind, kv_heads, start + tokens + 3, dim, seed + i) for i in (1, 2))
+    q = noise(tokens, kv_heads * group, dim, seed=seed)
+    scale = dim**-0.5
+    expected = naive_cached_attention(q, keys, values, start, scale, window)
+    found = cached_attention(q, keys, values, start, scale, window, rounded=True)
+    # Of q, k, the weights and v each to half a unit in the eighth bit; scores are sums of dim products.
+    spread = values.numbers()[:, : start + tokens].abs().max()
+    score = 2**-7 * scale * (q.abs().sum(-1).max() * keys.numbers()[:, : start + tokens].abs().max())
+    assert (found - expected).abs().max() <= (2 * score + 2**-7) * spread
+    together = (found - expected).norm() / expected.norm()
+    assert together <= 0.02
+    one = cached_attention(q, keys, values, start, scale, window, threads=1, rounded=True)
+    assert torch.equal(found, one)
+
+
+def test_a_rounded_prompt_does_not_look_behind_what_is_cached():
+    keys, values = (stored(torch.float32, 2, 300, 64, seed) for seed in (1, 2))
+    q = noise(203, 4, 64)
+    expected = cached_attention(q, keys, values, 7, 0.125, rounded=True)
+    for rows in (keys, values):
+        rows.rows[:, 210:] = torch.nan
+    assert torch.equal(cached_attention(q, keys, values, 7, 0.125, rounded=True), expected)
+
+
+@given(
     widths=st.sampled_from(list(itertools.product(WIDTHS, WIDTHS))),
     dim=st.sampled_from([64, 128, 192]),
     kv_heads=st.integers(1, 3),

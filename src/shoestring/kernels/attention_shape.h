@@ -15,6 +15,7 @@ typedef struct {
     const int32_t *blocks;                                    /* NULL: block 0 holds all slots */
     float scale;
     cache_rows keys, values;
+    int64_t rounded; /* whether a prompt may round what it multiplies to bfloat16 */
 } attention_shape;
 
 /* Slots of one head that are neighbours in memory: the row of the first, and how many they are. */

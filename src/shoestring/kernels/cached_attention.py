@@ -42,6 +42,7 @@ class AttentionShape(ctypes.Structure):
         ("scale", ctypes.c_float),
         ("keys", CacheRows),
         ("values", CacheRows),
+        ("rounded", ctypes.c_int64),
     )
 
 
@@ -143,7 +144,8 @@ class CachedAttention:
     """Attention over the caches of some layers, one after the other in one call, as in a decode step.
 
     layers: keys and values of each, all of the same sizes. window: how many positions a token sees, itself
-    included; None: all.
+    included; None: all. rounded: many tokens at once may round what they multiply to bfloat16, as they do on a
+    processor with matrix tiles.
 
     Raises: ValueError where sizes do not go together.
     """
@@ -154,6 +156,7 @@ class CachedAttention:
         heads: int,
         scale: float,
         window: int | None = None,
+        rounded: bool = False,
     ) -> None:
         if not layers or (window is not None and window < 1):
             raise ValueError(f"{len(layers)} layers, window={window}: both must be 1 or more.")
@@ -172,7 +175,7 @@ class CachedAttention:
         for shape, (keys, values) in zip(self._shapes, layers, strict=True):
             shape.heads, shape.kv_heads, shape.head_dim = heads, kv_heads, first.head_dim
             shape.window, shape.capacity, shape.scale = window or 0, self.capacity, scale
-            shape.keys, shape.values = keys.struct, values.struct
+            shape.keys, shape.values, shape.rounded = keys.struct, values.struct, int(rounded)
 
     @property
     def token_bytes(self) -> int:
@@ -216,9 +219,10 @@ def cached_attention(
     scale: float,
     window: int | None = None,
     threads: int | None = None,
+    rounded: bool = False,
 ) -> Float[Tensor, "tokens heads dim"]:
     """`CachedAttention` of one layer, once. Raises: as it does."""
-    return CachedAttention([(keys, values)], q.shape[1], scale, window)(q[None], start, threads)[0]
+    return CachedAttention([(keys, values)], q.shape[1], scale, window, rounded)(q[None], start, threads)[0]
 
 
 def naive_cached_attention(

@@ -39,7 +39,7 @@ INLINE attention_shape sequence_shape(const batch *b, int64_t layer, const batch
     const paged_layer *paged = b->memory->layers + layer;
     return (attention_shape){m->heads, m->kv_heads, m->head_dim, sequence->tokens, sequence->start,
                              m->layers[layer].window, b->memory->slots, sequence->blocks, m->scale, paged->keys,
-                             paged->values};
+                             paged->values, m->rounded};
 }
 
 /* Norm and rotation of this thread's heads; keys and values go to their blocks. */

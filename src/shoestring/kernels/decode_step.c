@@ -41,6 +41,7 @@ typedef struct {
     int64_t shift; /* of `decode_step`: by how much positions run ahead of slots, whose tokens were evicted */
     const uint8_t *tapped; /* (n_layers + 1) after which layers, and after the final norm, the last row is copied */
     float *taps;           /* (those marked, hidden); both NULL where none is */
+    int64_t rounded;       /* whether attention of prompts may round what it multiplies to bfloat16 */
 } decode_model;
 
 /* What one call works on. The first block is shared, the second belongs to one thread. */
@@ -286,7 +287,7 @@ static void attention_block(const decode_model *m, const decode_layer *layer, co
                             const own_room *own, const row_share *share, int64_t start,
                             team_barrier *barrier) {
     attention_shape shape = {m->heads, m->kv_heads, m->head_dim, share->tokens, start, layer->window, layer->capacity,
-                             NULL, m->scale, layer->keys, layer->values};
+                             NULL, m->scale, layer->keys, layer->values, m->rounded};
     project_rows(m, layer, room, own, share, barrier);
     place_heads(m, layer, room, share->tokens, start, share->thread, share->n_threads);
     meet(barrier);

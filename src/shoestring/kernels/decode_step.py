@@ -127,19 +127,22 @@ class _Model(ctypes.Structure):
         ("shift", ctypes.c_int64),
         ("tapped", ctypes.c_void_p),
         ("taps", ctypes.c_void_p),
+        ("rounded", ctypes.c_int64),
     )  # fmt: skip
 
 
 class DecodeStep:
     """A decoder as one function of (embeddings, cache) -> logits, up to `PROMPT_TOKENS` tokens a call.
 
-    final_norm: None where what the last layer gives goes to the head as it is.
+    final_norm: None where what the last layer gives goes to the head as it is. rounded: attention of prompts
+    may round what it multiplies to bfloat16, as it does on a processor with matrix tiles.
     Raises: ValueError where a kernel's sizes are not those of `shape`; NoCompiler.
     """
 
     def __init__(
-        self, shape: StepShape, layers: Sequence[StepLayer], final_norm: Tensor | None, head: LinearKernel
-    ) -> None:
+        self, shape: StepShape, layers: Sequence[StepLayer], final_norm: Tensor | None, head: LinearKernel,
+        rounded: bool = False,
+    ) -> None:  # fmt: skip
         _check(shape, layers, head)
         self.shape, self._library = shape, _library()
         self._alive = (tuple(layers), final_norm, head)
@@ -159,7 +162,7 @@ class DecodeStep:
             shape.hidden_size, shape.intermediate_size, shape.num_attention_heads, shape.num_key_value_heads,
             shape.head_dim, len(layers), int(shape.gelu), shape.rms_norm_eps, shape.scale,
             ctypes.addressof(self._layers),
-            None if final_norm is None else final_norm.data_ptr(), head.address,
+            None if final_norm is None else final_norm.data_ptr(), head.address, rounded=int(rounded),
         )  # fmt: skip
         self.weight_bytes = head.nbytes + sum(layer.nbytes for layer in layers)
         self._room = aligned_room(0)

@@ -7,7 +7,7 @@
 #ifndef SHOESTRING_GROUPED_TILES_H
 #define SHOESTRING_GROUPED_TILES_H
 
-#include "matrix_tiles.h"
+#include "half_operands.h"
 
 #if HAS_MATRIX_TILES
 
@@ -156,13 +156,6 @@ static int64_t half_weight_bytes(const grouping *g) {
     return half_pieces(g) * PAIR * PIECE_PAIRS * (int64_t)sizeof(bit_lanes);
 }
 
-INLINE half_lanes rounded_halves(lanes values) {
-    __m256bh halves = _mm512_cvtneps_pbh((__m512)values);
-    half_lanes result;
-    memcpy(&result, &halves, sizeof result);
-    return result;
-}
-
 /* (panels, pieces, TILE_ROWS, HALF_PIECE) */
 static void fill_half_tiles(const linear_kernel *self, const grouping *g, const float *x, int64_t rows,
                             char *prepared) {
@@ -175,18 +168,13 @@ static void fill_half_tiles(const linear_kernel *self, const grouping *g, const 
             for (int64_t i = 0; i < width; i += LANES, place += LANES) {
                 int64_t count = r >= rows || i >= g->block ? 0 : g->block - i < LANES ? g->block - i : LANES;
                 lanes values = count == LANES ? load_lanes(row + i) : count ? load_some(row, i, count, FLOAT32) : (lanes){0};
-                half_lanes halves = rounded_halves(values);
-                memcpy(to + place / HALF_PIECE * TILE_ROWS * HALF_PIECE + place % HALF_PIECE, &halves, sizeof halves);
+                bit_lanes halves = rounded_row(values, values);
+                memcpy(to + place / HALF_PIECE * TILE_ROWS * HALF_PIECE + place % HALF_PIECE, &halves, sizeof halves / 2);
             }
         if (last) memset(to + (pieces - 1) * TILE_ROWS * HALF_PIECE + last, 0, (size_t)(HALF_PIECE - last) * 2);
     }
 }
 
-/* A pair of weights for each output: the rounded first in the low half, the rounded second in the high one. */
-INLINE bit_lanes rounded_pair(lanes first, lanes second) {
-    bit_lanes low = __builtin_convertvector(rounded_halves(first), bit_lanes);
-    return low | __builtin_convertvector(rounded_halves(second), bit_lanes) << 16;
-}
 
 /* Weights of one tile as the stored form decodes to, rounded: (pieces, PAIR, PIECE_PAIRS) pairs of inputs; bits is a constant. */
 INLINE void unpack_rounded(const linear_kernel *self, const grouping *g, const code_planes *planes, int64_t tile,
@@ -201,7 +189,7 @@ INLINE void unpack_rounded(const linear_kernel *self, const grouping *g, const c
             unpack_quartet(planes, quartet, bits, quads);
             for (int j = 0; j < QUADS; j++)
                 for (int i = 0; i < 4; i += 2)
-                    pairs[2 * j + i / 2] = rounded_pair(fused(scale, code_floats(quads[j], i, bits, 0), shift),
+                    pairs[2 * j + i / 2] = rounded_pairs(fused(scale, code_floats(quads[j], i, bits, 0), shift),
                                                         fused(scale, code_floats(quads[j], i + 1, bits, 0), shift));
             pairs += ++count % 2 ? QUARTET / 2 : (PAIR - 1) * PIECE_PAIRS + QUARTET / 2;
         }

@@ -9,21 +9,16 @@
 #ifndef SHOESTRING_PROMPT_ATTENTION_H
 #define SHOESTRING_PROMPT_ATTENTION_H
 
-#include "attention_shape.h"
-#include "query_lanes.h"
-
-enum { TILE = 64 };
+#include "prompt_tiles.h"
 
 typedef struct {
     float *queries, *keys, *values, *weights, *sums; /* (n, QUERIES), 2 × (TILE, n), (TILE, QUERIES), (n, QUERIES) */
 } block_room;
 
-typedef struct {
-    int_lanes first[WIDE], last[WIDE]; /* slots that each query sees, both included */
-    lanes most[WIDE], total[WIDE];     /* of the scores so far: the largest, the sum of exponentials below it */
-} block_state;
-
-INLINE int64_t prompt_floats(int64_t n) { return 2 * (QUERIES + TILE) * n + TILE * QUERIES; }
+INLINE int64_t prompt_floats(int64_t n) {
+    int64_t floats = 2 * (QUERIES + TILE) * n + TILE * QUERIES, tiles = tile_floats(n);
+    return tiles > floats ? tiles : floats;
+}
 
 INLINE block_room cut_block(float *room, int64_t n) {
     float *keys = room + n * QUERIES, *values = keys + TILE * n, *weights = values + TILE * n;
@@ -77,21 +72,11 @@ static void load_tile(const attention_shape *shape, int64_t head, int64_t first,
 }
 
 /* Scores of a tile into weights and a running softmax; factor: by what earlier sums shrink. */
-INLINE void weigh_tile(float *scores, int64_t slots, int64_t first, int masked, block_state *state,
-                       lanes factor[WIDE]) {
+INLINE void weigh_tile(float *scores, int64_t slots, block_state *state, lanes factor[WIDE]) {
     lanes most[WIDE];
     for (int j = 0; j < WIDE; j++) most[j] = state->most[j];
     for (int64_t s = 0; s < slots; s++)
-        for (int j = 0; j < WIDE; j++) {
-            lanes score = load_lanes(scores + s * QUERIES + j * LANES);
-            if (masked) {
-                int_lanes slot = (int32_t)(first + s) - (int_lanes){0};
-                int_lanes seen = (slot >= state->first[j]) & (slot <= state->last[j]);
-                score = choose(seen, score, all(-INFINITY));
-                store_lanes(scores + s * QUERIES + j * LANES, score);
-            }
-            most[j] = larger(score, most[j]);
-        }
+        for (int j = 0; j < WIDE; j++) most[j] = larger(load_lanes(scores + s * QUERIES + j * LANES), most[j]);
     for (int j = 0; j < WIDE; j++) {
         /* A query that has seen nothing yet has nothing to rescale. */
         lanes base = choose(most[j] == all(-INFINITY), (lanes){0}, most[j]);
@@ -102,13 +87,13 @@ INLINE void weigh_tile(float *scores, int64_t slots, int64_t first, int masked, 
     for (int64_t s = 0; s < slots; s++)
         for (int j = 0; j < WIDE; j++) {
             lanes score = load_lanes(scores + s * QUERIES + j * LANES), weight = exp_lanes(score - most[j]);
-            if (masked) weight = choose(score == all(-INFINITY), (lanes){0}, weight);
+            weight = choose(score == all(-INFINITY), (lanes){0}, weight);
             state->total[j] += weight;
             store_lanes(scores + s * QUERIES + j * LANES, weight);
         }
 }
 
-INLINE void attend_tile(const attention_shape *shape, const block_room *room, int64_t head, int64_t first,
+static void attend_tile(const attention_shape *shape, const block_room *room, int64_t head, int64_t first,
                         int64_t slots, int masked, block_state *state) {
     int64_t n = shape->head_dim;
     const lanes nothing[WIDE] = {{0}};
@@ -116,29 +101,19 @@ INLINE void attend_tile(const attention_shape *shape, const block_room *room, in
     load_tile(shape, head, first, slots, room);
     memset(room->weights, 0, (size_t)(slots * QUERIES) * 4);
     multiply_tile(room->keys, n, 1, room->queries, n, slots, nothing, room->weights);
-    weigh_tile(room->weights, slots, first, masked, state, factor);
+    if (masked) mask_scores(room->weights, slots, first, state);
+    weigh_tile(room->weights, slots, state, factor);
     multiply_tile(room->values, 1, n, room->weights, slots, n, factor, room->sums);
-}
-
-/* Queries first, first + 1, … of a head, counted (token, head of the group); what is missing at the end of the
-   last block stands in as the last query. */
-INLINE int64_t query_row(const attention_shape *shape, int64_t head, int64_t query) {
-    int64_t group = shape->heads / shape->kv_heads, last = shape->tokens * group - 1;
-    query = query < last ? query : last;
-    return query / group * shape->heads + head * group + query % group;
 }
 
 static void begin_block(const float *q, const attention_shape *shape, int64_t head, int64_t first,
                         const block_room *room, block_state *state) {
     int64_t n = shape->head_dim;
+    begin_state(shape, head, first, state);
     for (int64_t lane = 0; lane < QUERIES; lane++) {
-        int64_t row = query_row(shape, head, first + lane), position = shape->start + row / shape->heads;
-        int64_t begin = shape->window && position + 1 > shape->window ? position + 1 - shape->window : 0;
-        state->first[lane / LANES][lane % LANES] = (int32_t)begin;
-        state->last[lane / LANES][lane % LANES] = (int32_t)position;
-        for (int64_t i = 0; i < n; i++) room->queries[i * QUERIES + lane] = shape->scale * q[row * n + i];
+        const float *from = q + query_row(shape, head, first + lane) * n;
+        for (int64_t i = 0; i < n; i++) room->queries[i * QUERIES + lane] = shape->scale * from[i];
     }
-    for (int j = 0; j < WIDE; j++) state->most[j] = all(-INFINITY), state->total[j] = (lanes){0};
     memset(room->sums, 0, (size_t)(n * QUERIES) * 4);
 }
 
@@ -157,32 +132,36 @@ static void attend_block(float *q, const attention_shape *shape, int64_t head, i
                          const block_room *room) {
     block_state state;
     begin_block(q, shape, head, first, room, &state);
-    int64_t begin = state.first[0][0], lowest = state.last[0][0];
-    int64_t inside = state.first[WIDE - 1][LANES - 1], end = state.last[WIDE - 1][LANES - 1] + 1;
-    for (int64_t slot = begin; slot < end; slot += TILE) {
-        int64_t slots = end - slot < TILE ? end - slot : TILE;
-        if (slot >= inside && slot + slots <= lowest + 1)
-            attend_tile(shape, room, head, slot, slots, 0, &state);
-        else
-            attend_tile(shape, room, head, slot, slots, 1, &state);
+    seen_slots seen = slots_seen(&state);
+    for (int64_t slot = seen.begin; slot < seen.end; slot += TILE) {
+        int64_t slots = seen.end - slot < TILE ? seen.end - slot : TILE;
+        attend_tile(shape, room, head, slot, slots, !seen_by_all(&seen, slot, slots), &state);
     }
     end_block(shape, head, first, room, &state, q);
 }
 
+/* Queries of a block that is one part of the work. */
+INLINE int64_t block_queries(const attention_shape *shape) {
+    return fits_tiles(shape) ? TILE_BLOCK : QUERIES;
+}
+
 /* Blocks of queries of one key-value head. */
 INLINE int64_t query_blocks(const attention_shape *shape) {
-    return (shape->tokens * (shape->heads / shape->kv_heads) + QUERIES - 1) / QUERIES;
+    return (shape->tokens * (shape->heads / shape->kv_heads) + block_queries(shape) - 1) / block_queries(shape);
 }
 
 /* Blocks [begin, end) of the `query_blocks` of every key-value head. Early blocks see less than late ones: they
    come in turn, so that as many of them are about as much work anywhere. Their output takes the place of q. */
 static void attend_blocks(float *q, const attention_shape *shape, float *room, int64_t begin, int64_t end) {
-    int64_t blocks = query_blocks(shape);
+    int64_t blocks = query_blocks(shape), queries = block_queries(shape);
     block_room own = cut_block(room, shape->head_dim);
+    if (fits_tiles(shape)) begin_tiles();
     for (int64_t i = begin; i < end; i++) {
         int64_t turn = i % blocks, block = turn % 2 ? blocks - 1 - turn / 2 : turn / 2;
-        attend_block(q, shape, i / blocks, block * QUERIES, &own);
+        if (fits_tiles(shape)) attend_block_by_tiles(q, shape, i / blocks, block * queries, room);
+        else attend_block(q, shape, i / blocks, block * queries, &own);
     }
+    if (fits_tiles(shape)) end_tiles();
 }
 
 #endif

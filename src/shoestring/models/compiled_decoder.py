@@ -42,7 +42,8 @@ class CompiledDecoder:
     """The layers and head of a decoder as one compiled step; the embedding stays a module.
 
     kernel_of: asked first for every linear layer; where it gives None, and without it, `usual_kernel` is.
-    activations: in what the inputs of packed layers take part; those of others are float32. head: in place of
+    activations: in what the inputs of packed layers take part; those of others are float32. Where that is
+    int8, attention of prompts may round to bfloat16, which is finer. head: in place of
     the decoder's own, perhaps with other outputs; a final norm that is an `nn.Identity` is none. Weights are
     used where they are, or as the kernels have packed them; gains of norms, and what mixers hold beside their
     projections, are copied.
@@ -72,7 +73,8 @@ class CompiledDecoder:
         )  # fmt: skip
         layers = [self._layer(index, layer) for index, layer in enumerate(decoder.model.layers)]
         last = decoder.model.norm
-        self.step = DecodeStep(shape, layers, None if isinstance(last, nn.Identity) else _gain(last), head)
+        gain = None if isinstance(last, nn.Identity) else _gain(last)
+        self.step = DecodeStep(shape, layers, gain, head, rounded=activations is Activations.INT8)
         self._positions = 0
 
     @property
