@@ -47,6 +47,26 @@ def test_random_weights_cost_nothing_but_time(shape, length):
     )
 
 
+@pytest.mark.parametrize("shape", [None, (2, 3, 2)], ids=["chain", "tree"])
+def test_few_words_are_drafted_and_the_text_is_the_same(shape):
+    module = GlideDraft(target().cfg, GlideOptions(12, words=9)).double()
+    module.draw_weights(torch.Generator().manual_seed(2), 0.3).requires_grad_(False)
+    module.choose_words((torch.arange(VOCAB) % 7 == 3).long())
+    drafted = set()
+
+    class Watched(GlideRun):
+        def propose(self, root, most):
+            tree = super().propose(root, most)
+            drafted.update(tree.tokens[1:])
+            return tree
+
+    options = Glide(module, 3, shape, FixedLength())
+    object.__setattr__(options, "draft", lambda *_: Watched(options))
+    assert generate(target(), PROMPT, speculation=options, **SETTINGS).tokens == plain()
+    assert drafted <= set(module.words.tolist())
+    assert len(drafted) > 1
+
+
 def reference(text, window):
     """Logits of the draft after all of `text`, at once; the target has read all but its last token."""
     module, ids = draft(window), torch.tensor([text])

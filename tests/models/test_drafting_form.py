@@ -1,11 +1,14 @@
 """What a draft drafts with: nearly the layers that were trained, of half the bytes, made once."""
 
+import pytest
 import torch
 from torch import nn
 
+from shoestring.layers.packed_linear import PackedLinear, PackedWeight
 from shoestring.models.decoder import Decoder
 from shoestring.models.drafting_form import DraftingLinear, drafting_form, drafting_head
-from shoestring.models.glide_draft import GlideDraft
+from shoestring.models.glide_draft import GlideDraft, GlideOptions
+from shoestring.numbers import GroupedAffine, ZeroPoint, fit_min_max
 
 from .families import VOCAB, make
 
@@ -31,10 +34,49 @@ def test_other_heads_are_asked_as_they_are():
 
 def test_it_is_made_once_and_follows_the_target():
     target = Decoder.from_transformers(make()).requires_grad_(False)
-    first = drafting_head(target)
-    assert drafting_head(target) is first
+    draft = GlideDraft(target.cfg)
+    first = drafting_head(target, draft)
+    assert drafting_head(target, draft) is first
     target.lm_head = nn.Linear(target.cfg.hidden_size, VOCAB, bias=False)
-    assert drafting_head(target).linear is target.lm_head
+    assert drafting_head(target, draft).linear is target.lm_head
+
+
+class OtherHead(nn.Module):
+    def __init__(self, linear):
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, x):
+        return self.linear(x)
+
+
+@pytest.mark.parametrize("kind", ["plain", "biased", "packed", "other"])
+def test_a_draft_of_few_words_has_their_rows_of_the_head(kind):
+    target = Decoder.from_transformers(make()).requires_grad_(False)
+    hidden = target.cfg.hidden_size
+    head = nn.Linear(hidden, VOCAB, bias=kind == "biased").requires_grad_(False)
+    if kind == "packed":
+        form = GroupedAffine(bits=8, group_size=hidden, zero_point=ZeroPoint.INTEGER)
+        grid = fit_min_max(form, head.weight)
+        head = PackedLinear(PackedWeight.of(form, form.encode(head.weight, grid), grid))
+    target.lm_head = OtherHead(head) if kind == "other" else head
+    counts = torch.randint(9, (VOCAB,), generator=torch.Generator().manual_seed(0))
+    draft = GlideDraft(target.cfg, GlideOptions(words=20)).choose_words(counts)
+    assert counts[draft.words].min() >= counts.sort(descending=True).values[20]
+    x = torch.randn(1, 2, hidden, generator=torch.Generator().manual_seed(1))
+    found = drafting_head(target, draft)
+    torch.testing.assert_close(found(x), head(x)[..., draft.words], rtol=0.02, atol=0.02)
+    assert drafting_head(target, draft) is found
+    assert draft.tokens(torch.tensor([0, 19])).tolist() == [int(draft.words[0]), int(draft.words[19])]
+
+
+def test_words_are_refused_where_they_do_not_fit():
+    cfg = Decoder.from_transformers(make()).cfg
+    with pytest.raises(ValueError, match="words=0 must be 1 or more"):
+        GlideOptions(words=0)
+    for draft, counts in ((GlideDraft(cfg), VOCAB), (GlideDraft(cfg, GlideOptions(words=5)), VOCAB - 1)):
+        with pytest.raises(ValueError, match="give one for each of"):
+            draft.choose_words(torch.zeros(counts, dtype=torch.long))
 
 
 def test_a_draft_by_kernels_is_nearly_itself_and_follows_its_weights():

@@ -4,6 +4,7 @@ from torch import nn
 
 from shoestring.layers.parameter_hint import ParameterHint
 from shoestring.training import TrainingPlan
+from shoestring.training.checkpoint import optimizer_tensors, restore_optimizer
 from shoestring.training.optimizers import build_optimizer, set_rates
 
 
@@ -44,6 +45,45 @@ def test_hints_decide_rate_and_decay_and_the_schedule_scales_them_all():
         assert settings_of(optimizer, model) == {
             k: (rate / 2, decay) for k, (rate, decay) in expected.items()
         }
+
+
+def test_muon_steps_matrices_by_their_singular_vectors_and_the_rest_as_adamw():
+    torch.manual_seed(0)
+    model = nn.Linear(6, 4)
+    plan = TrainingPlan(1, 0.02, optimizer="muon")
+    optimizer = build_optimizer(model, plan)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    gradient = torch.randn(4, 6)
+    model.weight.grad, model.bias.grad = gradient.clone(), torch.randn(4)
+    optimizer.step()
+    step = before["weight"] - model.weight.detach()
+    # The size of AdamW's steps: 0.2 · rate in the mean square, in the direction of U Vᵀ.
+    u, _, v = torch.linalg.svd(gradient, full_matrices=False)
+    direction = torch.nn.functional.cosine_similarity(step.flatten(), (u @ v).flatten(), 0)
+    assert direction > 0.95
+    assert 0.5 < step.norm() / (0.2 * 0.02 * 6**0.5 * 4**0.5) < 1.5
+    torch.testing.assert_close(
+        (before["bias"] - model.bias.detach()).abs(), torch.full((4,), 0.002), rtol=1e-3, atol=0
+    )
+
+
+def test_muon_goes_on_from_what_was_saved():
+    def run(stop):
+        torch.manual_seed(0)
+        model = nn.Linear(5, 3)
+        names = {p: name for name, p in model.named_parameters()}
+        optimizer = build_optimizer(model, TrainingPlan(1, 0.02, optimizer="muon"))
+        for i in range(6):
+            if i == stop:
+                saved = optimizer_tensors(optimizer, names)
+                optimizer = build_optimizer(model, TrainingPlan(1, 0.02, optimizer="muon"))
+                restore_optimizer(optimizer, names, *saved)
+            optimizer.zero_grad()
+            model(torch.full((2, 5), i + 1.0)).square().sum().backward()
+            optimizer.step()
+        return model.weight.detach()
+
+    assert torch.equal(run(3), run(None))
 
 
 @pytest.mark.parametrize("name", ["adafactor", "adam", "adamw", "radam", "sgd"])

@@ -7,6 +7,11 @@ the head are the target's, frozen, and no part of this module.
 Source: Yang et al. 2025, "LongSpec", section 3.1; Du et al. 2024, "GliDe with a CaPE", section 3.1. The
 published code has no norm before the head; with it, a layer that is copied from the target's last one starts
 with logits of the right size, and `normalised=False` gives the published form.
+
+A draft of few `words` proposes only these, its commonest: most of what drafting a token costs is the head. What
+it cannot propose the target says itself.
+Source: Zhao et al. 2025, "FR-Spec: Accelerating Large-Vocabulary Language Models via Frequency-Ranked
+Speculative Sampling", section 3.
 """
 
 from dataclasses import dataclass
@@ -28,14 +33,18 @@ Hidden = Float[Tensor, "batch n hidden"]
 
 @dataclass(frozen=True)
 class GlideOptions:
-    """window: tokens before its own that self-attention sees. Raises: ValueError for one below 1."""
+    """window: tokens before its own that self-attention sees. words: how many tokens of the vocabulary it can
+    draft, None: all. Raises: ValueError for one below 1."""
 
     window: int = 512
     normalised: bool = True
+    words: int | None = None
 
     def __post_init__(self) -> None:
         if self.window < 1:
             raise ValueError(f"window={self.window} must be 1 or more; the paper takes 512.")
+        if self.words is not None and self.words < 1:
+            raise ValueError(f"words={self.words} must be 1 or more, or None for the whole vocabulary.")
 
 
 class GlideDraft(nn.Module):
@@ -55,6 +64,31 @@ class GlideDraft(nn.Module):
         self.down_proj = nn.Linear(cfg.intermediate_size, hidden, bias=False)
         self.self_norm, self.cross_norm, self.mlp_norm = (RMSNorm(hidden, cfg.rms_norm_eps) for _ in range(3))
         self.rope = cfg.ropes[-1]
+        self.words: Int[Tensor, " words"] | None
+        self.register_buffer("words", None if options.words is None else torch.arange(options.words))
+
+    @torch.no_grad()
+    def choose_words(self, counts: Int[Tensor, " vocab"]) -> "GlideDraft":
+        """Draft the tokens that are counted most, of equals the first.
+
+        Raises: ValueError for counts of another vocabulary, or a draft that drafts all tokens.
+        """
+        if self.words is None or len(counts) != self.cfg.vocab_size:
+            raise ValueError(
+                f"{len(counts)} counts, words={self.options.words}: give one for each of "
+                f"{self.cfg.vocab_size} tokens, to a draft with options.words."
+            )
+        order = counts.sort(descending=True, stable=True).indices
+        self.words.copy_(order[: len(self.words)].sort().values)
+        return self
+
+    def head_rows(self, head: Float[Tensor, "vocab hidden"]) -> Float[Tensor, "words hidden"]:
+        """The rows of the target's head that belong to what it can draft."""
+        return head if self.words is None else head[self.words]
+
+    def tokens(self, drafted: Int[Tensor, "*any"]) -> Int[Tensor, "*any"]:
+        """Tokens of the target, of places among the logits that `head_rows` gives."""
+        return drafted if self.words is None else self.words[drafted]
 
     def draw_weights(self, generator: torch.Generator, std: float = 0.02) -> "GlideDraft":
         """Normal weights, biases 0, gains 1, as published."""

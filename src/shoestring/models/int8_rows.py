@@ -22,18 +22,18 @@ def rows_to_int8(
 
 
 def save_int8(tensors: Mapping[str, Tensor], file: Path) -> None:
-    """Write tensors to a safetensors file, those with two axes as codes."""
+    """Write tensors to a safetensors file, those with two axes as codes, integers as they are."""
     stored: dict[str, Tensor] = {}
     for name, value in tensors.items():
         if value.dim() == 2:
             stored[name], stored[name + SCALE] = rows_to_int8(value)
         else:
-            stored[name] = value.float().contiguous()
+            stored[name] = (value.float() if value.is_floating_point() else value).contiguous()
     save_file(stored, file)
 
 
-def load_int8(file: Path) -> dict[str, Float[Tensor, "..."]]:
-    """What `save_int8` wrote, in float32. Raises: FileNotFoundError."""
+def load_int8(file: Path) -> dict[str, Tensor]:
+    """What `save_int8` wrote, numbers in float32. Raises: FileNotFoundError."""
     stored = load_file(file)
     return {
         name: value.float() * stored[name + SCALE][:, None] if value.dtype == torch.int8 else value

@@ -8,7 +8,7 @@ Source: Yang et al. 2025, "LongSpec", section 3.2: cross-attention lags by 1 to 
 draft runs ahead of its target; short samples stand at far positions behind a few anchors at the start.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,17 +41,24 @@ class GlideBatches:
 
 @dataclass(frozen=True)
 class GlideLoss:
-    """Mean over tokens of KL(target‖draft) of the next token."""
+    """Mean over tokens of KL(target‖draft) of the next token, both among what the draft can draft."""
 
     target: Decoder
+    _rows: list[Tensor] = field(default_factory=list, repr=False, compare=False)
 
     def __call__(self, draft: nn.Module, batch: Any) -> Float[Tensor, ""]:
         """Of a `GlideDraft`. batch: as `GlideBatches` gives it."""
         text, lag = batch
         states = draft_states(draft, self.target, text, lag)
+        return shared_head_kl(states, text.states, self._head(draft))
+
+    def _head(self, draft: nn.Module) -> Float[Tensor, "words hidden"]:
+        """Rows of the target's head, gathered once."""
         head = self.target.lm_head.weight
-        assert isinstance(head, Tensor)
-        return shared_head_kl(states, text.states, head)
+        assert isinstance(head, Tensor) and isinstance(draft, GlideDraft)
+        if not self._rows:
+            self._rows.append(draft.head_rows(head.detach()))
+        return self._rows[0]
 
 
 def draft_states(
@@ -75,13 +82,15 @@ def passes_per_token(
 
     A draft is begun at every token, and goes on from tokens that were right, as it does in decoding.
     """
+    assert isinstance(draft, GlideDraft) and isinstance(target.lm_head.weight, Tensor)
+    head = draft.head_rows(target.lm_head.weight)
     right = torch.ones(len(text.ids), text.ids.shape[1] - prompt - drafted, dtype=torch.bool)
     emitted = torch.ones(right.shape)
     last = text.ids.shape[1] - drafted
     for lag in range(1, drafted + 1):
         rows = slice(prompt + lag - 1, last + lag - 1)
         states = draft_states(draft, target, text, lag)[:, rows]
-        said = target.lm_head(states.to(text.states.dtype)).argmax(-1)
+        said = draft.tokens((states.to(head.dtype) @ head.T).argmax(-1))
         right &= said == text.ids[:, prompt + lag : last + lag]
         emitted += right
     return 1 / float(emitted.mean())

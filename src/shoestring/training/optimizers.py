@@ -7,16 +7,19 @@ from torch import nn
 from torch.optim import Optimizer
 
 from shoestring.layers.parameter_hint import hinted_parameters
+from shoestring.training.muon import OTHER_RATE, MuonWithAdamW
 from shoestring.training.plan import OptimizerFactory, TrainingPlan
 
 _CLASSES: dict[str, OptimizerFactory] = {
     "adafactor": torch.optim.Adafactor,
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
+    "muon": MuonWithAdamW,
     "radam": torch.optim.RAdam,
     "sgd": torch.optim.SGD,
 }
-_WITH_BETAS = ("adam", "adamw", "radam")
+_WITH_BETAS = ("adam", "adamw", "muon", "radam")
+_WITH_EPS = ("adam", "adamw", "radam")
 HIGHEST_RATE = "highest_lr"
 """Key of a group's learning rate before the schedule."""
 
@@ -44,8 +47,10 @@ def parameter_groups(model: nn.Module, plan: TrainingPlan) -> list[dict[str, Any
     by_setting: dict[tuple[float, float, float | None], list[nn.Parameter]] = {}
     for _, parameter, hint in hinted_parameters(model):
         if parameter.requires_grad:
-            eps = hint.adam_eps if plan.optimizer in _WITH_BETAS else None
-            setting = hint.rate(plan.learning_rate), hint.decay(plan.weight_decay), eps
+            eps = hint.adam_eps if plan.optimizer in _WITH_EPS else None
+            slower = plan.optimizer == "muon" and parameter.dim() != 2
+            usual = plan.learning_rate * (OTHER_RATE if slower else 1.0)
+            setting = hint.rate(usual), hint.decay(plan.weight_decay), eps
             by_setting.setdefault(setting, []).append(parameter)
     if not by_setting:
         raise ValueError(

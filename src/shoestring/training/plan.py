@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 OptimizerFactory = Callable[..., Optimizer]
 """Called as factory(parameter_groups, lr=..., **options), like the classes of `torch.optim`."""
 
-OPTIMIZERS = ("adafactor", "adam", "adamw", "radam", "sgd")
+OPTIMIZERS = ("adafactor", "adam", "adamw", "muon", "radam", "sgd")
 SCHEDULES = ("constant", "cosine", "linear")
 PRECISIONS = ("bfloat16", "float32")
 
@@ -25,7 +25,8 @@ class TrainingPlan:
 
     learning_rate: the highest, reached after `warmup_steps` along a line; then it falls by `schedule` to
     `final_factor` times itself. weight_decay: of every parameter without a hint of its own (decoupled in
-    adamw, else as torch's optimizer of that name has it). betas: of adam, adamw and radam. optimizer: a name
+    adamw, else as torch's optimizer of that name has it). betas: of adam, adamw, muon (what
+    is no matrix) and radam. optimizer: a name
     of OPTIMIZERS or a factory; optimizer_options: its further keyword arguments, e.g. {"momentum": 0.9}.
     clip_norm: largest 2-norm of all gradients together, None for no bound. accumulate: parts in which a batch
     is computed one after the other. precision: bfloat16 means autocast, the weights stay as they are.

@@ -101,7 +101,7 @@ class GlideRun:
                 f"{type(self.cache).__name__}; use a DenseCache, or allow_lossy_draft=True: the output stays "
                 "the same, drafts get worse."
             )
-        self.head = drafting_head(self.model)
+        self.head = drafting_head(self.model, self.options.module)
         first = max(0, len(prompt) - self.module.options.window - 1)
         self.ring.next_pos += first
         self._read(prompt[first:])
@@ -133,21 +133,25 @@ class GlideRun:
         text = [tree.tokens[node] for node in path] + [tokens[-1]]
         self.unread = text[len(kept) :]
 
-    def _grow_chain(self, root: int, logits: Float[Tensor, "1 vocab"], most: int) -> DraftTree:
+    def _grow_chain(self, root: int, logits: Float[Tensor, "1 words"], most: int) -> DraftTree:
         """As `_grow` with one node at each depth: a chain is text like any other to the layer."""
-        drafted = [int(logits.argmax(-1))]
+        drafted = [self._likeliest(logits)]
         while len(drafted) < most:
-            drafted.append(int(self._read(drafted[-1:]).argmax(-1)))
+            drafted.append(self._likeliest(self._read(drafted[-1:])))
             self._read_nodes += 1
         return DraftTree.chain(root, drafted)
 
-    def _grow(self, root: int, logits: Float[Tensor, "1 vocab"], shape: Sequence[int]) -> DraftTree:
+    def _likeliest(self, logits: Float[Tensor, "*one words"]) -> int:
+        return int(self.module.tokens(logits.argmax(-1)))
+
+    def _grow(self, root: int, logits: Float[Tensor, "1 words"], shape: Sequence[int]) -> DraftTree:
         tokens, parents, depth = [root], [-1], [0]
         seen = torch.ones(1, 1, dtype=torch.bool, device=logits.device)
         level, scores = [0], logits.new_zeros(1)
         start = int(self.ring.next_pos) - 1
         for number, width in enumerate(shape, 1):
-            above, chosen, scores = likeliest(logits, scores, width)
+            above, places, scores = likeliest(logits, scores, width)
+            chosen = self.module.tokens(torch.tensor(places, device=logits.device)).tolist()
             rows = torch.zeros(len(chosen), len(tokens) + len(chosen), dtype=torch.bool, device=logits.device)
             for row, (parent, token) in enumerate(zip(above, chosen, strict=True)):
                 rows[row, : seen.shape[1]] = seen[level[parent]]
@@ -166,7 +170,7 @@ class GlideRun:
             self._read_nodes = len(tokens)
         return DraftTree(tuple(tokens), tuple(parents))
 
-    def _read(self, tokens: list[int]) -> Float[Tensor, "1 n vocab"]:
+    def _read(self, tokens: list[int]) -> Float[Tensor, "1 n words"]:
         """Tokens that stand, after those in the ring; the logits of the last chunk's last token."""
         logits = None
         for at in range(0, len(tokens), CHUNK):
@@ -176,7 +180,7 @@ class GlideRun:
         assert logits is not None
         return logits
 
-    def _layer(self, tokens: list[int], pos: Tensor, among: Tensor | None) -> Float[Tensor, "1 n vocab"]:
+    def _layer(self, tokens: list[int], pos: Tensor, among: Tensor | None) -> Float[Tensor, "1 n words"]:
         module, scale = self.module, self.module.cfg.head_dim**-0.5
         x = self.model.model.embed_tokens(torch.tensor([tokens], device=pos.device)).to(self.dtype)
         q, k, v = module.project(x, pos)
