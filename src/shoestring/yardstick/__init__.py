@@ -1,6 +1,7 @@
 """What is measured and how: memory, FLOPs, paired time, quality, and the one form of every result.
 
-Metrics of quality stand in modules of their own: `language_quality`, `decode_quality`, `bits_per_dimension`, `bleu`.
+Metrics of quality stand in modules of their own: `language_quality`, `decode_quality`, `bits_per_dimension`,
+`bleu`.
 """
 
 from importlib import import_module
