@@ -34,7 +34,7 @@ def save(folders: Folders, cards: Mapping[str, Card]) -> None:
 
 def _place(folders: Folders) -> Path:
     """A file for each installation: two of them side by side do not take turns in one."""
-    name = hashlib.sha256("\n".join(map(os.fspath, folders)).encode()).hexdigest()[:16]
+    name = hashlib.sha256("\n".join(str(folder) for folder in folders).encode()).hexdigest()[:16]
     return cache_folder("cards") / f"{name}.json"
 
 
