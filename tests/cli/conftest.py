@@ -31,6 +31,7 @@ def folder(tmp_path, monkeypatch):
     modules.mkdir()
     monkeypatch.setattr(systems, "__path__", [*systems.__path__, str(modules)])
     monkeypatch.setenv("SHOESTRING_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("SHOESTRING_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("SHOESTRING_DEBUG", raising=False)
     monkeypatch.setenv("COLUMNS", "80")
 

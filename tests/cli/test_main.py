@@ -4,6 +4,7 @@ import io
 import json
 import os
 import resource
+import runpy
 import signal
 import subprocess
 import sys
@@ -51,6 +52,14 @@ def test_version():
     assert shell("--version").stdout == f"shoestring {shoestring.__version__}\n"
 
 
+def test_python_m_is_the_same_command(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/__main__.py", "--version"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("shoestring", run_name="__main__")
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"shoestring {shoestring.__version__}\n"
+
+
 def test_help_appears_before_torch_could_be_loaded():
     code = (
         "import sys\n"
@@ -78,8 +87,8 @@ def test_help_appears_before_torch_could_be_loaded():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["weigh"], "No such command 'weigh'"),
-        (["systems", "--jason"], "No such option: --jason"),
+        (["weigh"], "No such command 'weigh'. (shoestring --help"),
+        (["systems", "--jason"], "(shoestring systems --help shows examples)"),
         (["measure"], "Missing argument 'SLUG"),
         (["measure", "pychop", "--seed", "x"], "Invalid value for '--seed': "),
         (["measure", "pychop", "--seed", "-1"], "Invalid value for '--seed': "),

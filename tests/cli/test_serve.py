@@ -15,6 +15,9 @@ from shoestring.cli.main import run
             "value_bits=3 is not a width of cached keys and values",
         ),
         (["--activation-bits", "16"], "--activation-bits 16 must be 8 or 32"),
+        (["--max-sequences", "0"], "Invalid value for '--max-sequences': "),
+        (["--token-budget", "0"], "Invalid value for '--token-budget': "),
+        (["--max-waiting", "-1"], "Invalid value for '--max-waiting': "),
     ],
 )
 def test_bad_options_are_one_line(options, message, capsys):

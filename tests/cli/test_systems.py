@@ -41,15 +41,7 @@ def test_a_broken_result_is_named(lean, tmp_path, capsys):
     assert "zz-lean.json: the document lacks schema, system" in capsys.readouterr().err
 
 
-def test_no_card_loads_transformers():
-    code = (
-        "import sys\n"
-        "from shoestring.cli.main import run\n"
-        "import shoestring.compression, shoestring.generation, shoestring.training\n"
-        "assert run(['systems', '--json']) == 0\n"
-        "assert 'torch' in sys.modules, 'cards are made of torch'\n"
-        "assert 'transformers' not in sys.modules, 'half a second that the list does not need'\n"
-    )
+def in_a_new_process(code: str) -> None:
     path = os.pathsep.join(filter(None, sys.path))
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -59,3 +51,32 @@ def test_no_card_loads_transformers():
         env=os.environ | {"PYTHONPATH": path},
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_no_card_loads_transformers():
+    in_a_new_process(
+        "import sys\n"
+        "from shoestring.systems import all_systems\n"
+        "import shoestring.compression, shoestring.generation, shoestring.training\n"
+        "assert all_systems()\n"
+        "assert 'torch' in sys.modules, 'cards are made of torch'\n"
+        "assert 'transformers' not in sys.modules, 'half a second that nobody asked for'\n"
+    )
+
+
+def test_the_list_and_the_scoreboard_are_shown_without_torch(lean, tmp_path, capsys):
+    run(["measure", "zz-lean", "--save"])
+    assert run(["systems"]) == 0, "reads the cards and keeps them"
+    page = str(tmp_path / "board.html")
+    in_a_new_process(
+        "import sys\n"
+        "from shoestring import systems\n"
+        f"systems.__path__.append({str(tmp_path / 'modules')!r})\n"
+        "from shoestring.cli.main import run\n"
+        "assert run(['systems']) == 0\n"
+        "assert run(['systems', '--json']) == 0\n"
+        f"assert run(['report', '--out', {page!r}]) == 0\n"
+        "assert run(['measure', 'zz-laen']) == 2, 'unknown'\n"
+        "heavy = {'torch', 'numpy', 'transformers'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )

@@ -105,7 +105,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
 def _message(error: Exception) -> str | None:
     """The line for an error that the person can mend; None for one that only we can."""
     if hasattr(error, "format_message"):  # typer's own: a missing argument, an unknown option
-        return f"{_one_line(error.format_message())} (shoestring --help shows examples)"
+        verb = getattr(getattr(error, "ctx", None), "command_path", "shoestring")
+        return f"{_one_line(error.format_message())} ({verb} --help shows examples)"
     if isinstance(error, ValueError | OSError | ImportError | ShoestringError):
         # Raised at the boundary of the library, where the message says what would be right.
         return _one_line(str(error)) or type(error).__name__

@@ -25,7 +25,7 @@ def report(
     shoestring report --out docs/board.html --open
     """
     from shoestring.files import write_text
-    from shoestring.systems import all_systems
+    from shoestring.systems import all_cards
     from shoestring.systems.scoreboard import scoreboard
     from shoestring.yardstick.report import build_page
     from shoestring.yardstick.results import load_results, results_folder
@@ -34,7 +34,7 @@ def report(
         raise ValueError(f"--out {out}: the folder {out.parent} does not exist; create it first")
     if out.is_dir():
         raise ValueError(f"--out {out} is a folder; name a file in it, e.g. {out / 'scoreboard.html'}")
-    found = all_systems()
+    found = all_cards()
     entries = scoreboard(found, load_results(results_folder(results), found))
     write_text(out, build_page(entries))
     measured = sum(entry.comparison is not None for entry in entries)

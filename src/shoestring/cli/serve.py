@@ -24,10 +24,12 @@ def serve(
     activation_bits: Annotated[
         int, typer.Option(help="32: as exact as the proof of a fitted model; 8: inputs in int8, faster.")
     ] = 32,
-    max_sequences: Annotated[int, typer.Option(help="Requests that run at the same time.")] = 32,
-    token_budget: Annotated[int, typer.Option(help="Tokens of one iteration, prompts included.")] = 128,
+    max_sequences: Annotated[int, typer.Option(min=1, help="Requests that run at the same time.")] = 32,
+    token_budget: Annotated[
+        int, typer.Option(min=1, help="Tokens of one iteration, prompts included.")
+    ] = 128,
     max_waiting: Annotated[
-        int, typer.Option(help="Requests that may wait; more are told to try later.")
+        int, typer.Option(min=0, help="Requests that may wait; more are told to try later.")
     ] = 256,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on.")] = 8000,
@@ -58,15 +60,15 @@ def serve(
         import uvicorn
     except ImportError as error:
         raise MissingExtra("serving over HTTP needs uvicorn; pip install 'shoestring[serve]'") from error
+    settings = EngineSettings(
+        form, activations=Activations(activation_bits), policy=ChunkedPrefill(token_budget, max_sequences),
+        max_waiting=max_waiting,
+    )  # fmt: skip
     loaded, tokenizer = load_model(model, packed=True)
     if not isinstance(loaded, Decoder):
         raise ValueError(
             f"{model} is a {type(loaded).__name__}, which this server cannot batch; use a Decoder's family"
         )
-    settings = EngineSettings(
-        form, activations=Activations(activation_bits), policy=ChunkedPrefill(token_budget, max_sequences),
-        max_waiting=max_waiting,
-    )  # fmt: skip
     engine = Engine(loaded, memory_bytes=budget, settings=settings)
     plan = engine.plan
     assert plan is not None

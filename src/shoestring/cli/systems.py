@@ -23,11 +23,11 @@ def systems(
     shoestring systems                        the list
     shoestring systems --json | jq '.[].slug'  for a program
     """
-    from shoestring.systems import all_systems
+    from shoestring.systems import all_cards
     from shoestring.systems.scoreboard import scoreboard
     from shoestring.yardstick.results import load_results, results_folder
 
-    found = all_systems()
+    found = all_cards()
     entries = scoreboard(found, load_results(results_folder(results), found))
     if json:
         print_json([_document(entry) for entry in entries])

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from shoestring import systems
+from shoestring.systems import card_cache
 from shoestring.systems.card import Card
 from shoestring.yardstick.comparison import Comparison, Effort
 
@@ -43,6 +44,19 @@ def all_systems() -> dict[str, System]:
     return dict(sorted(found.items()))
 
 
+def all_cards() -> dict[str, Card]:
+    """The cards of `all_systems`; the modules are imported only if a file of this package has changed.
+
+    Importing all experiments takes seconds, most of them torch's: too long for a list.
+    """
+    folders = [*systems.__path__]
+    cards = card_cache.load(folders)
+    if cards is None:
+        cards = {slug: system.card for slug, system in all_systems().items()}
+        card_cache.save(folders, cards)
+    return cards
+
+
 def find_system(slug: str) -> System:
     """The system of this slug; imports only its own module.
 
@@ -53,7 +67,7 @@ def find_system(slug: str) -> System:
         system = _read(name)
         if system is not None and system.card.slug == slug:
             return system
-    raise UnknownSystem(slug, list(all_systems()))
+    raise UnknownSystem(slug, list(all_cards()))
 
 
 def _read(name: str) -> System | None:

@@ -2,19 +2,18 @@
 
 from collections.abc import Mapping
 
-from shoestring.systems.registry import System
+from shoestring.systems.card import Card
 from shoestring.yardstick.comparison import Comparison
 from shoestring.yardstick.report import Entry, PaperClaim
 
 
-def scoreboard(systems: Mapping[str, System], results: Mapping[str, Comparison]) -> list[Entry]:
+def scoreboard(cards: Mapping[str, Card], results: Mapping[str, Comparison]) -> list[Entry]:
     """One entry for each system, measured or not, by its main saving, then by slug."""
-    entries = [_entry(system, results.get(slug)) for slug, system in systems.items()]
+    entries = [_entry(card, results.get(slug)) for slug, card in cards.items()]
     return sorted(entries, key=lambda entry: (entry.saves[0], entry.slug))
 
 
-def _entry(system: System, comparison: Comparison | None) -> Entry:
-    card = system.card
+def _entry(card: Card, comparison: Comparison | None) -> Entry:
     return Entry(
         slug=card.slug,
         title=card.title,

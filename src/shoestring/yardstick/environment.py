@@ -7,9 +7,6 @@ import platform
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import psutil
-import torch
-
 from shoestring._version import __version__
 
 ALWAYS_RECORDED = ("numpy", "torch")
@@ -39,6 +36,9 @@ class Environment:
 
         Raises: ValueError when one of them is not installed.
         """
+        import psutil  # here and not above: a saved measurement is read without torch
+        import torch
+
         versions = {name: _version(name) for name in {*packages, *ALWAYS_RECORDED}}
         versions["shoestring"] = __version__
         return cls(
