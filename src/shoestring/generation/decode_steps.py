@@ -76,3 +76,9 @@ class DecodeSteps:
         """Go on with the output."""
         self.ids[0, self.prompt_length + self.count] = token
         self.count += 1
+
+    def extend(self, tokens: list[int]) -> None:
+        """Go on with the output by several tokens."""
+        start = self.prompt_length + self.count
+        self.ids[0, start : start + len(tokens)] = torch.tensor(tokens, device=self.ids.device)
+        self.count += len(tokens)
