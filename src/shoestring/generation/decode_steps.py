@@ -68,9 +68,9 @@ class DecodeSteps:
     def choose(self, logits: Tensor) -> int:
         """The next token of the output, appended."""
         end = self.prompt_length + self.count
-        token = self.sampling.choose(logits, self.ids[:, :end], self.generator)
-        self.append(int(token))
-        return int(token)
+        token = int(self.sampling.choose(logits, self.ids[:, :end], self.generator))
+        self.append(token)
+        return token
 
     def append(self, token: int) -> None:
         """Go on with the output."""

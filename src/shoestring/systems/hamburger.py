@@ -21,7 +21,7 @@ from shoestring.models.hamburger_checkpoint import load_hamburger, load_small_de
 from shoestring.models.load import load_tokenizer
 from shoestring.notices import record_fallbacks
 from shoestring.systems.card import Card, Effort
-from shoestring.systems.hamburger_claims import CLAIMS, SPEED
+from shoestring.systems.hamburger_claims import CLAIMS
 from shoestring.systems.hamburger_quality import Prompts, quality_rows
 from shoestring.systems.hamburger_speed import speed_row
 from shoestring.training.hamburger_job import tiny_hamburger
@@ -74,19 +74,19 @@ def measure(effort: Effort, seed: int) -> Comparison:
     with record_fallbacks() as fallbacks:
         rows, notes = quality_rows(work.model, work.baseline, work.prompts, work.tokenizer)
         timed = Prompts(work.prompts.records[: work.timed], ())
-        rows.append(speed_row(work.model, work.baseline, timed, work.tokenizer, work.rounds))
+        row, threads = speed_row(work.model, work.baseline, timed, work.tokenizer, work.rounds)
     order = [claim.metric for claim in CLAIMS]
     return Comparison(
         system=card.slug,
         method="HAMburger",
         baseline="the same model, one token a step",
         work="continuations of JSON records and Shakespeare",
-        rows=tuple(sorted(rows, key=lambda row: order.index(row.metric))),
+        rows=tuple(sorted([*rows, row], key=lambda row: order.index(row.metric))),
         effort=effort,
         seed=seed,
         notes=(
             work.origin,
-            f"{SPEED.metric}: the compiled step in float32 for both, {torch.get_num_threads()} threads",
+            threads,
             *notes,
             LARGE,
             *fallbacks,

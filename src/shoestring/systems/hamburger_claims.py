@@ -51,7 +51,8 @@ FIELDS = Claim(
 SPEED = Claim(
     text="tokens come faster",
     figure="1.52x to 2.20x",
-    setting=f"{SETTING}; both through the compiled step, one sequence, prompt not counted",
+    setting=f"{SETTING}; both through compiled steps, a call for each token or group, with the number of "
+    "threads that is best for each; one sequence, prompt not counted",
     metric="tokens a second, JSON records",
     kind="time",
     unit="",
