@@ -108,7 +108,9 @@ class DecodeGroup:
             dense_linear(stop.second, stop.second_bias),
             dense_linear(stop.last, stop.last_bias),
         )
-        at_places = merge.places.float() @ merge.key_value[:, hidden:].float().T + merge.key_value_bias.float()
+        at_places = (
+            merge.places.float() @ merge.key_value[:, hidden:].float().T + merge.key_value_bias.float()
+        )
         self.most_tokens = len(at_places)
         self._alive = (embedding, at_places, kernels)
         query, key_value, out, second, last = (kernel.address for kernel in kernels)
@@ -208,9 +210,7 @@ def _meaning(code: int) -> str:
     return cannot_store(_CANNOT_STORE - code)
 
 
-def _check(
-    base: DecodeStep, micro: DecodeStep, features: int, embedding: Tensor, merge: GroupMerge
-) -> None:
+def _check(base: DecodeStep, micro: DecodeStep, features: int, embedding: Tensor, merge: GroupMerge) -> None:
     vocab, hidden = embedding.shape
     for name, step in (("base", base), ("micro", micro)):
         shape = step.shape
@@ -237,4 +237,3 @@ def _library() -> ctypes.CDLL:
     library.group_room.argtypes = [pointer, number]
     library.group_room.restype = size
     return library
-

@@ -335,8 +335,8 @@ class DecodeStep:
 def cannot_store(layer: int) -> str:
     """What to say where a step gave keys or values that a cache refuses."""
     return (
-        f"keys or values of layer {layer} are not finite or beyond what a grid in float16 holds (±65504); use "
-        "a cache in full precision, and check the model's weights for NaN."
+        f"keys or values of layer {layer} are not finite or beyond what a grid in float16 holds (±65504); "
+        "use a cache in full precision, and check the model's weights for NaN."
     )
 
 

@@ -109,8 +109,9 @@ def _shipped(effort: Effort, seed: int) -> Work:
             held_out_prose(folder / "hamburger-prose.json"),
         )
     full = effort is Effort.FULL
-    count = 400 if full else 80
-    prompts = Prompts(_records(seed, count), _pieces(tokenizer.encode(prose), 32 if full else 12))
+    prompts = Prompts(
+        _records(seed, 400 if full else 160), _pieces(tokenizer.encode(prose), 160 if full else 96)
+    )
     origin = "records of seeds that no training saw; Shakespeare from behind what was trained on"
     return Work(model, baseline, tokenizer, prompts, 15 if full else 7, 20, origin)
 

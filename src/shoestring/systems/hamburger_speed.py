@@ -1,4 +1,4 @@
-"""Tokens a second of both models through compiled steps, in turns, each with the threads that suit it best."""
+"""Tokens a second of both models through compiled steps, each with its best number of threads."""
 
 from collections.abc import Callable
 from typing import Any
@@ -60,7 +60,9 @@ def speed_row(
 
 def decoding_speed(model: Decoder | Hamburger, prompts: Prompts, tokenizer: Any) -> float:
     """Tokens a second behind what the prompt's pass gives."""
-    outputs = [generate(model, prompt, tokenizer, max_new_tokens=JSON_TOKENS) for prompt, _ in prompts.records]
+    outputs = [
+        generate(model, prompt, tokenizer, max_new_tokens=JSON_TOKENS) for prompt, _ in prompts.records
+    ]
     return sum(len(output.tokens) - output.first_tokens for output in outputs) / sum(
         output.decode_seconds for output in outputs
     )

@@ -175,8 +175,8 @@ def test_groups_that_cannot_be_are_refused():
         runner.greedy_group([1] * 5, 4, ())
     group = runner._group
     for fed, most, message in (
-        ([], 2, "a group of 0 tokens fed"), ([1], 0, "0 wanted"), ([1], 5, "5 wanted"), ([VOCAB], 1, "vocabulary"),
-        ([-1], 1, "vocabulary"),
+        ([], 2, "a group of 0 tokens fed"), ([1], 0, "0 wanted"), ([1], 5, "5 wanted"),
+        ([VOCAB], 1, "vocabulary"), ([-1], 1, "vocabulary"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             group(fed, 8, 0, most)
