@@ -68,13 +68,13 @@ def test_speed_is_tokens_over_seconds_in_turns(work):
     assert min(row.baseline, row.method) > 1
 
 
-def test_speed_leaves_out_what_the_prompt_s_pass_gives(monkeypatch):
+def test_speed_leaves_out_what_the_prompt_s_pass_gives(work, monkeypatch):
     written = [
         Generation(prompt_tokens=3, tokens=[1] * 9, first_tokens=4, decode_seconds=2.0),
         Generation(prompt_tokens=3, tokens=[1] * 6, first_tokens=1, decode_seconds=3.0),
     ]
     monkeypatch.setattr(hamburger_speed, "generate", lambda *_, **__: written.pop(0))
-    assert decoding_speed(None, Prompts((("a", {}), ("b", {})), ()), None) == (5 + 5) / (2.0 + 3.0)
+    assert decoding_speed(work.model, Prompts((("a", {}), ("b", {})), ()), None) == (5 + 5) / (2.0 + 3.0)
 
 
 def test_records_are_those_of_no_training():

@@ -110,7 +110,7 @@ def _shipped(effort: Effort, seed: int) -> Work:
         )
     full = effort is Effort.FULL
     prompts = Prompts(
-        _records(seed, 400 if full else 160), _pieces(tokenizer.encode(prose), 160 if full else 96)
+        _records(seed, 400 if full else 120), _pieces(tokenizer.encode(prose), 160 if full else 48)
     )
     origin = "records of seeds that no training saw; Shakespeare from behind what was trained on"
     return Work(model, baseline, tokenizer, prompts, 15 if full else 7, 20, origin)

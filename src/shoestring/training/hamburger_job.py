@@ -14,7 +14,6 @@ from shoestring.models.hamburger_options import HamburgerOptions, even_features
 from shoestring.models.load import load_decoder, load_tokenizer
 from shoestring.training.hamburger_training import HamburgerLoss
 from shoestring.training.job import Job
-from shoestring.training.segmentation import Decreasing
 from shoestring.training.tiny_lm import HeldOutLoss, TinyText, prose_text, tiny_loss
 from shoestring.training.trained_folder import trained_folder
 
@@ -26,15 +25,11 @@ BASE_RATE = 5e-4
 """Learning rate of what is trained already; new parts learn at the plan's, as in the paper twice as fast."""
 
 
-RULE = Decreasing(ratio=0.4)
-"""The paper's ratio, 0.3, leaves 91 % of prose's groups with one token: so small a base is sure of few."""
-
-
 def hamburger_job(seed: int) -> Job:
     """Groups are cut by the frozen base. Raises: MissingData where the base is not trained yet."""
     base, text = _trained_base(seed)
     model = tiny_hamburger(base, seed)
-    loss = HamburgerLoss(base, RULE)
+    loss = HamburgerLoss(base)
     return Job(
         model,
         loss,
