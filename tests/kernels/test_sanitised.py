@@ -35,6 +35,7 @@ TESTS = (
     HERE.parent / "models" / "test_compiled_decoder.py",
     HERE.parent / "models" / "test_compiled_batch.py",
     HERE.parent / "models" / "test_compiled_hybrid.py",
+    HERE.parent / "generation" / "hamburger" / "test_compiled_groups.py",
 )
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from shoestring.generation.decode import Generation
-from shoestring.systems import hamburger
+from shoestring.systems import hamburger, hamburger_speed
 from shoestring.systems.hamburger_claims import CONFIDENCE, FIELDS, SPEED
 from shoestring.systems.hamburger_quality import (
     Prompts,
@@ -16,7 +16,7 @@ from shoestring.systems.hamburger_quality import (
     right_shares,
     write_records,
 )
-from shoestring.systems.hamburger_speed import speed_row
+from shoestring.systems.hamburger_speed import decoding_speed, speed_row
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +59,22 @@ def test_nats_of_singles_are_the_base_s(work):
 
 
 def test_speed_is_tokens_over_seconds_in_turns(work):
-    row = speed_row(work.model, work.baseline, work.prompts, work.tokenizer, 3)
+    before = torch.get_num_threads()
+    row, note = speed_row(work.model, work.baseline, work.prompts, work.tokenizer, 3)
+    assert torch.get_num_threads() == before
+    assert "the fastest number of threads for each" in note
     assert row.metric == SPEED.metric
     assert row.spread[0] <= row.ratio <= row.spread[1]
     assert min(row.baseline, row.method) > 1
+
+
+def test_speed_leaves_out_what_the_prompt_s_pass_gives(work, monkeypatch):
+    written = [
+        Generation(prompt_tokens=3, tokens=[1] * 9, first_tokens=4, decode_seconds=2.0),
+        Generation(prompt_tokens=3, tokens=[1] * 6, first_tokens=1, decode_seconds=3.0),
+    ]
+    monkeypatch.setattr(hamburger_speed, "generate", lambda *_, **__: written.pop(0))
+    assert decoding_speed(work.model, Prompts((("a", {}), ("b", {})), ()), None) == (5 + 5) / (2.0 + 3.0)
 
 
 def test_records_are_those_of_no_training():

@@ -4,7 +4,7 @@ import pytest
 
 from shoestring.systems.hamburger import held_out_prose
 from shoestring.training import ship_hamburger
-from shoestring.training.ship_hamburger import CHARACTERS, ship
+from shoestring.training.ship_hamburger import ship
 
 
 def test_models_and_held_out_prose_go_along(monkeypatch, tmp_path):
@@ -16,9 +16,7 @@ def test_models_and_held_out_prose_go_along(monkeypatch, tmp_path):
     ship(tmp_path / "hamburger", tmp_path / "decoder", tmp_path / "to")
     assert (tmp_path / "to/hamburger/config.json").read_text() == "hamburger"
     assert (tmp_path / "to/hamburger-baseline/config.json").read_text() == "decoder"
-    text = held_out_prose(tmp_path / "to/hamburger-prose.json")
-    assert len(text) == CHARACTERS
-    assert text == prose[570_000:590_000]
+    assert held_out_prose(tmp_path / "to/hamburger-prose.json") == prose[570_000:]
 
 
 def test_a_model_that_is_not_there_is_named(monkeypatch, tmp_path):

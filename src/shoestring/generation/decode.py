@@ -45,7 +45,7 @@ class Piece:
 class Generation:
     """An output, complete or growing.
 
-    prompt_seconds: until the first token is there; decode_seconds: all steps after the first.
+    prompt_seconds: until the first tokens are there; decode_seconds: all steps after the first.
     """
 
     prompt_tokens: int
@@ -58,18 +58,20 @@ class Generation:
     passes: int = 0
     """Forward passes after the prompt's: one for each further token, fewer where drafts are right or groups
     come at once."""
+    first_tokens: int = 1
+    """Those that the prompt's pass gave: one, or a group."""
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Speed of decoding; the first token is the prompt's work. None where nothing was decoded."""
-        steps = len(self.tokens) - 1
-        return steps / self.decode_seconds if steps > 0 and self.decode_seconds > 0 else None
+        """Speed of decoding; the first tokens are the prompt's work. None where nothing was decoded."""
+        decoded = len(self.tokens) - self.first_tokens
+        return decoded / self.decode_seconds if decoded > 0 and self.decode_seconds > 0 else None
 
     @property
     def tokens_per_pass(self) -> float | None:
         """Accepted length: tokens that a pass gives, the model's own one included; 1 without drafts. None
         where nothing was decoded."""
-        return (len(self.tokens) - 1) / self.passes if self.passes else None
+        return (len(self.tokens) - self.first_tokens) / self.passes if self.passes else None
 
 
 class Stream:
@@ -201,6 +203,8 @@ def _pieces(
             start = time.perf_counter()
             pieces = _taken(steps.step(ends), text, ends)
             steps.keep(len(pieces))
+            if not steps.passes:
+                result.first_tokens = len(pieces)
             result.passes = steps.passes
             seconds = time.perf_counter() - start
             result.decode_seconds += seconds if steps.passes else 0.0

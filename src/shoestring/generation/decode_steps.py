@@ -68,11 +68,17 @@ class DecodeSteps:
     def choose(self, logits: Tensor) -> int:
         """The next token of the output, appended."""
         end = self.prompt_length + self.count
-        token = self.sampling.choose(logits, self.ids[:, :end], self.generator)
-        self.append(int(token))
-        return int(token)
+        token = int(self.sampling.choose(logits, self.ids[:, :end], self.generator))
+        self.append(token)
+        return token
 
     def append(self, token: int) -> None:
         """Go on with the output."""
         self.ids[0, self.prompt_length + self.count] = token
         self.count += 1
+
+    def extend(self, tokens: list[int]) -> None:
+        """Go on with the output by several tokens."""
+        start = self.prompt_length + self.count
+        self.ids[0, start : start + len(tokens)] = torch.tensor(tokens, device=self.ids.device)
+        self.count += len(tokens)

@@ -88,7 +88,7 @@ class Sampling:
         if self.greedy:
             # max takes NaN for the largest, so one look at the winner finds any.
             largest, token = scores.max(-1)
-            if torch.isnan(largest).any():
+            if any(map(math.isnan, largest.tolist())):
                 raise ValueError("the logits hold NaN; no token can be chosen from them.")
             return token
         if generator is None:

@@ -334,45 +334,59 @@ static const float *last_rows(const decode_model *m, const shared_room *room, co
     return room->down + from * n;
 }
 
+/* What one thread of a team does in `decode_step`; whether the cache could store everything, and the logits, are
+   known once all have met. */
+static void run_step(const decode_model *model, const float *x, int64_t tokens, int64_t start, float *logits,
+                     int64_t logit_rows, char *room, int thread, int n_threads, team_barrier *barrier) {
+    shared_room shared;
+    own_room own;
+    const token_run run = {0, tokens, 0};
+    int64_t offset = lay_out_shared(model, tokens, few_tokens(model, tokens), room, &shared);
+    row_share share = share_of(tokens, thread, n_threads);
+    int64_t size = lay_out_thread(model, tokens, MOST_LOGITS, n_threads, NULL, &own);
+    lay_out_thread(model, tokens, MOST_LOGITS, n_threads, room + offset + thread * size, &own);
+    /* Nobody stores anything before all have met. */
+    if (thread == 0) *shared.refused = 0;
+    memcpy(own.stream, x + share.first * model->hidden, (size_t)(share.count * model->hidden) * 4);
+    /* The thread that copies the last row: of those that have it, one. */
+    int has_last = share.by_rows ? share.count && share.first + share.count == tokens : thread == 0;
+    for (int64_t l = 0; l < model->n_layers; l++) {
+        const decode_layer *layer = model->layers + l;
+        if (layer->mamba)
+            mamba_block(model, layer, &layer->states, &run, 1, &shared, &own, &share, barrier);
+        else
+            attention_block(model, layer, &shared, &own, &share, start, barrier);
+        feed_forward_block(model, layer, &shared, &own, &share, barrier);
+        if (has_last) tap(model, l, own.stream + (share.count - 1) * model->hidden);
+    }
+    if (!logit_rows) return;
+    const float *last = last_rows(model, &shared, &own, &share, logit_rows, barrier);
+    finish_rows(model, last, logit_rows, own.input);
+    if (has_last) tap(model, model->n_layers, own.input + (logit_rows - 1) * model->hidden);
+    model->head->run(model->head, own.input, logits, logit_rows, thread, n_threads, own.scratch);
+}
+
+/* After `run_step` of all threads: 0, or 1 + a layer that the cache could not store. */
+static int64_t refused_layer(const decode_model *model, int64_t tokens, char *room) {
+    shared_room shared;
+    lay_out_shared(model, tokens, few_tokens(model, tokens), room, &shared);
+    return *shared.refused;
+}
+
 /* x: (tokens, hidden) embeddings of the tokens that go to slots start, start + 1, …, at positions `shift` later.
    logits: (logit_rows, vocabulary) of the last so many tokens; 0 rows fill the cache only.
    room: `decode_room` bytes, 64-byte aligned. Returns 0, or 1 + a layer that the cache could not store. */
 int64_t decode_step(const decode_model *model, const float *x, int64_t tokens, int64_t start, float *logits,
                     int64_t logit_rows, char *room, int threads) {
     team_barrier barrier = {0};
-    shared_room shared;
-    const token_run run = {0, tokens, 0};
-    int64_t offset = lay_out_shared(model, tokens, few_tokens(model, tokens), room, &shared);
-    *shared.refused = 0;
 #pragma omp parallel num_threads(threads)
     {
-        own_room own;
 #pragma omp single
         barrier.size = omp_get_num_threads();
-        int thread = omp_get_thread_num(), n_threads = barrier.size;
-        row_share share = share_of(tokens, thread, n_threads);
-        int64_t size = lay_out_thread(model, tokens, MOST_LOGITS, n_threads, NULL, &own);
-        lay_out_thread(model, tokens, MOST_LOGITS, n_threads, room + offset + thread * size, &own);
-        memcpy(own.stream, x + share.first * model->hidden, (size_t)(share.count * model->hidden) * 4);
-        /* The thread that copies the last row: of those that have it, one. */
-        int has_last = share.by_rows ? share.count && share.first + share.count == tokens : thread == 0;
-        for (int64_t l = 0; l < model->n_layers; l++) {
-            const decode_layer *layer = model->layers + l;
-            if (layer->mamba)
-                mamba_block(model, layer, &layer->states, &run, 1, &shared, &own, &share, &barrier);
-            else
-                attention_block(model, layer, &shared, &own, &share, start, &barrier);
-            feed_forward_block(model, layer, &shared, &own, &share, &barrier);
-            if (has_last) tap(model, l, own.stream + (share.count - 1) * model->hidden);
-        }
-        if (logit_rows) {
-            const float *last = last_rows(model, &shared, &own, &share, logit_rows, &barrier);
-            finish_rows(model, last, logit_rows, own.input);
-            if (has_last) tap(model, model->n_layers, own.input + (logit_rows - 1) * model->hidden);
-            model->head->run(model->head, own.input, logits, logit_rows, thread, n_threads, own.scratch);
-        }
+        run_step(model, x, tokens, start, logits, logit_rows, room, omp_get_thread_num(), barrier.size, &barrier);
     }
-    return *shared.refused;
+    return refused_layer(model, tokens, room);
 }
 
 #include "decode_batch.h"
+#include "decode_group.h"

@@ -167,7 +167,8 @@ class DecodeStep:
         self.weight_bytes = head.nbytes + sum(layer.nbytes for layer in layers)
         self._room = aligned_room(0)
         self._logits = aligned_room(4 * MOST_TOKENS * shape.vocab_size).view(torch.float32)
-        self._known: tuple[int, ...] = ()
+        self._known: set[tuple[int, int]] = set()
+        self._tapped: tuple[Tensor, ...] = ()
         self._cache: tuple[LayerCache | LayerState, ...] = ()
         self._token_bytes, self._capacity = 0, 0
 
@@ -256,27 +257,47 @@ class DecodeStep:
             raise ValueError(f"shift={shift} with a window, which is counted in slots; use shift=0.")
         if not self._cache or start + tokens > self._capacity:
             raise ValueError(f"the cache has no room for slots {start} to {start + tokens - 1}.")
-        self._model.shift = shift
-        threads, model, x = torch.get_num_threads(), ctypes.addressof(self._model), aligned_copy(x)
-        key = tokens, threads
-        if key != self._known:
-            needed = self._library.decode_room(model, tokens, threads)
-            if self._room.numel() < needed:
-                self._room = aligned_room(needed)
-            self._known = key
-        flops, n_bytes = self._cost(start + tokens) if cost_is_wanted() else (0, 0)
+        self.shift_positions(shift)
+        threads, x = torch.get_num_threads(), aligned_copy(x)
+        room = self.room(tokens, threads)
+        flops, n_bytes = self.cost(start + tokens) if cost_is_wanted() else (0, 0)
         with count_cost("decode_step", flops=tokens * flops, bytes=n_bytes):
             refused = self._library.decode_step(
-                model, x.data_ptr(), tokens, start, self._logits.data_ptr(), logit_rows,
-                self._room.data_ptr(), threads,
-            )  # fmt: skip
-        if refused:
-            raise ValueError(
-                f"keys or values of layer {refused - 1} are not finite or beyond what a grid in float16 "
-                "holds (±65504); use a cache in full precision, and check the model's weights for NaN."
+                self.address, x.data_ptr(), tokens, start, self._logits.data_ptr(), logit_rows, room, threads
             )
+        if refused:
+            raise ValueError(cannot_store(refused - 1))
         vocab = self.shape.vocab_size
         return self._logits[: logit_rows * vocab].view(logit_rows, vocab)
+
+    @property
+    def capacity(self) -> int:
+        """Slots that there is room for; 0 without a cache."""
+        return self._capacity if self._cache else 0
+
+    @property
+    def taps(self) -> int:
+        """How many states calls copy out."""
+        return int(self._tapped[0].sum()) if self._tapped else 0
+
+    @property
+    def logits(self) -> Float[Tensor, " numbers"]:
+        """The buffer that calls fill, one row of logits after the other."""
+        return self._logits
+
+    def shift_positions(self, shift: int) -> None:
+        """By how much the positions of the next call run ahead of slots."""
+        self._model.shift = shift
+
+    def room(self, tokens: int, threads: int) -> int:
+        """Address of a room for calls of so many tokens, and of all asked for before; good until more is
+        asked for."""
+        if (tokens, threads) not in self._known:
+            needed = self._library.decode_room(self.address, tokens, threads)
+            if self._room.numel() < needed:
+                self._room = aligned_room(needed)
+            self._known.add((tokens, threads))
+        return self._room.data_ptr()
 
     def batch_cost(self, sequences: Sequence[tuple[int, int, bool]], slot_bytes: int) -> tuple[int, int]:
         """Operations and bytes of a call for sequences of (start, tokens, wants logits): a multiply-add for
@@ -294,9 +315,9 @@ class DecodeStep:
                 n_bytes += slot_bytes * min(start + tokens, seen[-1] + tokens - 1) // len(attention)
         return flops, self.weight_bytes + n_bytes
 
-    def _cost(self, slots: int) -> tuple[int, int]:
-        """Of one token over so many slots: a multiply-add for every weight, and for every channel of every
-        key and value that is seen, of each query head; and the bytes of weights, keys and values."""
+    def cost(self, slots: int) -> tuple[int, int]:
+        """Operations and bytes of one token over so many slots: a multiply-add for every weight, and for
+        every channel of every key and value that is seen, of each query head; weights, keys and values."""
         _, _, head = self._alive
         seen = sum(min(slots, layer.window or slots) for layer in self._attention)
         inner = self.shape.num_attention_heads * self.shape.head_dim
@@ -312,6 +333,14 @@ class DecodeStep:
         """Of a token: the weights of all layers, and what mixers do."""
         mixers = sum(mixer.flops for mixer in self.mixers if mixer is not None)
         return mixers + 2 * sum(layer.weights for layer in self._alive[0])
+
+
+def cannot_store(layer: int) -> str:
+    """What to say where a step gave keys or values that a cache refuses."""
+    return (
+        f"keys or values of layer {layer} are not finite or beyond what a grid in float16 holds (±65504); "
+        "use a cache in full precision, and check the model's weights for NaN."
+    )
 
 
 def check_place(number: int, mixer: StepMixer | None, state: LayerState | None) -> None:

@@ -28,5 +28,5 @@ class CompiledBatch(CompiledDecoder):
 
         Raises: ValueError, as `DecodeBatch`.
         """
-        self._reach(max(sequence.start + sequence.tokens for sequence in sequences))
+        self.reach(max(sequence.start + sequence.tokens for sequence in sequences))
         return self.batch(self._embed(ids), sequences)

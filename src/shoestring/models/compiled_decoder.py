@@ -100,7 +100,7 @@ class CompiledDecoder:
         The logits are those of the last `logit_rows` tokens (at most eight), good until the next call.
         """
         hidden = x.float() if x.is_floating_point() else self._embed(x)
-        self._reach(start + shift + len(hidden))
+        self.reach(start + shift + len(hidden))
         while len(hidden) > PROMPT_TOKENS:
             # The last block is not to be shorter than the logits wanted.
             block = min(PROMPT_TOKENS, len(hidden) - logit_rows)
@@ -119,8 +119,8 @@ class CompiledDecoder:
         rows = packed.pack_for_kernel().rows(ids).to(packed.dtype)
         return (rows if embedding.scale == 1.0 else rows * rows.new_tensor(embedding.scale)).float()
 
-    def _reach(self, positions: int) -> None:
-        """Make the tables of angles long enough."""
+    def reach(self, positions: int) -> None:
+        """Make the tables of angles long enough for so many positions."""
         if positions <= self._positions:
             return
         self._positions = max(_FIRST_POSITIONS, 2 * self._positions, positions)

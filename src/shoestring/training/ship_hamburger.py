@@ -15,12 +15,9 @@ from pathlib import Path
 from shoestring.files import replacing_folder
 from shoestring.training.tiny_lm import prose_text
 
-CHARACTERS = 20_000
-"""Of held-out prose that goes along, so that the card needs no other data."""
-
 
 def ship(hamburger: Path, baseline: Path, to: Path) -> None:
-    """Copy both models and the beginning of the prose that neither was trained on.
+    """Copy both models and the prose that neither was trained on, so that the card needs no other data.
 
     Raises: FileNotFoundError for a folder that is not there.
     """
@@ -28,7 +25,7 @@ def ship(hamburger: Path, baseline: Path, to: Path) -> None:
     with replacing_folder(to) as place:
         shutil.copytree(hamburger / "hamburger", place / "hamburger")
         shutil.copytree(baseline / "decoder", place / "hamburger-baseline")
-        text = prose[len(prose) * 19 // 20 :][:CHARACTERS]
+        text = prose[len(prose) * 19 // 20 :]
         (place / "hamburger-prose.json").write_text(
             json.dumps({"text": text}, indent=1) + "\n", encoding="utf-8"
         )

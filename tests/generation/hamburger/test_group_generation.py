@@ -140,6 +140,16 @@ def test_both_engines_write_the_same_text_and_generate_takes_the_compiled_one():
     assert type(group_runner(tiny_hamburger(dtype=torch.float64))) is GroupRunner
 
 
+def test_what_the_prompt_s_pass_gives_is_no_decoding():
+    groups = generate(tiny_hamburger(confidence=0.0), PROMPT, max_new_tokens=24, stop_tokens=[])
+    assert (groups.first_tokens, groups.passes, groups.tokens_per_pass) == (4, 5, 4.0)
+    assert groups.tokens_per_second == 20 / groups.decode_seconds
+    singles = generate(tiny_hamburger(confidence=1.01), PROMPT, max_new_tokens=24, stop_tokens=[])
+    assert (singles.first_tokens, singles.tokens_per_pass) == (1, 1.0)
+    only = generate(tiny_hamburger(confidence=0.0), PROMPT, max_new_tokens=3, stop_tokens=[])
+    assert (only.first_tokens, only.tokens_per_second, only.tokens_per_pass) == (3, None, None)
+
+
 def test_more_confidence_means_more_passes():
     counts = []
     for confidence in (0.0, 0.4, 0.6, 1.01):

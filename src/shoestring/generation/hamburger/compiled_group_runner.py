@@ -4,7 +4,7 @@ The first map of the stop head is stacked under the output head: one product giv
 rest of the stop head goes on from.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from shoestring.generation.evicting_cache import CachePolicy
 from shoestring.generation.hamburger.group_runner import GroupRunner
 from shoestring.generation.hamburger.small_arrays import ArrayMerge, ArrayStop
 from shoestring.generation.step_cache import StepCache, StorageWatch
+from shoestring.kernels.decode_group import DecodeGroup, GroupMerge, GroupStop
 from shoestring.kernels.decode_step import MOST_TOKENS
 from shoestring.kernels.dense_linear import STORAGE_KINDS, dense_linear
 from shoestring.kernels.linear_kernel import LinearKernel
@@ -49,6 +50,11 @@ class CompiledGroupRunner(GroupRunner):
         features = (*model.options.features[:-1], model.cfg.num_hidden_layers)
         self._taps = self._base.step.set_taps(features)
         self._micro.use([layer_cache(columns) for columns in self._micro_cache.storage()])
+        self._micro.reach(len(self._taps) + model.options.max_steps)
+        self._group = DecodeGroup(
+            self._base.step, self._micro.step, len(self._taps), model.base.model.embed_tokens.weight,
+            _merge_weights(model), _stop_weights(model),
+        )  # fmt: skip
         self._storage = StorageWatch(self.cache)
         self._rows: Tensor | None = None
         self._places = 0
@@ -70,6 +76,20 @@ class CompiledGroupRunner(GroupRunner):
         if len(tokens) > 1:
             self.cache.note_tokens(len(tokens))
         return logits
+
+    def greedy_group(self, fed: Sequence[int], most: int, ends: Collection[int]) -> list[int]:
+        """Append a group in one slot; the next one, of at most `most` tokens, each the likeliest, until one
+        of `ends` or the stop head ends it. Raises: as `feed_group`; ValueError for logits with NaN."""
+        self._check_group(fed)
+        start, shift = self._claim(1, len(fed) - 1)
+        if len(fed) > 1:
+            self.cache.note_tokens(len(fed))
+        group = self._group(fed, start, shift, most, ends, self.hamburger.confidence)
+        several, step = len(group) > 1, (self._micro if len(group) > 1 else self._base).step
+        self._rows = step.logits[: step.shape.vocab_size][None]
+        self._features, self._unread = self._taps, None if several else self._taps
+        self._places = len(self._taps) + len(group) - 1 if several else 0
+        return group
 
     def micro(self, token: int) -> Float[Tensor, "1 vocab"]:
         """Go on with the group by this token; the logits of the next one."""
@@ -101,19 +121,26 @@ class CompiledGroupRunner(GroupRunner):
 
     def _call(self, x: Float[Tensor, "n hidden"], skipped: int) -> Float[Tensor, "1 vocab"]:
         """x goes to the next slots, and to positions `skipped` behind the next one."""
+        start, shift = self._claim(len(x), skipped)
+        self._rows = self._base(x, start, 1, shift)
+        self._features = self._unread = self._taps
+        self._places = 0
+        return self._rows[:, : self._vocab]
+
+    def _claim(self, slots: int, skipped: int) -> tuple[int, int]:
+        """Make the next slots, at positions `skipped` behind the next one, ready to be written; the first of
+        them, and how far positions run ahead."""
         cache, start = self.cache, self.cache.alike_slots()
         if start is None:
             raise CacheCannot(
                 "be read by the compiled step", "layers or heads hold different slots; use a GroupRunner"
             )
         shift = int(cache.next_pos) - start + skipped
-        cache.claim(len(x), skipped)
+        cache.claim(slots, skipped)
         self._follow_storage()
         cache.count_reads()
-        self._rows = self._base(x, start, 1, shift)
-        self._features = self._unread = self._taps
-        self._places = 0
-        return self._rows[:, : self._vocab]
+        self._base.reach(start + slots + shift)
+        return start, shift
 
     def _follow_storage(self) -> None:
         if self._storage.moved():
@@ -157,6 +184,23 @@ def _stacked_head(model: Hamburger) -> LinearKernel:
     weight = torch.cat([head.weight, first.weight.to(head.weight.dtype)]).detach()
     bias = torch.cat([weight.new_zeros(head.out_features), first.bias.detach()]).float()
     return dense_linear(weight, bias)
+
+
+def _merge_weights(model: Hamburger) -> GroupMerge:
+    m = model.embedder
+    key_value = torch.cat([m.k_proj.weight, m.v_proj.weight]).detach()
+    key_value_bias = torch.cat([m.k_proj.bias, m.v_proj.bias]).detach()
+    return GroupMerge(
+        m.q_proj.weight, m.q_proj.bias, key_value, key_value_bias, m.o_proj.weight, m.o_proj.bias,
+        m.places.detach(), m.heads,
+    )  # fmt: skip
+
+
+def _stop_weights(model: Hamburger) -> GroupStop:
+    second, last = model.stop[2], model.stop[4]
+    assert isinstance(second, nn.Linear)
+    assert isinstance(last, nn.Linear)
+    return GroupStop(second.weight, second.bias, last.weight, last.bias)
 
 
 def _micro_as_decoder(model: Hamburger) -> Decoder:

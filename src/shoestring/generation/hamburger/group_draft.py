@@ -17,7 +17,6 @@ from shoestring.generation.speculation.draft_length import FixedLength, LengthRu
 from shoestring.generation.speculation.draft_tree import DraftTree
 from shoestring.generation.speculation.target import Target
 from shoestring.models.hamburger import Hamburger
-from shoestring.models.hamburger_options import stops
 
 
 @dataclass(frozen=True)
@@ -73,15 +72,12 @@ class GroupDraftRun:
         """The likeliest tokens after the text, until the stop head ends the draft or there are `most`."""
         if most < 1:
             return DraftTree.chain(root, ())
-        for group in self.unread:
-            logits = self.runner.feed_group(group)
+        *before, last = self.unread
+        for group in before:
+            self.runner.feed_group(group)
         self.unread = []
-        module = self.options.module
-        most = min(most, module.options.max_steps)
-        drafted = [int(logits.argmax())]
-        while len(drafted) < most and not stops(self.runner.stop_logit, module.confidence):
-            drafted.append(int(self.runner.micro(drafted[-1]).argmax()))
-        return DraftTree.chain(root, drafted)
+        most = min(most, self.options.module.options.max_steps)
+        return DraftTree.chain(root, self.runner.greedy_group(last, most, ()))
 
     def settle(self, tree: DraftTree, path: Sequence[int], tokens: Sequence[int]) -> None:
         """What stands is read next time: the accepted tokens as one group, the target's own beside or in

@@ -3,7 +3,7 @@ micro steps for the others.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -13,9 +13,11 @@ from torch import Tensor
 from shoestring.generation.decoder_runner import DecoderRunner
 from shoestring.generation.dense_cache import DenseCache
 from shoestring.generation.evicting_cache import CachePolicy
+from shoestring.generation.sampling import Sampling
 from shoestring.generation.slot_cache import SlotCache
 from shoestring.models.decoder_step import Want
 from shoestring.models.hamburger import Hamburger
+from shoestring.models.hamburger_options import stops
 from shoestring.models.hooks import Context
 
 
@@ -74,6 +76,22 @@ class GroupRunner(DecoderRunner):
         before = self._before(token)
         self._hidden = self.hamburger.micro(before[None], self._micro_cache)[:, -1]
         return self.hamburger.base.lm_head(self._hidden)
+
+    def greedy_group(self, fed: Sequence[int], most: int, ends: Collection[int]) -> list[int]:
+        """Append a group in one slot; the next one, of at most `most` tokens, each the likeliest, until one
+        of `ends` or the stop head ends it. Raises: as `feed_group`; ValueError for logits with NaN."""
+        sampling = Sampling()
+        return self.group_from(self.feed_group(fed), most, ends, lambda logits: int(sampling.choose(logits)))
+
+    def group_from(
+        self, logits: Tensor, most: int, ends: Collection[int], choose: Callable[[Tensor], int]
+    ) -> list[int]:
+        """The same, from the logits of its first token, with tokens that `choose` takes from logits."""
+        group = [choose(logits)]
+        confidence = self.hamburger.confidence
+        while len(group) < most and group[-1] not in ends and not stops(self.stop_logit, confidence):
+            group.append(choose(self.micro(group[-1])))
+        return group
 
     @property
     def stop_logit(self) -> float:

@@ -12,7 +12,6 @@ import torch
 from shoestring.generation.decode_steps import DecodeSteps
 from shoestring.generation.hamburger.group_runner import GroupRunner
 from shoestring.generation.sampling import Sampling
-from shoestring.models.hamburger_options import stops
 
 
 class GroupSteps(DecodeSteps):
@@ -33,23 +32,22 @@ class GroupSteps(DecodeSteps):
         super().__init__(runner, prompt, sampling, generator, max_new_tokens, prefill_chunk)
         self.groups: list[int] = []
         self._group: list[int] = []
+        self._likeliest = sampling.greedy and sampling.repetition_penalty == 1
 
     @torch.inference_mode()
     def step(self, ends: Collection[int]) -> list[int]:
         """The next group; it ends with one of `ends`, or where no more tokens are wanted."""
+        most = min(self.runner.hamburger.options.max_steps, self.limit - self.count)
         if self._logits is None:
-            self._logits = self.runner.feed_group(self._group)
             self.passes += 1
-        logits, self._logits = self._logits, None
-        model = self.runner.hamburger
-        most, confidence = min(model.options.max_steps, self.limit - self.count), model.confidence
-        self._group = [self.choose(logits)]
-        while (
-            len(self._group) < most
-            and self._group[-1] not in ends
-            and not stops(self.runner.stop_logit, confidence)
-        ):
-            self._group.append(self.choose(self.runner.micro(self._group[-1])))
+            if self._likeliest:
+                self._group = self.runner.greedy_group(self._group, most, ends)
+                self.extend(self._group)
+            else:
+                self._logits = self.runner.feed_group(self._group)
+        if self._logits is not None:
+            logits, self._logits = self._logits, None
+            self._group = self.runner.group_from(logits, most, ends, self.choose)
         self.groups.append(len(self._group))
         return list(self._group)
 

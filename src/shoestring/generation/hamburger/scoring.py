@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from shoestring.generation.hamburger.group_runner import GroupRunner
+from shoestring.generation.hamburger.compiled_group_runner import group_runner
 from shoestring.models.hamburger import Hamburger
 from shoestring.models.hamburger_options import check_groups, stops
 
@@ -50,7 +50,7 @@ def score_response(
     if not isinstance(segment, str):
         sizes = list(segment)
         check_groups(sizes, len(response), model.options.max_steps)
-    runner = GroupRunner(model, capacity=len(prompt) + len(response))
+    runner = group_runner(model, capacity=len(prompt) + len(response))
     logits = runner.feed(torch.tensor([list(prompt)], device=runner.device))
     runner.prompt_is_read()
     found: list[Tensor] = []
