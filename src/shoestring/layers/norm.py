@@ -32,10 +32,11 @@ class RMSNorm(nn.Module):
     def forward(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
         # In half precision 1 + weight would lose what is stored: it is added in float32.
         gain = self.weight if self.offset == 0.0 else self.weight.to(_at_least_float32(x)) + self.offset
-        if _one_pass(x, gain):
-            # torch's own is several passes, each through fresh memory: on a long prompt that is felt.
-            size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-            return (x * torch.rsqrt(size.square() / x.shape[-1] + self.eps)).mul_(gain)
+        if _flows_no_gradient(x, gain):
+            # torch's own steps, all in one piece of memory: on a long prompt fresh one costs more than the sums.
+            y = x.square()
+            scale = y.mean(-1, keepdim=True).add_(self.eps).rsqrt_()
+            return torch.mul(x, scale, out=y).mul_(gain)
         if gain.dtype == x.dtype:
             return F.rms_norm(x, gain.shape, gain, self.eps)
         return F.rms_norm(x.to(gain.dtype), gain.shape, gain, self.eps).to(x.dtype)
@@ -51,7 +52,7 @@ def naive_rms_norm(
     return x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * (offset + weight)
 
 
-def _one_pass(x: Tensor, gain: Tensor) -> bool:
+def _flows_no_gradient(x: Tensor, gain: Tensor) -> bool:
     """Whether x is of float32 or wider on the CPU, like its gain, and no gradient flows."""
     plain = x.dtype == gain.dtype and x.dtype in (torch.float32, torch.float64) and x.device.type == "cpu"
     return plain and not (torch.is_grad_enabled() and (x.requires_grad or gain.requires_grad))

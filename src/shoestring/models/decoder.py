@@ -57,9 +57,8 @@ class Attention(nn.Module):
         cos, sin = step.angles[self.rope]
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        out = step.attend(self.layer, q, k, v, self.scale, self.window)
-        (out,) = step.project(self, self.layer, ("o_proj",), out.transpose(1, 2).reshape(batch, n, -1))
-        return out
+        out, rows = step.attend(self.layer, q, k, v, self.scale, self.window)
+        return step.project_rows(self, self.layer, "o_proj", out.transpose(1, 2).flatten(2), rows)
 
 
 class FeedForward(nn.Module):
