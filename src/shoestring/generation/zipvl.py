@@ -191,9 +191,9 @@ class ZipVL:
     def _bits(self, marked: Bool[Tensor, "rows n"]) -> Int[Tensor, "rows n"]:
         """Of each token. Too few tokens for channels in 2 bits are stored like the important ones."""
         form = self.options.tiers
-        few = (~marked).sum(-1, keepdim=True) < FEW_TOKENS
-        high = marked | (few & (form.low_bits == 2))
-        return torch.where(high, form.high_bits, form.low_bits)
+        if form.low_bits == 2:
+            marked = marked | (marked.sum(-1, keepdim=True) > marked.shape[1] - FEW_TOKENS)
+        return marked * (form.high_bits - form.low_bits) + form.low_bits
 
     def _store(self, cache: TierCache, layer: int, marks: list[Tensor], bits: list[Tensor]) -> None:
         """Compress the oldest tokens in full, as many of each sample as it has marks; or drop some."""
@@ -231,6 +231,8 @@ def _padded(outs: list[Tensor], n: int) -> Float[Tensor, "batch heads n dim"]:
 def _lengths(call: AttendCall) -> list[int]:
     """Tokens of each sample. Raises: ValueError for padding in front of a token."""
     present = call.pos >= 0
+    if bool(present.all()):
+        return [present.shape[1]] * len(present)
     if bool((present[:, 1:] & ~present[:, :-1]).any()):
         raise ValueError(
             "the batch is padded on the left, and padding would be probed; put it at the end of the rows, "
