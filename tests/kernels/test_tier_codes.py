@@ -36,7 +36,9 @@ def flat(found):
 
 
 def check(k, v, groups):
-    for mine, theirs in zip(flat(encode_tiers(k, v, groups)), flat(naive_encode_tiers(k, v, groups)), strict=True):
+    for mine, theirs in zip(
+        flat(encode_tiers(k, v, groups)), flat(naive_encode_tiers(k, v, groups)), strict=True
+    ):
         assert torch.equal(mine, theirs)
 
 

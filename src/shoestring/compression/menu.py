@@ -74,9 +74,9 @@ FAMILIES: Mapping[str, Callable[[], Sequence[ModuleRecipe]]] = {
 """What a menu may be put together of."""
 
 APART: Mapping[str, str] = {
-    "r-sparse": "R-Sparse leaves the weights as they are and prompts dense, so that neither the loss predicted "
-    "from weights that move nor the proof on whole windows would see what it costs while decoding; apply it "
-    "with r_sparse_recipes"
+    "r-sparse": "R-Sparse leaves weights as they are and prompts dense, so that neither the loss predicted "
+    "from weights that move nor the proof on whole windows would see what it costs while decoding; apply "
+    "it with r_sparse_recipes"
 }
 """Recipes that no budget can choose, and why. Nor would one be better for it: SmolLM2-135M loses 14 % of
 perplexity when R-Sparse still reads 60 % of the blocks' weights, and as much when codes of 4 bits, a quarter

@@ -95,11 +95,11 @@ def encode_tiers(
         )
     )
     of_keys, of_values = _tokens(keys), _tokens(values)
-    room = aligned_room(
-        library.tier_codes_room(ctypes.byref(of_keys), table, len(groups), tokens, threads)
-    )
+    room = aligned_room(library.tier_codes_room(ctypes.byref(of_keys), table, len(groups), tokens, threads))
     coded = channels * sum(map(len, indices))
-    with count_cost("encode_tiers", flops=channels * tokens + 7 * coded, bytes=4 * (channels * tokens + 3 * coded)):
+    with count_cost(
+        "encode_tiers", flops=channels * tokens + 7 * coded, bytes=4 * (channels * tokens + 3 * coded)
+    ):
         fits = library.encode_tiers(
             ctypes.byref(of_keys), ctypes.byref(of_values), table, len(groups), tokens, c.data_ptr(),
             room.data_ptr(), threads,

@@ -33,7 +33,7 @@ class RMSNorm(nn.Module):
         # In half precision 1 + weight would lose what is stored: it is added in float32.
         gain = self.weight if self.offset == 0.0 else self.weight.to(_at_least_float32(x)) + self.offset
         if _flows_no_gradient(x, gain):
-            # torch's own steps, all in one piece of memory: on a long prompt fresh one costs more than the sums.
+            # torch's own steps in one piece of memory: on a long prompt fresh memory costs more than sums.
             y = x.square()
             scale = y.mean(-1, keepdim=True).add_(self.eps).rsqrt_()
             return torch.mul(x, scale, out=y).mul_(gain)

@@ -171,7 +171,7 @@ class Step:
         x: Float[Tensor, "batch m inner"],
         rows: Int[Tensor, "batch m"] | None,
     ) -> Float[Tensor, "batch n hidden"]:
-        """A linear map of all tokens, of which only `rows` are not 0: of the others there is only the bias."""
+        """A linear map of all tokens, of which only `rows` are not 0: the others get the bias."""
         if rows is None:
             return self.project(owner, layer, (name,), x)[0]
         (out,) = self.project(owner, layer, (name,), x)

@@ -70,8 +70,8 @@ def channel_scales(v: Float[Tensor, "tokens channels"]) -> Float16[Tensor, " cha
     c = v.float().abs().amax(0).sqrt().half()
     if bool(c.isinf().any()):
         raise ValueError(
-            f"cached values reach {float(v.abs().max()):g}; float16 holds roots of values up to 65504² only. Use "
-            "16 bits or a model whose values are smaller."
+            f"cached values reach {float(v.abs().max()):g}; float16 holds roots of values up to 65504² only. "
+            "Use 16 bits or a model whose values are smaller."
         )
     return torch.where(c == 0, torch.ones_like(c), c)
 
