@@ -3,8 +3,9 @@
 What costs answers seems to be that rows outside give 0, not that keys outside are left out: on four prompts
 of another seed the important rows answered as badly when they saw all keys, and all rows over the important
 keys better (mean log-probability -2.82, -2.87 and -1.45; dense -0.18).
-A fixed ratio answers nearly as well: on 16 prompts of 1024 and 1536 tokens ZipVL was 0.20 nats ahead, with a
-standard error of 0.10, which few prompts do not show. Rows of answers carry the interval of the paired difference.
+A fixed ratio answers nearly as well: on 16 prompts of 1024 and 1536 tokens ZipVL was 0.20 nats ahead, with
+a standard error of 0.10, which few prompts do not show. Rows of answers carry the interval of the paired
+difference.
 """
 
 from collections.abc import Callable, Sequence
