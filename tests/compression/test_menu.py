@@ -43,6 +43,11 @@ def test_names_of_families():
             family_names(bad)
 
 
+def test_a_recipe_that_no_budget_can_choose_says_why():
+    with pytest.raises(ValueError, match="'r-sparse' is no recipe of a budget.*with r_sparse_recipes"):
+        family_names("default,r-sparse")
+
+
 def test_a_matrix_of_mostly_zeros_is_stored_sparse(tmp_path):
     """Nine of ten weights are zero, the others of any size: codes of a grid cannot say that in 3 bits."""
     torch.manual_seed(0)

@@ -201,6 +201,16 @@ def test_rows_that_are_left_out_put_out_zero_but_are_seen(decoder):
         torch.testing.assert_close(found[0][row][:, kept], plain[row][:, kept], **CLOSE)
 
 
+@pytest.mark.parametrize("family", ["llama", "llama, biases"])
+@pytest.mark.parametrize("rows", [[[0, 3, 7]], [[2, 5, -1]], [[0, 3, 7], [5, 6, -1]]], ids=str)
+def test_rows_that_put_out_zero_skip_the_projection_but_not_its_bias(family, rows):
+    model = Decoder.from_transformers(make(family))
+    ids, plan = ids_of(len(rows), 8), plan_at({0, 2}, rows=torch.tensor(rows))
+    # Whoever looks at the outputs of heads gets all of them, and all are projected.
+    whole = model(ids, hooks=[plan, On(post_attn=lambda layer, out, stats, ctx: out)]).logits
+    torch.testing.assert_close(model(ids, hooks=[plan]).logits, whole, **CLOSE)
+
+
 def test_a_policy_fades_keys_as_attend_does(decoder):
     ids = ids_of(1, 6)
     policy = torch.tensor([[1.0, 0.3, 0.0, 1.0, 0.5, 1.0]]).requires_grad_()

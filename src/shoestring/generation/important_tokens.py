@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from shoestring.generation.selection import top_k, top_mass
+from shoestring.generation.selection import top_k
 
 
 def probe_rows(n: int, count: int, generator: torch.Generator) -> Int[Tensor, " m"]:
@@ -77,8 +77,16 @@ class TopMass:
             raise ValueError(f"least={self.least} tokens must be 1 or more.")
 
     def needed(self, mass: Float[Tensor, "rows n"]) -> Int[Tensor, " rows"]:
-        """p, eq. 6: how many of the largest masses hold the share, before the clamp."""
-        return top_mass(mass, self.tau, what="attention by column").sum(-1)
+        """p, eq. 6: how many of the largest masses hold the share, before the clamp.
+
+        Raises: FloatingPointError for NaN."""
+        if self.tau == 1:
+            return torch.full(mass.shape[:1], mass.shape[1], device=mass.device)
+        largest = mass.sort(-1, descending=True).values.double()
+        held = largest.cumsum(-1)
+        if bool(held[:, -1:].isnan().any()):
+            raise FloatingPointError("attention by column holds NaN; check the model's weights and inputs.")
+        return (held - largest < self.tau * held[:, -1:]).sum(-1)
 
     def mark(self, attended: Attended) -> Bool[Tensor, "rows n"]:
         """Eq. 8."""

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Float16, Int, UInt8
 from torch import Tensor
 
-from shoestring.kernels.tier_codes import encode_by_channel, encode_by_token
+from shoestring.kernels.tier_codes import TierCodes
 from shoestring.numbers.packing import pack_bits, unpack_bits
 from shoestring.numbers.tier_format import decode_keys, decode_values
 
@@ -90,20 +90,19 @@ class CodedGroup:
     dtype: torch.dtype
 
     @classmethod
-    def encode(
+    def of(
         cls,
-        k: Float[Tensor, "heads tokens dim"],
-        v: Float[Tensor, "heads tokens dim"],
+        codes: TierCodes,
         c: Float16[Tensor, " channels"],
-        index: Int[Tensor, " kept"],
-        slots: Int[Tensor, " kept"],
+        slots: Int[Tensor, " tokens"],
         first_head: int,
+        heads: int,
         bits: int,
+        dtype: torch.dtype,
     ) -> "CodedGroup":
-        """Round the tokens that `index` names. Raises: ValueError where a value is not finite or beyond
-        float16."""
-        keys, values = encode_by_channel(k, index, bits), encode_by_token(v, index, c, bits)
-        return cls(slots.int(), first_head, k.shape[0], bits, *keys, *values, c, k.dtype)
+        """A group of tokens that are encoded already."""
+        keys, values = (codes.k_codes, codes.k_grid), (codes.v_codes, codes.v_grid)
+        return cls(slots.int(), first_head, heads, bits, *keys, *values, c, dtype)
 
     @property
     def tensors(self) -> dict[str, Tensor]:

@@ -7,8 +7,9 @@ from torch import Tensor
 from shoestring.generation.slot_cache import POS
 from shoestring.generation.slot_table import SlotTable
 from shoestring.generation.tier_group import CodedGroup, FullGroup, Group
-from shoestring.kernels.tier_codes import scales_of_channels
+from shoestring.kernels.tier_codes import encode_tiers
 from shoestring.models.protocols import CacheCannot
+from shoestring.numbers.token_cache_format import TOKEN_BITS
 
 
 class TierStore:
@@ -143,7 +144,7 @@ class TierStore:
     def compress(self, counts: Int[Tensor, " batch"], tiers: Int[Tensor, "batch rows m"]) -> None:
         """Move the first `counts` tokens of each sample's tail to groups of as many bits as `tiers` says.
 
-        tiers: one row for all heads or one per KV head. Raises: as `CodedGroup.encode`; then nothing changed.
+        tiers: one row for all heads or one per KV head. Raises: as `encode_tiers`; then nothing changed.
         """
         k, v = self.tail.read("k"), self.tail.read("v")
         made: list[list[Group]] = []
@@ -187,16 +188,18 @@ class TierStore:
 
 def _groups(k: Tensor, v: Tensor, tiers: Tensor, start: int, first_head: int) -> list[Group]:
     """Groups of heads (heads, tokens, dim), one for each width; their values share the scales of channels."""
+    by_width = [(bits, (tiers == bits).nonzero()[:, 0]) for bits in sorted(TOKEN_BITS)]
+    widths = [(index, bits) for bits, index in by_width if len(index)]
+    coded = [(index, bits) for index, bits in widths if bits < 16]
     found: list[Group] = []
-    widths = tiers.unique().tolist()
-    c = scales_of_channels(v) if min(widths) < 16 else None
-    for bits in widths:
-        index = (tiers == bits).nonzero()[:, 0]
-        slots = (index + start).int()
-        if bits == 16 or c is None:
-            found.append(FullGroup(slots, first_head, k[:, index], v[:, index]))
-        else:
-            found.append(CodedGroup.encode(k, v, c, index, slots, first_head, bits))
+    if coded:
+        c, codes = encode_tiers(k, v, coded)
+        found += [
+            CodedGroup.of(made, c, index + start, first_head, k.shape[0], bits, k.dtype)
+            for (index, bits), made in zip(coded, codes, strict=True)
+        ]
+    for index, _ in widths[len(coded) :]:
+        found.append(FullGroup((index + start).int(), first_head, k[:, index], v[:, index]))
     return found
 
 

@@ -22,7 +22,7 @@ from shoestring.generation.tier_cache import TierCache, tiered_attention
 from shoestring.generation.zipvl_options import ZipVLOptions, probe
 from shoestring.layers.attention import AttendOut, attend
 from shoestring.layers.attention_masks import Causal, KVView
-from shoestring.layers.gathered_attention import gathered_attention
+from shoestring.layers.gathered_attention import attention_of_rows, gathered_attention
 from shoestring.models.hooks import AttendCall, AttnPlan, Context
 from shoestring.models.protocols import HookConflict
 from shoestring.numbers.tier_format import FEW_TOKENS, TierFormat
@@ -131,27 +131,38 @@ class ZipVL:
                 f"layer {call.layer}: the cache held tokens before the prompt; ZipVL starts with an "
                 "empty one."
             )
-        outs, marks = [], []
-        for sample, n in enumerate(lengths):
-            at = slice(sample, sample + 1)
-            q, k, v = call.q[at, :, :n], view.k[at, :, :n], view.v[at, :, :n]
-            pos = call.pos[at, :n]
-            marked = self._marked(call, q, k, pos)
-            marks.append(marked)
-            if self.options.sparse:
-                outs.append(gathered_attention(q, k, v, marked, pos, call.scale, call.window))
-            else:
-                mask = Causal(pos, pos[:, None], newest=True)
-                outs.append(attend(q, KVView(k, v, pos[:, None]), mask, call.scale, call.window).out)
+        marks = [
+            self._marked(call, call.q[i : i + 1, :, :n], view.k[i : i + 1, :, :n], call.pos[i : i + 1, :n])
+            for i, n in enumerate(lengths)
+        ]
         self._read.add(call.layer)
-        shares = [float(marked.float().mean()) for marked in marks if marked.shape[1]]
+        shares = [int(marked.sum()) / marked.numel() for marked in marks if marked.shape[1]]
         self.kept[call.layer] = sum(shares) / len(shares)
+        out = self._attend(call, view, marks)
         # A short prompt stays in full.
         bits = [
             torch.full_like(m, 16, dtype=torch.long) if self._is_short(m.shape[1]) else self._bits(m)
             for m in marks
         ]
         self._store(cache, call.layer, marks, bits)
+        return out
+
+    def _attend(self, call: AttendCall, view: KVView, marks: list[Tensor]) -> AttendOut:
+        """Attention of a prompt, among the marked tokens or dense."""
+        everywhere = len(marks) == 1 and marks[0].shape[1] == call.q.shape[2]
+        if self.options.sparse and everywhere and len(marks[0]) == 1 and self.kept[call.layer] < 1:
+            index = marks[0][0].nonzero()[:, 0]
+            out = attention_of_rows(call.q, view.k, view.v, index, call.pos, call.scale, call.window)
+            return AttendOut(out, rows=index[None])
+        outs = []
+        for sample, marked in enumerate(marks):
+            at, n = slice(sample, sample + 1), marked.shape[1]
+            q, k, v, pos = call.q[at, :, :n], view.k[at, :, :n], view.v[at, :, :n], call.pos[at, :n]
+            if self.options.sparse:
+                outs.append(gathered_attention(q, k, v, marked, pos, call.scale, call.window))
+            else:
+                mask = Causal(pos, pos[:, None], newest=True)
+                outs.append(attend(q, KVView(k, v, pos[:, None]), mask, call.scale, call.window).out)
         return AttendOut(_padded(outs, call.q.shape[2]))
 
     def _marked(self, call: AttendCall, q: Tensor, k: Tensor, pos: Tensor) -> Bool[Tensor, "rows n"]:
@@ -180,9 +191,9 @@ class ZipVL:
     def _bits(self, marked: Bool[Tensor, "rows n"]) -> Int[Tensor, "rows n"]:
         """Of each token. Too few tokens for channels in 2 bits are stored like the important ones."""
         form = self.options.tiers
-        few = (~marked).sum(-1, keepdim=True) < FEW_TOKENS
-        high = marked | (few & (form.low_bits == 2))
-        return torch.where(high, form.high_bits, form.low_bits)
+        if form.low_bits == 2:
+            marked = marked | (marked.sum(-1, keepdim=True) > marked.shape[1] - FEW_TOKENS)
+        return marked * (form.high_bits - form.low_bits) + form.low_bits
 
     def _store(self, cache: TierCache, layer: int, marks: list[Tensor], bits: list[Tensor]) -> None:
         """Compress the oldest tokens in full, as many of each sample as it has marks; or drop some."""
@@ -220,6 +231,8 @@ def _padded(outs: list[Tensor], n: int) -> Float[Tensor, "batch heads n dim"]:
 def _lengths(call: AttendCall) -> list[int]:
     """Tokens of each sample. Raises: ValueError for padding in front of a token."""
     present = call.pos >= 0
+    if bool(present.all()):
+        return [present.shape[1]] * len(present)
     if bool((present[:, 1:] & ~present[:, :-1]).any()):
         raise ValueError(
             "the batch is padded on the left, and padding would be probed; put it at the end of the rows, "

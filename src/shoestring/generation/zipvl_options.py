@@ -3,6 +3,7 @@
 Source: He et al. 2024, "ZipVL", v1, section 4.
 """
 
+import functools
 import warnings
 from dataclasses import dataclass, field
 
@@ -61,6 +62,14 @@ class ZipVLOptions:
             raise ValueError("low='drop' keeps the same tokens in all heads; use per='layer' with it.")
 
 
+@functools.lru_cache(maxsize=8)
+def _rows_of(n: int, count: int, seed: int) -> Tensor:
+    """`probe_rows`, which are the same in every layer."""
+    # Kept beyond this call: a tensor made in inference mode could not take part in training later.
+    with torch.inference_mode(False):
+        return probe_rows(n, count, torch.Generator().manual_seed(seed))
+
+
 def probe(
     q: Float[Tensor, "1 heads n dim"],
     k: Float[Tensor, "1 kv_heads n dim"],
@@ -79,7 +88,7 @@ def probe(
     if isinstance(options.probe, int) and options.probe > n:
         warnings.warn(f"probe={options.probe} rows of a prompt of {n} tokens: all are taken.", stacklevel=2)
     count = options.probe if isinstance(options.probe, int) else n if options.probe else PROBE_ROWS
-    rows = probe_rows(n, count, torch.Generator().manual_seed(options.seed)).to(q.device)
+    rows = _rows_of(n, count, options.seed).to(q.device)
     sums, counts = column_sums(q[:, :, rows], k, pos[:, rows], pos, scale, window)
     mass = sums[0] * (k.shape[1] / q.shape[1])
     if options.per == "layer":

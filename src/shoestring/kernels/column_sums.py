@@ -53,11 +53,14 @@ def compiled_column_sums(
     """
     _check(q, k, row_pos, key_pos, window)
     threads = torch.get_num_threads() if threads is None else threads
+    q = q.detach()
     # Rows close in time share a block, and a block reads no key behind its newest row.
-    order = row_pos.argsort(stable=True)
-    q = q.detach()[:, order].contiguous()
+    if bool((row_pos.diff() < 0).any()):
+        order = row_pos.argsort(stable=True)
+        q, row_pos = q[:, order], row_pos[order]
+    q = q.contiguous()
     k = k.detach() if k.stride(2) == 1 else k.detach().contiguous()
-    rows_at, keys_at = row_pos[order].int().contiguous(), key_pos.int().contiguous()
+    rows_at, keys_at = row_pos.int().contiguous(), key_pos.int().contiguous()
     counts, out = rows_that_see(rows_at, keys_at, window), q.new_zeros(k.shape[:2])
     if not q.shape[1]:
         return out, counts

@@ -1,10 +1,12 @@
-"""Some tokens of a cache into the codes of a tier, compiled: keys by channel, values by token.
+"""Tokens of a cache into the codes of tiers, compiled: keys by channel, values by token.
 
 Codes and grids are, bit for bit, those of `numbers.tier_format`, without a copy of the tokens in between.
 """
 
 import ctypes
 import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,116 +25,117 @@ FLAGS = ("-ffp-contract=off",)
 """Nothing is fused, so that codes are those of plain torch."""
 
 
-class _Tokens(ctypes.Structure):
-    """`tier_tokens` of tier_codes.c. kept: the tensors that it points to."""
+@dataclass(frozen=True)
+class TierCodes:
+    """The codes of some tokens: keys as of `tier_format.encode_keys`, values as of `encode_values`."""
 
-    kept: tuple[Tensor, Tensor]
+    k_codes: UInt8[Tensor, "channels k_bytes"]
+    k_grid: Float16[Tensor, "channels 2"]
+    v_codes: UInt8[Tensor, "tokens v_bytes"]
+    v_grid: Float16[Tensor, "tokens 2"]
+
+    @classmethod
+    def empty(cls, tokens: int, channels: int, bits: int) -> "TierCodes":
+        """Room for them."""
+        return cls(
+            torch.empty(channels, packed_bytes(tokens, bits), dtype=torch.uint8),
+            torch.empty(channels, 2, dtype=torch.float16),
+            torch.empty(tokens, packed_bytes(channels, bits), dtype=torch.uint8),
+            torch.empty(tokens, 2, dtype=torch.float16),
+        )
+
+
+class _Tokens(ctypes.Structure):
+    """`tier_tokens` of tier_codes.c."""
+
     _fields_ = (
         ("x", ctypes.c_void_p),
-        ("index", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("heads", "head_dim", "head", "row", "count", "bits")),
+        *((name, ctypes.c_int64) for name in ("heads", "head_dim", "head", "row")),
     )
 
 
-def scales_of_channels(v: Float[Tensor, "heads tokens dim"]) -> Float16[Tensor, " channels"]:
-    """`tier_format.channel_scales`, c, of all tokens. Raises: ValueError where a value is not finite."""
-    library = _library_for(v)
-    if library is None or not v.shape[1]:
-        return naive_scales_of_channels(v)
-    x, tokens = _tokens(v, torch.arange(v.shape[1]), 16)
-    largest = torch.empty(v.shape[0] * v.shape[2])
-    with count_cost("scales_of_channels", flops=x.numel(), bytes=x.nbytes):
-        fits = library.largest_by_channel(ctypes.byref(tokens), largest.data_ptr(), torch.get_num_threads())
-    if not fits:
-        return naive_scales_of_channels(v)
-    c = largest.sqrt().half()
-    return torch.where(c == 0, torch.ones_like(c), c)
+class _Group(ctypes.Structure):
+    """`tier_group` of tier_codes.c."""
+
+    _fields_ = (
+        ("index", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("count", "bits")),
+        *((name, ctypes.c_void_p) for name in ("k_codes", "v_codes", "k_grids", "v_grids")),
+    )
 
 
-def encode_by_channel(
-    k: Float[Tensor, "heads tokens dim"], index: Int[Tensor, " kept"], bits: int
-) -> tuple[UInt8[Tensor, "channels bytes"], Float16[Tensor, "channels 2"]]:
-    """`tier_format.encode_keys` of the tokens that `index` names, in its order; channels are those of all
-    heads. bits: 8, 4 or 2.
+def encode_tiers(
+    k: Float[Tensor, "heads tokens dim"],
+    v: Float[Tensor, "heads tokens dim"],
+    groups: Sequence[tuple[Int[Tensor, " _"], int]],
+) -> tuple[Float16[Tensor, " channels"], list[TierCodes]]:
+    """c, the scales of the channels of all values, and the codes of each group: tokens by index, and their
+    bits, 8, 4 or 2. Channels are those of all heads.
 
-    On the CPU compiled; without a compiler in torch, with a notice. Raises: as `encode_keys`.
+    On the CPU compiled; without a compiler in torch, with a notice. Raises: ValueError where a value is not
+    finite or a grid is beyond float16; IndexError for a token that is not there.
     """
+    for index, bits in groups:
+        check_bits(bits, "bits")
+        if not len(index) or not 0 <= int(index.min()) <= int(index.max()) < k.shape[1]:
+            raise IndexError(f"a group names none of {k.shape[1]} tokens, or one that is not there.")
     library = _library_for(k)
-    if library is None or not len(index):
-        return naive_encode_by_channel(k, index, bits)
-    x, tokens = _tokens(k, index, bits)
-    channels = k.shape[0] * k.shape[2]
-    codes = torch.empty(channels, packed_bytes(len(index), bits), dtype=torch.uint8)
-    grids = torch.empty(channels, 2, dtype=torch.float16)
-    read = 2 * 4 * len(index) * channels
-    with count_cost("encode_by_channel", flops=3 * len(index) * channels, bytes=read + codes.nbytes):
-        fits = library.encode_by_channel(
-            ctypes.byref(tokens), codes.data_ptr(), grids.data_ptr(), torch.get_num_threads()
+    if library is None or not groups:
+        return naive_encode_tiers(k, v, groups)
+    heads, tokens, dim = k.shape
+    channels, threads = heads * dim, torch.get_num_threads()
+    keys, values = _plain(k), _plain(v)
+    indices = [index.long().contiguous() for index, _ in groups]
+    codes = [TierCodes.empty(len(index), channels, bits) for index, bits in groups]
+    c = torch.empty(channels, dtype=torch.float16)
+    table = (_Group * len(groups))(
+        *(
+            _Group(index.data_ptr(), len(index), bits, *_pointers(made))
+            for index, (_, bits), made in zip(indices, groups, codes, strict=True)
         )
+    )
+    of_keys, of_values = _tokens(keys), _tokens(values)
+    room = aligned_room(library.tier_codes_room(ctypes.byref(of_keys), table, len(groups), tokens, threads))
+    coded = channels * sum(map(len, indices))
+    with count_cost(
+        "encode_tiers", flops=channels * tokens + 7 * coded, bytes=4 * (channels * tokens + 3 * coded)
+    ):
+        fits = library.encode_tiers(
+            ctypes.byref(of_keys), ctypes.byref(of_values), table, len(groups), tokens, c.data_ptr(),
+            room.data_ptr(), threads,
+        )  # fmt: skip
     # Where a value or grid is beyond float16 the error is that of the plain way.
-    return (codes, grids) if fits else naive_encode_by_channel(x, index, bits)
+    return (c, codes) if fits else naive_encode_tiers(k, v, groups)
 
 
-def encode_by_token(
+def naive_encode_tiers(
+    k: Float[Tensor, "heads tokens dim"],
     v: Float[Tensor, "heads tokens dim"],
-    index: Int[Tensor, " kept"],
-    c: Float16[Tensor, " channels"],
-    bits: int,
-) -> tuple[UInt8[Tensor, "kept bytes"], Float16[Tensor, "kept 2"]]:
-    """`tier_format.encode_values` of the tokens that `index` names. As `encode_by_channel` otherwise."""
-    library = _library_for(v)
-    if library is None or not len(index):
-        return naive_encode_by_token(v, index, c, bits)
-    x, tokens = _tokens(v, index, bits)
-    channels, threads = v.shape[0] * v.shape[2], torch.get_num_threads()
-    codes = torch.empty(len(index), packed_bytes(channels, bits), dtype=torch.uint8)
-    grids = torch.empty(len(index), 2, dtype=torch.float16)
-    by = c.float().contiguous()
-    room = aligned_room(threads * library.tier_codes_room(ctypes.byref(tokens)))
-    read = 4 * len(index) * channels
-    with count_cost("encode_by_token", flops=4 * len(index) * channels, bytes=read + codes.nbytes):
-        fits = library.encode_by_token(
-            ctypes.byref(tokens), by.data_ptr(), room.data_ptr(), codes.data_ptr(), grids.data_ptr(), threads
-        )
-    return (codes, grids) if fits else naive_encode_by_token(x, index, c, bits)
+    groups: Sequence[tuple[Int[Tensor, " _"], int]],
+) -> tuple[Float16[Tensor, " channels"], list[TierCodes]]:
+    """The meaning of `encode_tiers`."""
+    keys, values = (x.transpose(0, 1).flatten(1) for x in (k, v))
+    c = channel_scales(values)
+    return c, [
+        TierCodes(*encode_keys(keys[index], bits), *encode_values(values[index], c, bits))
+        for index, bits in groups
+    ]
 
 
-def naive_scales_of_channels(v: Float[Tensor, "heads tokens dim"]) -> Float16[Tensor, " channels"]:
-    """The meaning of `scales_of_channels`."""
-    return channel_scales(v.transpose(0, 1).flatten(1))
-
-
-def naive_encode_by_channel(
-    k: Float[Tensor, "heads tokens dim"], index: Int[Tensor, " kept"], bits: int
-) -> tuple[UInt8[Tensor, "channels bytes"], Float16[Tensor, "channels 2"]]:
-    """The meaning of `encode_by_channel`."""
-    return encode_keys(k[:, index].transpose(0, 1).flatten(1), bits)
-
-
-def naive_encode_by_token(
-    v: Float[Tensor, "heads tokens dim"],
-    index: Int[Tensor, " kept"],
-    c: Float16[Tensor, " channels"],
-    bits: int,
-) -> tuple[UInt8[Tensor, "kept bytes"], Float16[Tensor, "kept 2"]]:
-    """The meaning of `encode_by_token`."""
-    return encode_values(v[:, index].transpose(0, 1).flatten(1), c, bits)
-
-
-def _tokens(x: Tensor, index: Tensor, bits: int) -> tuple[Tensor, _Tokens]:
-    """x in float32, and what C reads."""
-    check_bits(bits, "bits")
-    if len(index) and not 0 <= int(index.min()) <= int(index.max()) < x.shape[1]:
-        raise IndexError(
-            f"index reaches from {int(index.min())} to {int(index.max())} of {x.shape[1]} tokens."
-        )
+def _plain(x: Tensor) -> Tensor:
+    """In float32, with neighbouring channels side by side."""
     x = x.detach().float()
-    x = x if x.stride(2) == 1 else x.contiguous()
-    index = index.long().contiguous()
-    shape = (x.shape[0], x.shape[2], x.stride(0), x.stride(1), len(index), bits)
-    tokens = _Tokens(x.data_ptr(), index.data_ptr(), *shape)
-    tokens.kept = (x, index)
-    return x, tokens
+    return x if x.stride(2) == 1 else x.contiguous()
+
+
+def _tokens(x: Tensor) -> _Tokens:
+    return _Tokens(x.data_ptr(), x.shape[0], x.shape[2], x.stride(0), x.stride(1))
+
+
+def _pointers(codes: TierCodes) -> tuple[int, int, int, int]:
+    parts = codes.k_codes, codes.v_codes, codes.k_grid, codes.v_grid
+    one, two, three, four = (part.data_ptr() for part in parts)
+    return one, two, three, four
 
 
 def _library_for(x: Tensor) -> ctypes.CDLL | None:
@@ -149,10 +152,8 @@ def _library_for(x: Tensor) -> ctypes.CDLL | None:
 @functools.cache
 def _library() -> ctypes.CDLL:
     library = load_library(Path(__file__).with_suffix(".c"), extra_flags=FLAGS)
-    pointer, number = ctypes.c_void_p, ctypes.c_int
-    library.tier_codes_room.argtypes = [pointer]
-    library.tier_codes_room.restype = ctypes.c_int64
-    library.largest_by_channel.argtypes = [pointer, pointer, number]
-    library.encode_by_channel.argtypes = [pointer, pointer, pointer, number]
-    library.encode_by_token.argtypes = [pointer, pointer, pointer, pointer, pointer, number]
+    pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+    library.tier_codes_room.argtypes = [pointer, pointer, size, size, number]
+    library.tier_codes_room.restype = size
+    library.encode_tiers.argtypes = [pointer, pointer, pointer, size, size, pointer, pointer, number]
     return library

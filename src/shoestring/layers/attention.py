@@ -26,7 +26,8 @@ class AttendOut:
     lse: log of the sum of exponentials of each row (−inf where a row sees nothing; out is 0 there).
     colsum: sum over rows, and over the query heads of each KV head, of the probability of each key.
     colcount: rows that see each key (of one query head). rowmax: the largest probability of each row.
-    absout: sum of |out| over rows and channels of each query head.
+    absout: sum of |out| over rows and channels of each query head. rows: where `out` holds some rows of a
+    longer output only, in order, which they are; the others are 0.
     """
 
     out: Float[Tensor, "batch heads n dim"]
@@ -35,6 +36,7 @@ class AttendOut:
     colcount: Int[Tensor, "batch kv_heads slots"] | None = None
     rowmax: Float[Tensor, "batch heads n"] | None = None
     absout: Float[Tensor, "batch heads"] | None = None
+    rows: Int[Tensor, "batch n"] | None = None
 
 
 def attend(

@@ -43,6 +43,8 @@ def column_sums(
             found = [
                 compiled_column_sums(*parts, scale, window) for parts in zip(q, k, pos_q, pos_k, strict=True)
             ]
+            if len(found) == 1:
+                return found[0][0][None], found[0][1][None]
             sums, counts = (torch.stack(part) for part in zip(*found, strict=True))
             return sums, counts
         except NoCompiler as error:

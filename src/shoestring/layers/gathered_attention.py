@@ -42,10 +42,23 @@ def gathered_attention(
         index = marks.nonzero()[:, 0]
         shared = slice(row * each, (row + 1) * each)
         heads = slice(shared.start * group, shared.stop * group)
-        own_q, own_k, own_v = (t.index_select(2, index) for t in (q[:, heads], k[:, shared], v[:, shared]))
-        found = _causal(own_q, own_k, own_v, pos[:, index], scale, window)
+        found = attention_of_rows(q[:, heads], k[:, shared], v[:, shared], index, pos, scale, window)
         out[:, :, heads].index_copy_(1, index, found.transpose(1, 2))
     return out.transpose(1, 2)
+
+
+def attention_of_rows(
+    q: Float[Tensor, "1 heads n dim"],
+    k: Float[Tensor, "1 kv_heads n dim"],
+    v: Float[Tensor, "1 kv_heads n dim"],
+    index: Int[Tensor, " m"],
+    pos: Int[Tensor, "1 n"],
+    scale: float,
+    window: int | None = None,
+) -> Float[Tensor, "1 heads m dim"]:
+    """The rows of `gathered_attention` that are not 0, where all heads keep the tokens `index`, ascending."""
+    own_q, own_k, own_v = (t.index_select(2, index) for t in (q, k, v))
+    return _causal(own_q, own_k, own_v, pos[:, index], scale, window)
 
 
 def naive_gathered_attention(

@@ -57,9 +57,8 @@ class Attention(nn.Module):
         cos, sin = step.angles[self.rope]
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        out = step.attend(self.layer, q, k, v, self.scale, self.window)
-        (out,) = step.project(self, self.layer, ("o_proj",), out.transpose(1, 2).reshape(batch, n, -1))
-        return out
+        out, rows = step.attend(self.layer, q, k, v, self.scale, self.window)
+        return step.project_rows(self, self.layer, "o_proj", out.transpose(1, 2).flatten(2), rows)
 
 
 class FeedForward(nn.Module):
@@ -74,8 +73,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Hidden, step: Step) -> Hidden:
         gate, up = step.project(self, self.layer, ("gate_proj", "up_proj"), x)
-        gate = F.silu(gate) if self.activation is Activation.SILU else F.gelu(gate, approximate="tanh")
-        (out,) = step.project(self, self.layer, ("down_proj",), gate * up)
+        (out,) = step.project(self, self.layer, ("down_proj",), gated(gate, up, self.activation))
         return out
 
 
@@ -339,6 +337,17 @@ def _check_states(pos: Tensor, newest: bool, cache: KVCache | None) -> None:
     follows = ((pos[:, :1] >= first) | padding[:, :1]).all() & ((pos.diff(dim=1) > 0) | padding[:, 1:]).all()
     if not bool(follows):
         raise ValueError(f"positions {pos.tolist()} must ascend and follow the cache: layers keep a state.")
+
+
+def gated(
+    gate: Float[Tensor, "batch n inner"], up: Float[Tensor, "batch n inner"], activation: Activation
+) -> Float[Tensor, "batch n inner"]:
+    """act(gate) · up; `gate` may be overwritten where no gradient flows."""
+    silu = activation is Activation.SILU
+    if gate.requires_grad or up.requires_grad:
+        return (F.silu(gate) if silu else F.gelu(gate, approximate="tanh")) * up
+    # Of a long prompt these are the largest tensors, and fresh memory costs more than the sums.
+    return (F.silu(gate, inplace=True) if silu else F.gelu(gate, approximate="tanh")).mul_(up)
 
 
 def _kept(cache: KVCache | None, layer: int) -> Any:

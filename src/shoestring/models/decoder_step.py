@@ -146,17 +146,42 @@ class Step:
 
     def attend(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None
-    ) -> Float[Tensor, "batch heads n dim"]:
-        """Store keys and values, and attend, as the hooks plan it."""
+    ) -> tuple[Float[Tensor, "batch heads m dim"], Int[Tensor, "batch m"] | None]:
+        """Store keys and values, and attend, as the hooks plan it; also which rows that gave, None for all.
+
+        The others are 0; −1 fills up samples that have fewer."""
         if self.hooks is None or not (self.hooks.plans or self.hooks.reads):
             view, newest = self._read(layer, k, v)
-            return attend(q, view, Causal(self.pos, view.pos, newest), scale, window).out
+            return attend(q, view, Causal(self.pos, view.pos, newest), scale, window).out, None
         plan = self.hooks.plan(layer, q, self.pos, self.ctx)
         stats = self._planned(layer, q, k, v, scale, window, plan)
+        rows = plan.rows if stats.rows is None else stats.rows
+        if not self.hooks.reads:
+            return stats.out, rows
         out = stats.out
-        if plan.rows is not None:
-            out = put(torch.zeros_like(q).transpose(1, 2), plan.rows, out.transpose(1, 2)).transpose(1, 2)
-        return self.hooks.post_attn(layer, out, stats, self.ctx)
+        if rows is not None:
+            out = put(torch.zeros_like(q).transpose(1, 2), rows, out.transpose(1, 2)).transpose(1, 2)
+        return self.hooks.post_attn(layer, out, stats, self.ctx), None
+
+    def project_rows(
+        self,
+        owner: nn.Module,
+        layer: int,
+        name: str,
+        x: Float[Tensor, "batch m inner"],
+        rows: Int[Tensor, "batch m"] | None,
+    ) -> Float[Tensor, "batch n hidden"]:
+        """A linear map of all tokens, of which only `rows` are not 0: the others get the bias."""
+        if rows is None:
+            return self.project(owner, layer, (name,), x)[0]
+        (out,) = self.project(owner, layer, (name,), x)
+        whole = out.new_zeros(*self.pos.shape, out.shape[-1])
+        if getattr(owner._modules[name], "bias", x) is not None:
+            whole += self.project(owner, layer, (name,), x.new_zeros(1, 1, x.shape[-1]))[0]
+        if len(rows) > 1:
+            return put(whole, rows, out)
+        count = int((rows >= 0).sum())
+        return whole.index_copy_(1, rows[0, :count], out[:, :count])
 
     def _planned(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, plan: AttnPlan

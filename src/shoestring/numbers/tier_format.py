@@ -62,12 +62,17 @@ def group_bytes(bits: int, tokens: int, channels: int) -> int:
 def channel_scales(v: Float[Tensor, "tokens channels"]) -> Float16[Tensor, " channels"]:
     """c: the root of the largest size of each channel; 1 where that is 0 in float16.
 
-    Raises: ValueError where a value is not finite."""
+    Raises: ValueError where a value is not finite or a root beyond float16."""
     if not bool(torch.isfinite(v).all()):
         raise ValueError(
             "cached values hold NaN or infinite values, which have no codes; check the model's weights."
         )
     c = v.float().abs().amax(0).sqrt().half()
+    if bool(c.isinf().any()):
+        raise ValueError(
+            f"cached values reach {float(v.abs().max()):g}; float16 holds roots of values up to 65504² only. "
+            "Use 16 bits or a model whose values are smaller."
+        )
     return torch.where(c == 0, torch.ones_like(c), c)
 
 

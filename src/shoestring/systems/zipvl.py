@@ -78,13 +78,13 @@ def _smollm2(effort: Effort, seed: int) -> tuple[QualityRun, Tensor, SpeedSettin
     )
     ids = token_windows(halves.held_out, tokenizer, settings.operator_tokens, limit=1, name=halves.name)[0]
     prompts = _needles(halves.held_out, tokenizer, full, seed)
-    run = QualityRun(model, prompts, windows, 1024, seed)
+    run = QualityRun(model, prompts, windows, 1024, seed, controls_every=1 if full else 2)
     return run, ids, settings, f"{halves.name}: {len(windows)} windows, {len(prompts)} needle prompts"
 
 
 def _needles(text: str, tokenizer: Encoder, full: bool, seed: int) -> list[RecallPrompt]:
     """Prompts of 1 and 2 thousand tokens; at quick effort of one thousand and of one and a half."""
-    lengths, count = ((1024, 2048), 10) if full else ((1024, 1536), 2)
+    lengths, count = ((1024, 2048), 10) if full else ((1024, 1536), 4)
     return [
         prompt
         for length in lengths
