@@ -70,7 +70,7 @@ void compressed_rows_sum(const compressed_sum *s) {
             if (slot >= 0) sum += weight * take(s->h + slot * s->width + i, count);
             if (s->is_rectified) {
                 put(s->sum + at, sum, count);
-                sum *= sigmoid_lanes(sum);
+                sum *= quick_sigmoid_lanes(sum);
             }
             put(s->y + at, sum, count);
         }
@@ -87,7 +87,7 @@ static void sum_back(const compressed_sum *s, int64_t t) {
         const int64_t at = t * s->width + i, from = slot * s->width + i;
         lanes grad = take(s->grad + at, count);
         if (s->is_rectified) {
-            lanes sum = take(s->sum + at, count), gate = sigmoid_lanes(sum);
+            lanes sum = take(s->sum + at, count), gate = quick_sigmoid_lanes(sum);
             grad *= gate * (1.0f + sum * (1.0f - gate));
             put(s->grad_sum + at, grad, count);
         }

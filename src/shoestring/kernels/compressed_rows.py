@@ -22,8 +22,8 @@ from shoestring.kernels.costs import count_cost
 from shoestring.kernels.native import load_library
 from shoestring.notices import notice_fallback
 
-_NUMBERS_OF_A_THREAD = 16384
-"""Waking a thread for less takes longer than the work."""
+_NUMBERS_OF_A_THREAD = 1 << 18
+"""Waking a thread that sleeps takes as long as this many."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -43,10 +43,10 @@ INLINE void put(float *to, lanes value, int count) {
     else memcpy(to, &value, (size_t)count * sizeof(float));
 }
 
-INLINE lanes silu(lanes x) { return x * sigmoid_lanes(x); }
+INLINE lanes silu(lanes x) { return x * quick_sigmoid_lanes(x); }
 
 INLINE lanes silu_slope(lanes x) {
-    lanes gate = sigmoid_lanes(x);
+    lanes gate = quick_sigmoid_lanes(x);
     return gate * (1.0f + x * (1.0f - gate));
 }
 
@@ -154,7 +154,7 @@ static void softmax_row(const gated_attention *s, const place *p, float *w) {
     memset(w, 0, sizeof(float) * (size_t)first);
     for (int64_t c = first; c < r.end; c += LANES) {
         int count = width_at(c, span);
-        lanes e = choose(seen_at(s, p, &r, c), exp_lanes(take(w + c, count) - highest), all(0.0f));
+        lanes e = choose(seen_at(s, p, &r, c), exp2_lanes(1.44269504f * (take(w + c, count) - highest)), all(0.0f));
         sum += e;
         put(w + c, e, count);
     }
@@ -200,7 +200,7 @@ void gated_attention_ungate(const gated_attention *s) {
         const float *grad = s->grad_out + p.token * s->d_hidden, *h = s->h + row * s->d_hidden;
         for (int64_t i = 0; i < s->d_hidden; i += LANES) {
             int count = width_at(i, s->d_hidden);
-            lanes g = take(grad + i, count), r = take(s->x + at + i, count), gate = sigmoid_lanes(r);
+            lanes g = take(grad + i, count), r = take(s->x + at + i, count), gate = quick_sigmoid_lanes(r);
             put(grad_h + i, g * r * gate, count);
             put(s->grad_x + at + i, g * take(h + i, count) * gate * (1.0f + r * (1.0f - gate)), count);
         }

@@ -27,8 +27,8 @@ from shoestring.kernels.native import load_library
 
 TILE = 64
 """Rows whose share of the gradients of gain and offset is summed at a time; as in `gated_attention.c`."""
-_NUMBERS_OF_A_THREAD = 16384
-"""Waking a thread for less takes longer than the work."""
+_NUMBERS_OF_A_THREAD = 1 << 17
+"""Waking a thread that sleeps takes as long as this many."""
 
 
 @dataclass(frozen=True)

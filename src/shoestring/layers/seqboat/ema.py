@@ -22,6 +22,9 @@ from shoestring.layers.state import State
 
 _STATE_CHUNK = 128
 """Tokens whose powers are written out at a time when a state is brought forward."""
+_NOTHING = -80.0
+"""Logarithm of a decay after which nothing is left in float32 or float64. A fresh average is there after some
+400 tokens, so its convolution is not twice as long as the sequence; one that has learnt to remember is later."""
 
 
 class DampedEMA(nn.Module):
@@ -76,10 +79,10 @@ class DampedEMA(nn.Module):
         return p * beta, torch.log1p(-p * torch.sigmoid(alpha)), gamma / math.sqrt(self.n_states)
 
     def kernel(self, length: int) -> Float[Tensor, "directions d taps"]:
-        """k_l for l < `length`, or fewer taps where it is truncated."""
+        """k_l for l < `length`, or fewer taps where it is truncated or nothing is left of any average."""
         taps = length if self.truncation is None else min(length, self.truncation)
         into, log_decay, out = self.coefficients()
-        return real_vandermonde(into * out, log_decay, taps)
+        return real_vandermonde(into * out, log_decay, min(taps, _taps_left(log_decay, taps)))
 
     def forward(
         self, x: Float[Tensor, "batch seq dim"], mask: Bool[Tensor, "batch seq"] | None = None
@@ -127,7 +130,7 @@ class DampedEMA(nn.Module):
     def _convolve(self, u: Tensor, kernel: Tensor) -> Tensor:
         skip = self.omega.to(u.dtype)
         if not self.bidirectional:
-            return fft_convolve(u, kernel[0], skip=skip)
+            return fft_convolve(u, kernel.squeeze(0), skip=skip)
         # What looks ahead starts one step ahead in `fft_convolve`: its lag 0 goes to the other kernel.
         ahead = kernel[1, :, 1:] if kernel.shape[-1] > 1 else None
         both = torch.cat([kernel[0, :, :1] + kernel[1, :, :1], kernel[0, :, 1:]], -1)
@@ -172,6 +175,14 @@ def naive_damped_ema(ema: DampedEMA, x: Float[Tensor, "batch seq dim"]) -> Float
             outs[t] = (gamma * h).sum(-1) / math.sqrt(ema.n_states)
         y = y + torch.stack([outs[t] for t in range(x.shape[1])], 1)
     return y
+
+
+def _taps_left(log_decay: Tensor, length: int) -> int:
+    """Taps before the slowest average is down to e^-80; asked on the CPU alone, where the answer is there."""
+    if log_decay.device.type != "cpu" or torch.compiler.is_compiling():
+        return length
+    slowest = log_decay.detach().amax().item()
+    return min(length, int(_NOTHING / slowest) + 1) if slowest * length < _NOTHING else length
 
 
 def _truncated_normal(parameter: Tensor, std: float) -> None:
