@@ -16,9 +16,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from shoestring.kernels.damped_averages import damped_averages, why_not
 from shoestring.kernels.fft_convolution import fft_convolve
 from shoestring.kernels.vandermonde import real_vandermonde
 from shoestring.layers.state import State
+from shoestring.notices import notice_fallback
 
 _STATE_CHUNK = 128
 """Tokens whose powers are written out at a time when a state is brought forward."""
@@ -89,8 +91,11 @@ class DampedEMA(nn.Module):
     ) -> Float[Tensor, "batch seq dim"]:
         """mask: True for tokens, False for pads, which count as zero."""
         with torch.autocast(x.device.type, enabled=False):
-            u = self._channels_first(x if mask is None else x.masked_fill(~mask.unsqueeze(-1), 0.0))
-            y = self._convolve(u, self.kernel(x.shape[1]))
+            wide = x if mask is None else x.masked_fill(~mask.unsqueeze(-1), 0.0)
+            wide = wide.to(torch.promote_types(x.dtype, _at_least_float32(self.delta)))
+            if self._may_scan(wide):
+                return self._scan(wide).to(x.dtype)
+            y = self._convolve(wide.transpose(1, 2), self.kernel(x.shape[1]))
             return y.transpose(1, 2).to(x.dtype)
 
     def init_state(
@@ -126,6 +131,25 @@ class DampedEMA(nn.Module):
     def extra_repr(self) -> str:
         direction = "bidirectional" if self.bidirectional else "causal"
         return f"{self.d_model}, n_states={self.n_states}, {direction}, truncation={self.truncation}"
+
+    def _may_scan(self, x: Tensor) -> bool:
+        """Whether the compiled recurrence can do it: a truncated kernel has none."""
+        if self.truncation is not None or torch.compiler.is_compiling():
+            return False
+        reason = why_not(x, self.delta)
+        if reason is not None and x.device.type == "cpu":
+            notice_fallback("damped averages", reason)
+        return reason is None
+
+    def _scan(self, x: Float[Tensor, "batch seq dim"]) -> Float[Tensor, "batch seq dim"]:
+        p = torch.sigmoid(self.delta)
+        damping = p * torch.sigmoid(self.alpha)
+        weight = p * self.beta * self.gamma * self.n_states**-0.5
+        if not self.bidirectional:
+            return damped_averages(x, damping.squeeze(0), weight.squeeze(0), self.omega)
+        (past, ahead), (of_past, of_ahead) = damping, weight
+        y = damped_averages(x, past, of_past, self.omega)
+        return y + damped_averages(x, ahead, of_ahead, torch.zeros_like(self.omega), reverse=True)
 
     def _convolve(self, u: Tensor, kernel: Tensor) -> Tensor:
         skip = self.omega.to(u.dtype)
