@@ -148,7 +148,9 @@ def _check(x: Tensor, gain: Tensor, offset: Tensor, turns: Turns | None) -> None
             f"gain is {tuple(gain.shape)} and offset {tuple(offset.shape)}; give (2, {d_qk}) both"
         )
     if x.ndim != 3 or x.shape[2] <= d_qk or (x.shape[2] - d_qk) % 2 or not x.shape[1]:
-        raise ValueError(f"x is {tuple(x.shape)}; with d_qk={d_qk} give (batch, n, {d_qk} + 2 d_hidden), n > 0")
+        raise ValueError(
+            f"x is {tuple(x.shape)}; with d_qk={d_qk} give (batch, n, {d_qk} + 2 d_hidden), n > 0"
+        )
     if turns is not None and (d_qk % 2 or turns.places.shape != x.shape[:2]):
         raise ValueError(
             f"places is {tuple(turns.places.shape)} and d_qk {d_qk}; give {tuple(x.shape[:2])} and an even d_qk"
@@ -160,11 +162,17 @@ class _Pointers(ctypes.Structure):
 
     _fields_ = (
         *((n, ctypes.c_int64) for n in ("batch", "length", "d_qk", "d_hidden")),
-        *((n, ctypes.c_int64) for n in ("block", "count", "before", "after", "reach", "is_causal", "threads")),
+        *(
+            (n, ctypes.c_int64)
+            for n in ("block", "count", "before", "after", "reach", "is_causal", "threads")
+        ),
         ("scale", ctypes.c_double),
         *((n, ctypes.c_void_p) for n in ("x", "gain", "offset", "cosines", "sines", "places", "filled")),
         *((n, ctypes.c_void_p) for n in ("q", "k", "v", "weights", "h", "out", "grad_out", "grad_h")),
-        *((n, ctypes.c_void_p) for n in ("grad_weights", "grad_q", "grad_k", "grad_v", "grad_x", "grad_maps")),
+        *(
+            (n, ctypes.c_void_p)
+            for n in ("grad_weights", "grad_q", "grad_k", "grad_v", "grad_x", "grad_maps")
+        ),
     )
 
 
@@ -258,9 +266,7 @@ class _GatedAttention(torch.autograd.Function):
             grad_q = torch.bmm(grad_weights, call.beside(k))
             grad_k = torch.bmm(grad_weights.mT, call.blocks(q))
             # The scale is in q, as the gradient of k wants it; that of q gets it in the last pass.
-            call.run(
-                "unprepare", grad_q=grad_q, grad_k=grad_k, grad_v=grad_v, grad_x=grad_x, grad_maps=maps
-            )
+            call.run("unprepare", grad_q=grad_q, grad_k=grad_k, grad_v=grad_v, grad_x=grad_x, grad_maps=maps)
         of_gain, of_offset = maps.sum(0)
         return grad_x, of_gain, of_offset, None, None, None, None
 
@@ -277,5 +283,3 @@ def _cost(call: _Call, products: int) -> dict[str, int]:
 @functools.cache
 def _library() -> ctypes.CDLL:
     return load_library(Path(__file__).with_suffix(".c"), extra_flags=("-ffp-contract=fast",))
-
-

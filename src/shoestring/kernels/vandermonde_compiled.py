@@ -88,7 +88,8 @@ def _arguments(coefficients: Tensor, log_poles: Tensor, length: int, **others: T
     return ctypes.byref(
         _Arguments(
             rows=coefficients[..., 0].numel(), states=coefficients.shape[-1], length=length,
-            threads=min(torch.get_num_threads(), most), **{name: part.data_ptr() for name, part in pointers.items()},
+            threads=min(torch.get_num_threads(), most),
+            **{name: part.data_ptr() for name, part in pointers.items()},
         )
     )  # fmt: skip
 
