@@ -2,9 +2,9 @@
 
     z, r, v = split(silu(x)),  q, k = turn(z · gain + offset),  out = (softmax(scale · q kᵀ) v) · silu(x_r)
 
-Token by token the unit is a score of small operations on everything it holds, and they, not the products, are
-what takes its time. Here the products are torch's, a batch of blocks at a time, and what stands around them is
-one pass each: `gated_attention.c`.
+The unit is a score of small operations on everything it holds, and they, not the products, take most of its
+time. Here the products are torch's, a batch of blocks at a time, and what stands around them is one pass
+each: `gated_attention.c`.
 
 Source: Hua et al. 2022, "Transformer Quality in Linear Time", section 3; the blocks are those of Ren et al.
 2023, "Sparse Modular Activation for Efficient Sequence Modeling".
@@ -88,9 +88,9 @@ def gated_attention(
 ) -> Float[Tensor, "batch n d_hidden"]:
     """The equation above. x (batch, n, d_qk + 2 d_hidden): z, r and v beside each other.
 
-    gain, offset (2, d_qk): of queries and of keys. filled: False for keys that nobody sees; a token that sees none gets
-    0. For float32 on the CPU (`why_not`), once differentiable; weights of all pairs of a block are kept for
-    the gradient. A sample with numbers that are not finite spoils its neighbours in the batch.
+    gain, offset (2, d_qk): of queries and of keys. filled: False for keys that nobody sees; a token that sees
+    none gets 0. For float32 on the CPU (`why_not`), once differentiable; weights of all pairs of a block are
+    kept for the gradient. A sample with numbers that are not finite spoils its neighbours in the batch.
 
     Raises: NoCompiler; ValueError for shapes that do not fit.
     """
@@ -153,7 +153,8 @@ def _check(x: Tensor, gain: Tensor, offset: Tensor, turns: Turns | None) -> None
         )
     if turns is not None and (d_qk % 2 or turns.places.shape != x.shape[:2]):
         raise ValueError(
-            f"places is {tuple(turns.places.shape)} and d_qk {d_qk}; give {tuple(x.shape[:2])} and an even d_qk"
+            f"places is {tuple(turns.places.shape)} and d_qk {d_qk}; "
+            f"give {tuple(x.shape[:2])} and an even d_qk"
         )
 
 

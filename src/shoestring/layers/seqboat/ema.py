@@ -26,7 +26,7 @@ _STATE_CHUNK = 128
 """Tokens whose powers are written out at a time when a state is brought forward."""
 _NOTHING = -80.0
 """Logarithm of a decay after which nothing is left in float32 or float64. A fresh average is there after some
-400 tokens, so that a convolution is not twice as long as the sequence; one that has learnt to remember later."""
+400 tokens, and its convolution is not twice as long as the sequence; one that learnt to remember, later."""
 
 
 class DampedEMA(nn.Module):
