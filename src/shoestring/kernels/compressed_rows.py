@@ -182,7 +182,8 @@ class _Sum(torch.autograd.Function):
         g: Tensor | None,
         places: Places | None,
     ) -> Tensor:
-        h, weight, x, g = (part if part is None else part.contiguous() for part in (h, weight, x, g))
+        h = h.contiguous()
+        weight, x, g = (part if part is None else part.contiguous() for part in (weight, x, g))
         y = h.new_empty(len(h) if places is None else len(places.slot_of), h.shape[1])
         total = None if x is None else torch.empty_like(y)
         with count_cost("compressed_sum", flops=(2 if x is None else 8) * y.numel(), bytes=4 * y.nbytes):
