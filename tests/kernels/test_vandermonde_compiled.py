@@ -51,6 +51,14 @@ def test_slow_poles_keep_their_digits_over_long_sequences():
     assert (real_vandermonde(*arguments, 65536) / exact - 1).abs().max() < 4e-6
 
 
+def test_poles_that_do_not_decay():
+    log_poles = torch.tensor([[0.0, -0.0, 0.01]])
+    exact = naive_vandermonde(torch.ones(1, 3).double(), log_poles.double(), 600)
+    torch.testing.assert_close(
+        real_vandermonde(torch.ones(1, 3), log_poles, 600).double(), exact, rtol=1e-5, atol=0
+    )
+
+
 def test_threads_change_no_bit():
     arguments = case(1, 7, 16, 0)
     before, found = torch.get_num_threads(), []

@@ -29,6 +29,19 @@ INLINE lanes exp2_lanes(lanes x) {
     return (lanes)((int_lanes)p + ((int_lanes)shifted << 23));
 }
 
+INLINE lanes at_most(lanes x, lanes bound) {
+#if defined(__AVX512F__)
+    return (lanes)_mm512_min_ps((__m512)x, (__m512)bound);
+#else
+    return choose(x > bound, bound, x);
+#endif
+}
+
+/* 1 / (1 + e^-x) to three units in the last place; next to 0 below -87. */
+INLINE lanes quick_sigmoid_lanes(lanes x) {
+    return 1.0f / (1.0f + exp2_lanes(at_most(x * -1.44269504f, all(126.0f))));
+}
+
 INLINE lanes sigmoid_lanes(lanes x) { return 1.0f / (1.0f + exp_lanes(-x)); }
 
 /* log(1 + u) for u in [0, 1]: 2 artanh(u / (2 + u)); the argument is at most 1/3, where the series' next term is

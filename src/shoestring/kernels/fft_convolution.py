@@ -167,7 +167,8 @@ def _circular_kernel(
     kernel: Tensor, backward_kernel: Tensor | None, seq: int, n: int, sign: int = 1
 ) -> Tensor:
     """The kernel as one period of n, what looks ahead at its end: there comes what is `sign` times itself."""
-    kernel = kernel[..., :seq]
+    if kernel.shape[-1] > seq:  # else a slice of everything would cost a copy in the backward pass
+        kernel = kernel[..., :seq]
     if backward_kernel is None or seq == 1:
         return kernel
     ahead = sign * backward_kernel[..., : seq - 1].flip(-1)

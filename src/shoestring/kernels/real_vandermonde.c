@@ -21,21 +21,45 @@ INLINE lanes times_from(int64_t start) {
     return t;
 }
 
-/* So small that nothing is left of a state; going on would only meet numbers that are slow to multiply. */
-INLINE int is_over(float log_pole, int64_t start) { return log_pole * (float)start < -80.0f; }
+/* Vectors of a stretch before a state is so small that nothing is left of it: going on would only meet numbers that
+   are slow to multiply. */
+INLINE int vectors_left(float log_pole, int64_t start) {
+    if (!(log_pole < 0.0f)) return VECTORS;
+    const float left = (-80.0f / log_pole - (float)start) / LANES;
+    return left < VECTORS ? (left > 0.0f ? (int)left + 1 : 0) : VECTORS;
+}
+
+INLINE void add_powers(lanes *sums, lanes power, float step, const int vectors) {
+#pragma GCC unroll 16
+    for (int i = 0; i < vectors; i++) {
+        sums[i] += power;
+        power *= step;
+    }
+}
+
+INLINE void weigh_powers(const lanes *grad, const lanes *grad_time, lanes power, float step, const int vectors,
+                         lanes *plain, lanes *timed) {
+    lanes sum = {0}, sum_time = {0};
+#pragma GCC unroll 16
+    for (int i = 0; i < vectors; i++) {
+        sum += power * grad[i];
+        sum_time += power * grad_time[i];
+        power *= step;
+    }
+    *plain += sum;
+    *timed += sum_time;
+}
 
 static void forward_row(const real_vandermonde *p, int64_t row, const float *steps) {
     const float *coefficients = p->coefficients + row * p->states, *log_poles = p->log_poles + row * p->states;
     for (int64_t start = 0; start < p->length; start += STRETCH) {
         lanes sums[VECTORS] = {{0}};
         for (int64_t n = 0; n < p->states; n++) {
-            if (is_over(log_poles[n], start)) continue;
+            const int vectors = vectors_left(log_poles[n], start);
+            if (!vectors) continue;
             lanes power = coefficients[n] * exp_lanes(log_poles[n] * times_from(start));
-#pragma GCC unroll 16
-            for (int i = 0; i < VECTORS; i++) {
-                sums[i] += power;
-                power *= steps[n];
-            }
+            if (vectors == VECTORS) add_powers(sums, power, steps[n], VECTORS);
+            else add_powers(sums, power, steps[n], vectors);
         }
         float *to = p->taps + row * p->length + start;
         int64_t count = p->length - start < STRETCH ? p->length - start : STRETCH;
@@ -52,16 +76,11 @@ static void backward_row(const real_vandermonde *p, int64_t row, const float *st
         memcpy(grad, p->grad + row * p->length + start, (size_t)count * sizeof(float));
         for (int i = 0; i < VECTORS; i++) grad_time[i] = grad[i] * times_from(start + i * LANES);
         for (int64_t n = 0; n < p->states; n++) {
-            if (is_over(log_poles[n], start)) continue;
-            lanes power = exp_lanes(log_poles[n] * times_from(start)), sum = {0}, sum_time = {0};
-#pragma GCC unroll 16
-            for (int i = 0; i < VECTORS; i++) {
-                sum += power * grad[i];
-                sum_time += power * grad_time[i];
-                power *= steps[n];
-            }
-            plain[n] += sum;
-            timed[n] += sum_time;
+            const int vectors = vectors_left(log_poles[n], start);
+            if (!vectors) continue;
+            lanes power = exp_lanes(log_poles[n] * times_from(start));
+            if (vectors == VECTORS) weigh_powers(grad, grad_time, power, steps[n], VECTORS, plain + n, timed + n);
+            else weigh_powers(grad, grad_time, power, steps[n], vectors, plain + n, timed + n);
         }
     }
     for (int64_t n = 0; n < p->states; n++) {

@@ -16,6 +16,8 @@ from shoestring.kernels.native import load_library
 
 MOST_STATES = 128
 """The most geometric sequences in a sum; as in `real_vandermonde.c`."""
+_TERMS_OF_A_THREAD = 1 << 21
+"""Waking a thread that sleeps takes as long as this many."""
 
 
 def why_not(coefficients: Tensor, log_poles: Tensor) -> str | None:
@@ -82,10 +84,12 @@ class _Arguments(ctypes.Structure):
 
 def _arguments(coefficients: Tensor, log_poles: Tensor, length: int, **others: Tensor) -> Any:
     pointers = {"coefficients": coefficients, "log_poles": log_poles, **others}
+    most = 1 + coefficients.numel() * length // _TERMS_OF_A_THREAD
     return ctypes.byref(
         _Arguments(
             rows=coefficients[..., 0].numel(), states=coefficients.shape[-1], length=length,
-            threads=torch.get_num_threads(), **{name: part.data_ptr() for name, part in pointers.items()},
+            threads=min(torch.get_num_threads(), most),
+            **{name: part.data_ptr() for name, part in pointers.items()},
         )
     )  # fmt: skip
 

@@ -1,5 +1,6 @@
 """The damped moving average: convolution, recurrence and the equations say the same."""
 
+import copy
 import math
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from shoestring.layers.seqboat.ema import DampedEMA, naive_damped_ema
 from shoestring.layers.state import Recurrent, reorder_state
+from shoestring.notices import record_fallbacks
 from shoestring.yardstick.causality import leaks
 
 
@@ -41,6 +43,39 @@ def test_single_precision_is_near():
     torch.manual_seed(1)
     ema, x = DampedEMA(6, 16), torch.randn(2, 300, 6)
     torch.testing.assert_close(ema(x), naive_damped_ema(ema, x), rtol=1e-5, atol=1e-5)
+
+
+@given(
+    seq=st.sampled_from([1, 2, 31, 40]), d_model=st.sampled_from([1, 8, 17]), bidirectional=st.booleans(),
+    seed=st.integers(0, 9),
+)  # fmt: skip
+def test_the_compiled_recurrence_equals_the_equations_with_gradients(seq, d_model, bidirectional, seed):
+    exact = made(d_model, 5, seed, bidirectional=bidirectional)
+    ema = copy.deepcopy(exact).float()
+    x = torch.randn(2, seq, d_model, dtype=torch.float64)
+    mask = torch.ones(2, seq, dtype=torch.bool)
+    mask[0, seq // 2 + 1 :] = False
+    upstream = torch.randn_like(x)
+    with record_fallbacks() as said:
+        fast = ema(x.float(), mask)
+    assert not said
+    slow = naive_damped_ema(exact, x.masked_fill(~mask.unsqueeze(-1), 0.0))
+    torch.testing.assert_close(fast.double(), slow, rtol=1e-5, atol=1e-5)
+    ours = torch.autograd.grad((fast * upstream.float()).sum(), list(ema.parameters()))
+    theirs = torch.autograd.grad((slow * upstream).sum(), list(exact.parameters()))
+    for mine, other in zip(ours, theirs, strict=True):
+        scale = 1 + other.abs().max().item()
+        torch.testing.assert_close(mine.double(), other, rtol=1e-4, atol=1e-5 * scale)
+
+
+def test_a_kernel_ends_where_nothing_is_left():
+    ema = made(2, 3)
+    slowest = ema.coefficients()[1].amax().item()
+    taps = ema.kernel(5000).shape[-1]
+    assert -80 / slowest <= taps <= -80 / slowest + 1
+    with torch.no_grad():
+        ema.delta[0, 0, 0] = -20.0  # one that remembers is not cut
+    assert ema.kernel(5000).shape[-1] == 5000
 
 
 @given(seq=st.integers(1, 40), cut=st.integers(0, 40), piece=st.integers(1, 9))

@@ -1,5 +1,6 @@
 """Attention in the compressed sequence is attention in the whole one with a mask."""
 
+import copy
 from unittest import mock
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoestring.layers.seqboat import attention_reach
-from shoestring.layers.seqboat.attention_positions import positions_of
+from shoestring.layers.seqboat.attention_positions import MOST_ROWS, positions_of
 from shoestring.layers.seqboat.attention_reach import Chunks, Everywhere, Window
 from shoestring.layers.seqboat.compression_index import CompressedPlaces
 from shoestring.layers.seqboat.gated_attention_unit import GatedAttentionUnit, naive_gated_attention
@@ -56,6 +57,48 @@ def test_compressed_equals_masked_dense(
     theirs = torch.autograd.grad((slow * weight).sum(), inputs, allow_unused=True, materialize_grads=True)
     for mine, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-7, atol=1e-8)
+
+
+@given(
+    reach=st.sampled_from([Window(1), Window(5), Window(40), Chunks(3)]),
+    seq=st.sampled_from([1, 2, 7, 13, 23]),
+    causal=st.booleans(),
+    position=st.sampled_from(["rotary", None]),
+    share=st.sampled_from([0.0, 0.3, 0.7, 1.0]),
+    start=st.sampled_from([0, MOST_ROWS]),
+    seed=st.integers(0, 9),
+)
+def test_compiled_equals_masked_dense(reach, seq, causal, position, share, start, seed):
+    exact = made(seed, reach=reach, causal=causal, position=position)
+    unit = copy.deepcopy(exact).float()
+    x = torch.randn(3, seq, 6, dtype=torch.float64, requires_grad=True)
+    narrow = x.detach().float().requires_grad_()
+    active = torch.rand(3, seq) < share
+    places = CompressedPlaces(active)
+    filled = None if places.is_full else places.filled
+    with record_fallbacks() as said:
+        # Rotary angles are of differences: all tokens may stand further along.
+        fast = places.extract(unit(places.compress(narrow), places.positions + start, filled))
+    assert not said
+    slow = naive_gated_attention(exact, x, active)
+    tolerance = 1e-4 if start == 0 else 2e-2  # an angle of that many turns is rounded
+    torch.testing.assert_close(fast.double(), slow, rtol=tolerance, atol=tolerance)
+    weight = torch.randn_like(slow)
+    ours = torch.autograd.grad((fast * weight.float()).sum(), [narrow, *unit.parameters()])
+    theirs = torch.autograd.grad(
+        (slow * weight).sum(), [x, *exact.parameters()], allow_unused=True, materialize_grads=True
+    )
+    for mine, other in zip(ours, theirs, strict=True):
+        scale = 1 + other.abs().max().item()
+        torch.testing.assert_close(mine.double(), other, rtol=tolerance, atol=tolerance * scale)
+
+
+def test_dropout_of_values_is_not_forgotten():
+    unit = made(reach=Window(5), dropout=0.5).float().train()
+    x = torch.randn(1, 20, 6)
+    assert not torch.equal(unit(x), unit(x))
+    unit.eval()
+    torch.testing.assert_close(unit(x), unit(x))
 
 
 def test_a_local_table_has_3w_entries_of_which_2w_and_one_are_read():

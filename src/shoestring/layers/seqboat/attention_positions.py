@@ -7,15 +7,20 @@ Source: Ma et al. 2023, "Mega", section 3.2 (the bias of original distances); Su
 (rotary); Ren et al. 2023, "Sparse Modular Activation for Efficient Sequence Modeling", with its code.
 """
 
+import functools
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from shoestring.kernels.gated_attention import Turns
 from shoestring.layers.rotary import Rope, rotate
 from shoestring.layers.seqboat.attention_reach import Reach, Window
 from shoestring.notices import notice_fallback
 
 KINDS = ("rotary", "simple", "local_pos")
+MOST_ROWS = 1 << 16
+"""Positions whose angles are kept from call to call."""
 
 
 class Positions(nn.Module):
@@ -28,6 +33,10 @@ class Positions(nn.Module):
     ) -> Float[Tensor, "batch n vectors dim"]:
         """Queries and keys of tokens at original positions."""
         return x
+
+    def turns(self, positions: Int[Tensor, "batch n"]) -> Turns | None:
+        """What `turn` does, as tables of angles; None where it does nothing."""
+        return None
 
     def bias(
         self,
@@ -54,6 +63,13 @@ class RotaryPositions(Positions):
     def turn(self, x: Tensor, positions: Tensor) -> Tensor:
         cos, sin = self.rope.tables(positions, self.d_qk, x.dtype)
         return rotate(x, cos, sin)
+
+    def turns(self, positions: Tensor) -> Turns | None:
+        rows = max(64, 1 << int(positions.amax()).bit_length())
+        if rows <= MOST_ROWS:
+            return Turns(*_angles(self.rope, self.d_qk, rows), positions)
+        places = torch.arange(positions.numel(), device=positions.device).view(positions.shape)
+        return Turns(*_angles_at(self.rope, self.d_qk, positions.flatten()), places)
 
 
 class OriginalDistanceBias(Positions):
@@ -128,3 +144,16 @@ def positions_of(
 def _looked_up(table: Tensor, index: Tensor) -> Tensor:
     # The gradient of index_select is one pass of additions; that of table[index] sorts first.
     return table.index_select(0, index.clamp(0, len(table) - 1).flatten()).view(index.shape)
+
+
+def _angles_at(rope: Rope, d_qk: int, positions: Int[Tensor, " rows"]) -> tuple[Tensor, Tensor]:
+    """Cosines and sines, (rows, half)."""
+    cos, sin = (part[0, :, 0, d_qk // 2 :] for part in rope.tables(positions[None], d_qk, torch.float32))
+    return cos.contiguous(), sin.contiguous()
+
+
+@functools.lru_cache(maxsize=8)
+def _angles(rope: Rope, d_qk: int, rows: int) -> tuple[Tensor, Tensor]:
+    # Kept beyond this call: a tensor made in inference mode could not take part in training later.
+    with torch.inference_mode(False):
+        return _angles_at(rope, d_qk, torch.arange(rows))

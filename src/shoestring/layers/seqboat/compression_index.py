@@ -7,11 +7,13 @@ distinct places to distinct places, so each is the gradient of the other and nei
 Source: Ren et al. 2023, "Sparse Modular Activation for Efficient Sequence Modeling", section 3.1.
 """
 
-from typing import Any
+import functools
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from shoestring.kernels.compressed_rows import compressed_sum, move_rows, places_of
 
 
 class CompressedPlaces:
@@ -24,64 +26,52 @@ class CompressedPlaces:
 
     def __init__(self, active: Bool[Tensor, "batch seq"]) -> None:
         self.batch, self.seq = active.shape
-        counts = active.sum(1)
-        most, least = torch.stack([counts.amax(), counts.amin()]).tolist() if counts.numel() else (0, 0)
-        self.slots = max(most, 1)
-        self.is_whole = least == self.seq
+        self._rows = places_of(active)
+        self.slots = self._rows.slots
+        self.counts: Int[Tensor, " batch"] = self._rows.counts
+        self.is_whole = self._rows.fewest == self.seq
         """Every token is active: nothing moves."""
-        self.is_full = least == self.slots
+        self.is_full = self._rows.fewest == self.slots
         """Every slot is filled."""
-        self.counts: Int[Tensor, " batch"] = counts
-        rows = active.flatten().nonzero().squeeze(1)
-        self.rows: Int[Tensor, " tokens"] = rows
-        """Places of the active tokens in the flattened batch."""
-        starts = torch.arange(self.batch, device=active.device) * self.slots
-        ranks = torch.arange(len(rows), device=active.device) - (counts.cumsum(0) - counts).repeat_interleave(
-            counts, output_size=len(rows)
-        )
-        self._to = ranks + starts.repeat_interleave(counts, output_size=len(rows))
 
     @property
     def filled(self) -> Bool[Tensor, "batch slots"]:
         """Which slots hold a token."""
         return torch.arange(self.slots, device=self.counts.device) < self.counts[:, None]
 
-    @property
+    @functools.cached_property
     def positions(self) -> Int[Tensor, "batch slots"]:
         """Where the token of a slot stood in its sequence; of an empty slot, its own number."""
-        ahead = torch.arange(self.slots, device=self.counts.device).expand(self.batch, -1).clone()
-        return ahead.flatten().index_copy(0, self._to, self.rows % self.seq).view(self.batch, self.slots)
+        token_of = self._rows.token_of.view(self.batch, self.slots)
+        if self.is_full:
+            return token_of % self.seq
+        own = torch.arange(self.slots, device=token_of.device)
+        return torch.where(token_of < 0, own, token_of % self.seq)
 
     def compress(self, x: Float[Tensor, "batch seq dim"]) -> Float[Tensor, "batch slots dim"]:
         """The active tokens, in order; empty slots are zero."""
         if self.is_whole:
             return x
-        size = self.batch * self.slots
-        moved = _MoveRows.apply(x.flatten(0, 1), self.rows, None if self.is_full else self._to, size)
+        moved = move_rows(x.flatten(0, 1), self._rows.token_of, self._rows.slot_of)
         return moved.view(self.batch, self.slots, -1)
 
-    def extract(self, h: Float[Tensor, "batch slots dim"]) -> Float[Tensor, "batch seq dim"]:
-        """Every slot back at its place; tokens that are not active are zero."""
-        if self.is_whole:
+    def extract(
+        self,
+        h: Float[Tensor, "batch slots dim"],
+        weight: Float[Tensor, "batch seq 1"] | None = None,
+        *,
+        to: tuple[Tensor, Tensor] | None = None,
+    ) -> Float[Tensor, "batch seq dim"]:
+        """Every slot back at its place, times the weight of its token; tokens that are not active are zero.
+
+        With `to`, two tensors (batch, seq, dim): silu(to[0] + to[1] + that).
+        """
+        if self.is_whole and weight is None and to is None:
             return h
-        source = None if self.is_full else self._to
-        moved = _MoveRows.apply(h.flatten(0, 1), source, self.rows, self.batch * self.seq)
-        return moved.view(self.batch, self.seq, -1)
-
-
-class _MoveRows(torch.autograd.Function):
-    """y[to] = x[source], zero elsewhere; None stands for all rows in order. Its gradient moves them back."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, source: Tensor | None, to: Tensor | None, size: int) -> Tensor:
-        ctx.places = source, to, len(x)
-        taken = x if source is None else x.index_select(0, source)
-        return taken if to is None else x.new_zeros(size, x.shape[1]).index_copy_(0, to, taken)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        source, to, size = ctx.places
-        return _MoveRows.apply(grads[0], to, source, size), None, None, None
+        flat = None if weight is None else weight.flatten()
+        onto = None if to is None else (to[0].flatten(0, 1), to[1].flatten(0, 1))
+        places = None if self.is_whole else self._rows
+        return compressed_sum(h.flatten(0, 1), places, flat, to=onto).view(self.batch, self.seq, -1)
 
 
 def naive_compression_index(active: Bool[Tensor, "batch seq"]) -> Int[Tensor, "batch seq"]:

@@ -16,12 +16,17 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from shoestring.kernels.damped_averages import damped_averages, why_not
 from shoestring.kernels.fft_convolution import fft_convolve
 from shoestring.kernels.vandermonde import real_vandermonde
 from shoestring.layers.state import State
+from shoestring.notices import notice_fallback
 
 _STATE_CHUNK = 128
 """Tokens whose powers are written out at a time when a state is brought forward."""
+_NOTHING = -80.0
+"""Logarithm of a decay after which nothing is left in float32 or float64. A fresh average is there after some
+400 tokens, and its convolution is not twice as long as the sequence; one that learnt to remember, later."""
 
 
 class DampedEMA(nn.Module):
@@ -76,18 +81,21 @@ class DampedEMA(nn.Module):
         return p * beta, torch.log1p(-p * torch.sigmoid(alpha)), gamma / math.sqrt(self.n_states)
 
     def kernel(self, length: int) -> Float[Tensor, "directions d taps"]:
-        """k_l for l < `length`, or fewer taps where it is truncated."""
+        """k_l for l < `length`, or fewer taps where it is truncated or nothing is left of any average."""
         taps = length if self.truncation is None else min(length, self.truncation)
         into, log_decay, out = self.coefficients()
-        return real_vandermonde(into * out, log_decay, taps)
+        return real_vandermonde(into * out, log_decay, min(taps, _taps_left(log_decay, taps)))
 
     def forward(
         self, x: Float[Tensor, "batch seq dim"], mask: Bool[Tensor, "batch seq"] | None = None
     ) -> Float[Tensor, "batch seq dim"]:
         """mask: True for tokens, False for pads, which count as zero."""
         with torch.autocast(x.device.type, enabled=False):
-            u = self._channels_first(x if mask is None else x.masked_fill(~mask.unsqueeze(-1), 0.0))
-            y = self._convolve(u, self.kernel(x.shape[1]))
+            wide = x if mask is None else x.masked_fill(~mask.unsqueeze(-1), 0.0)
+            wide = wide.to(torch.promote_types(x.dtype, _at_least_float32(self.delta)))
+            if self._may_scan(wide):
+                return self._scan(wide).to(x.dtype)
+            y = self._convolve(wide.transpose(1, 2), self.kernel(x.shape[1]))
             return y.transpose(1, 2).to(x.dtype)
 
     def init_state(
@@ -124,10 +132,29 @@ class DampedEMA(nn.Module):
         direction = "bidirectional" if self.bidirectional else "causal"
         return f"{self.d_model}, n_states={self.n_states}, {direction}, truncation={self.truncation}"
 
+    def _may_scan(self, x: Tensor) -> bool:
+        """Whether the compiled recurrence can do it: a truncated kernel has none."""
+        if self.truncation is not None or torch.compiler.is_compiling():
+            return False
+        reason = why_not(x, self.delta)
+        if reason is not None and x.device.type == "cpu":
+            notice_fallback("damped averages", reason)
+        return reason is None
+
+    def _scan(self, x: Float[Tensor, "batch seq dim"]) -> Float[Tensor, "batch seq dim"]:
+        p = torch.sigmoid(self.delta)
+        damping = p * torch.sigmoid(self.alpha)
+        weight = p * self.beta * self.gamma * self.n_states**-0.5
+        if not self.bidirectional:
+            return damped_averages(x, damping.squeeze(0), weight.squeeze(0), self.omega)
+        (past, ahead), (of_past, of_ahead) = damping, weight
+        y = damped_averages(x, past, of_past, self.omega)
+        return y + damped_averages(x, ahead, of_ahead, torch.zeros_like(self.omega), reverse=True)
+
     def _convolve(self, u: Tensor, kernel: Tensor) -> Tensor:
         skip = self.omega.to(u.dtype)
         if not self.bidirectional:
-            return fft_convolve(u, kernel[0], skip=skip)
+            return fft_convolve(u, kernel.squeeze(0), skip=skip)
         # What looks ahead starts one step ahead in `fft_convolve`: its lag 0 goes to the other kernel.
         ahead = kernel[1, :, 1:] if kernel.shape[-1] > 1 else None
         both = torch.cat([kernel[0, :, :1] + kernel[1, :, :1], kernel[0, :, 1:]], -1)
@@ -172,6 +199,14 @@ def naive_damped_ema(ema: DampedEMA, x: Float[Tensor, "batch seq dim"]) -> Float
             outs[t] = (gamma * h).sum(-1) / math.sqrt(ema.n_states)
         y = y + torch.stack([outs[t] for t in range(x.shape[1])], 1)
     return y
+
+
+def _taps_left(log_decay: Tensor, length: int) -> int:
+    """Taps before the slowest average is down to e^-80; asked on the CPU alone, where the answer is there."""
+    if log_decay.device.type != "cpu" or torch.compiler.is_compiling():
+        return length
+    slowest = log_decay.detach().amax().item()
+    return min(length, int(_NOTHING / slowest) + 1) if slowest * length < _NOTHING else length
 
 
 def _truncated_normal(parameter: Tensor, std: float) -> None:

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from shoestring.kernels.gated_attention import BlockPattern, gated_attention, why_not
 from shoestring.layers.local_attention import (
     Allowed,
     Bias,
@@ -22,6 +23,7 @@ from shoestring.layers.local_attention import (
 from shoestring.layers.seqboat.attention_positions import Positions, positions_of
 from shoestring.layers.seqboat.attention_reach import Everywhere, Reach, Window
 from shoestring.layers.state import State
+from shoestring.notices import notice_fallback
 
 ACTIVATIONS = {"softmax": softmax_weights, "relu2": squared_relu_weights}
 
@@ -82,7 +84,10 @@ class GatedAttentionUnit(nn.Module):
         by, before weights are normalised."""
         if positions is None:
             positions = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
-        q, k, v, r = self.parts(x, positions)
+        mixed = self.project(x)
+        if presence is None and self._may_compile(mixed):
+            return self.output_dropout(self.output(self._gated(mixed, positions, filled)))
+        q, k, v, r = self._split(mixed, positions)
         if presence is not None:
             q, k = self._with_presence(q, k, presence)
         return self.finish(self.attend(q, k, v, positions, filled), r)
@@ -91,7 +96,10 @@ class GatedAttentionUnit(nn.Module):
         self, x: Float[Tensor, "batch n d_model"], positions: Int[Tensor, "batch n"]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Queries and keys (batch, n, d_qk), turned; values and gates (batch, n, d_hidden)."""
-        z, r, v = F.silu(self.project(x)).split([self.d_qk, self.d_hidden, self.d_hidden], -1)
+        return self._split(self.project(x), positions)
+
+    def _split(self, mixed: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        z, r, v = F.silu(mixed).split([self.d_qk, self.d_hidden, self.d_hidden], -1)
         q, k = self.positions.turn(z.unsqueeze(2) * self.gain + self.offset, positions).unbind(2)
         return q, k, self.value_dropout(v), r
 
@@ -140,6 +148,30 @@ class GatedAttentionUnit(nn.Module):
     def scale(self, n: int) -> float:
         """What scores are multiplied by."""
         return self.d_qk**-0.5 if self.activation == "softmax" else 1 / self.reach.keys(n, causal=self.causal)
+
+    def _may_compile(self, mixed: Tensor) -> bool:
+        """Whether the compiled passes do what this unit does, and can do it here."""
+        softmax_of_blocks = self.activation == "softmax" and not isinstance(self.reach, Everywhere)
+        drops = self.value_dropout.p > 0 and self.training
+        if not softmax_of_blocks or self.positions.adds_bias or drops or torch.compiler.is_compiling():
+            return False
+        reason = why_not(mixed, self.gain, self.offset)
+        if reason is not None and mixed.device.type == "cpu":
+            notice_fallback("gated_attention", reason)
+        return reason is None
+
+    def _gated(self, mixed: Tensor, positions: Tensor, filled: Tensor | None) -> Tensor:
+        """(softmax(q kᵀ) v) · r among the filled tokens within reach, compiled."""
+        n = mixed.shape[1]
+        pattern = self.reach.pattern(n, causal=self.causal)
+        blocks = BlockPattern(
+            pattern.block, pattern.before, pattern.after, self.causal,
+            self.reach.size if isinstance(self.reach, Window) else None,
+        )  # fmt: skip
+        turns = self.positions.turns(positions)
+        return gated_attention(
+            mixed, self.gain, self.offset, blocks, scale=self.scale(n), turns=turns, filled=filled
+        )
 
     def _with_presence(self, q: Tensor, k: Tensor, presence: Tensor) -> tuple[Tensor, Tensor]:
         """Queries and keys whose weights are those of q and k, times the presence of the key."""

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from shoestring.kernels.compressed_rows import compressed_sum
 from shoestring.layers.seqboat import token_window
 from shoestring.layers.seqboat.attention_reach import Reach, Window
 from shoestring.layers.seqboat.compression_index import CompressedPlaces
@@ -106,7 +107,7 @@ class SeqBoat(nn.Module):
         if mask is not None:
             check_mask(mask, x)
         m, u, g = self._mixed(x, self.ema(self._normed(x), mask), mask)
-        return self._combined(x, g, self._attended(m, u, mask))
+        return self._with_attention(x, g, m, u, mask)
 
     def init_state(
         self, batch: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
@@ -166,13 +167,32 @@ class SeqBoat(nn.Module):
         active = torch.ones(m.shape[:2], dtype=torch.bool, device=m.device) if mask is None else mask
         return Decision(active, active.unsqueeze(-1).to(m.dtype))
 
-    def _attended(self, m: Tensor, u: Tensor | None, mask: Tensor | None) -> Tensor | None:
+    def _with_attention(
+        self, x: Tensor, g: Tensor, m: Tensor, u: Tensor | None, mask: Tensor | None
+    ) -> Tensor:
+        """The output, from what reads all tokens and what only those do that are picked."""
         unit = self.attention
-        if unit is None:
-            return None
+        if unit is None or (self.sum_dropout.p > 0 and self.training):
+            return self._combined(x, g, None if unit is None else self._attended(unit, m, u, mask))
+        return self._normed_after(self._attended(unit, m, u, mask, to=(x, g)))
+
+    def _attended(
+        self,
+        unit: GatedAttentionUnit,
+        m: Tensor,
+        u: Tensor | None,
+        mask: Tensor | None,
+        *,
+        to: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Attention among the picked tokens; with `to`, silu(to[0] + to[1] + that)."""
         if u is None:
             out = unit(m, None, mask)
-            return out if mask is None else out.masked_fill(~mask.unsqueeze(-1), 0.0)
+            out = out if mask is None else out.masked_fill(~mask.unsqueeze(-1), 0.0)
+            if to is None:
+                return out
+            onto = (to[0].flatten(0, 1), to[1].flatten(0, 1))
+            return compressed_sum(out.flatten(0, 1), to=onto).view_as(out)
 
         decision = self._decision(m, u, mask)
 
@@ -182,7 +202,7 @@ class SeqBoat(nn.Module):
             presence = None if decision.presence is None else places.compress(decision.presence)
             return unit(h, places.positions, filled, presence)
 
-        return run_where_active(attend, m, decision)
+        return run_where_active(attend, m, decision, to=to)
 
     def _attended_after(self, m: Tensor, u: Tensor | None, state: State) -> tuple[Tensor | None, State]:
         """As `_attended`, with the kept tokens before the compressed ones."""
@@ -197,8 +217,7 @@ class SeqBoat(nn.Module):
         q = F.pad(q, (0, 0, self._slots, 0))
         h = unit.attend(q, joined["keys"], joined["values"], joined["positions"], joined["ranks"] >= 0)
         h = unit.finish(h[:, self._slots :], r)
-        out = places.extract(h * places.compress(decision.confidence).to(h.dtype))
-        return out, token_window.last(joined, self._slots)
+        return places.extract(h, decision.confidence), token_window.last(joined, self._slots)
 
     def _attended_one(self, m: Tensor, u: Tensor | None, state: State) -> tuple[Tensor | None, State]:
         """One token a sample; only the samples whose token attends take part."""
@@ -219,7 +238,9 @@ class SeqBoat(nn.Module):
 
     def _combined(self, x: Tensor, g: Tensor, attended: Tensor | None) -> Tensor:
         added = g if attended is None else g + attended
-        out = F.silu(x + self.sum_dropout(added))
+        return self._normed_after(F.silu(x + self.sum_dropout(added)))
+
+    def _normed_after(self, out: Tensor) -> Tensor:
         return out if self.prenorm else self.norm(out)
 
     @property

@@ -11,10 +11,12 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from shoestring.layers.parameter_hint import ParameterHint
 from shoestring.layers.seqboat.compression_index import CompressedPlaces
@@ -96,16 +98,15 @@ class Router(nn.Module):
         if logits.shape[-1] != 2:
             raise ValueError(f"logits have {logits.shape[-1]} options; a router has 2, skip and run")
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        probability = torch.softmax(wide / self.temperature.exp(), -1)
         if self._is_warming_up():
-            active = torch.ones_like(probability[..., 0], dtype=torch.bool) if mask is None else mask
-            weight = (probability[..., 1] * active).unsqueeze(-1)
+            active = torch.ones_like(wide[..., 0], dtype=torch.bool) if mask is None else mask
+            weight = _ProbabilityOfRunning.apply(wide, self.temperature, active).unsqueeze(-1)
             return Decision(active, weight, weight)
-        active = probability[..., 1] > probability[..., 0]
+        active = wide[..., 1] > wide[..., 0]
         if mask is not None:
             active = active & mask
         self._note(active, mask)
-        return Decision(active, (probability[..., 1] * active).unsqueeze(-1))
+        return Decision(active, _ProbabilityOfRunning.apply(wide, self.temperature, active).unsqueeze(-1))
 
     def _is_warming_up(self) -> bool:
         if not self.training or self.warmup == 0 or int(self.warmup_passes) >= self.warmup:
@@ -114,9 +115,8 @@ class Router(nn.Module):
         return True
 
     def _note(self, active: Tensor, mask: Tensor | None) -> None:
-        ran = active.sum()
-        tokens = torch.full_like(ran, active.numel()) if mask is None else mask.sum()
-        running, all_tokens = torch.stack([ran, tokens]).tolist()
+        running = int(active.sum())
+        all_tokens = active.numel() if mask is None else int(mask.sum())
         self.activity = running / all_tokens if all_tokens else math.nan
         if not self.training or math.isnan(self.activity):
             return
@@ -133,17 +133,43 @@ class Router(nn.Module):
             warnings.warn(f"the router runs {self.recent_activity:.1%} of the tokens: {hint}", stacklevel=2)
 
 
-def run_where_active(
-    module: Module, x: Float[Tensor, "batch seq dim"], decision: Decision
-) -> Float[Tensor, "batch seq dim_out"]:
-    """extract(compress(confidence) · module(compress(x))): 0 for tokens that are not active.
+class _ProbabilityOfRunning(torch.autograd.Function):
+    """softmax(logits / τ)[…, 1] = sigmoid((logits[…, 1] − logits[…, 0]) / τ), and 0 where not active.
 
-    `module` must work on each token, or stand a sequence from which tokens are missing.
+    By hand, since a dozen operations on two numbers a token cost more than a layer can save elsewhere.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, temperature: Tensor, active: Tensor) -> Tensor:
+        tau = temperature.exp()
+        ratio = (logits[..., 1] - logits[..., 0]) / tau
+        probability = torch.sigmoid(ratio).mul_(active)
+        ctx.save_for_backward(ratio, probability, tau)
+        return probability
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        ratio, probability, tau = ctx.saved_tensors
+        slope = grad * probability * (1 - probability)  # 0 where not active, as the probability is there
+        run = slope / tau
+        return torch.stack([-run, run], -1), -(slope * ratio).sum().to(tau.dtype), None
+
+
+def run_where_active(
+    module: Module,
+    x: Float[Tensor, "batch seq dim"],
+    decision: Decision,
+    *,
+    to: tuple[Tensor, Tensor] | None = None,
+) -> Float[Tensor, "batch seq dim_out"]:
+    """confidence · extract(module(compress(x))): 0 for tokens that are not active.
+
+    `module` must work on each token, or stand a sequence from which tokens are missing. With `to`, two
+    tensors (batch, seq, dim_out), what a layer makes of it in the same pass: silu(to[0] + to[1] + that).
     """
     places = CompressedPlaces(decision.active)
-    out = module(places.compress(x), places)
-    # Weighed before it is spread out: both directions of the product then cost what the active tokens cost.
-    return places.extract(out * places.compress(decision.confidence).to(out.dtype))
+    return places.extract(module(places.compress(x), places), decision.confidence, to=to)
 
 
 class SparseModularActivation(nn.Module):
