@@ -240,7 +240,7 @@ def _entry(e: Emitter, signature: list[tuple[str, str]]) -> list[str]:
         "    {",
         f"        unsigned char *shared = {own};",
         "        ENTER_KERNEL;",
-        "        #pragma omp for schedule(static)",
+        "        #pragma omp for schedule(monotonic: guided)",  # threads do not wake all at once
         "        for (int64_t block = 0; block < blocks; block++) {",
         f"            const int code = {'!shared ? ' + str(memory_failure) + ' : ' if total else ''}"
         f"{program.name}_block({arguments});",
