@@ -17,6 +17,7 @@ from shoestring.kernels.costs import Cost, states_cost
 from shoestring.kernels.large_pages import on_large_pages
 from shoestring.kernels.limbs import split_in_limbs
 from shoestring.kernels.packed_choice import DEFAULT_CHOICE, Choice, choices_for, most_sums
+from shoestring.kernels.tile.c.byte_parts import byte_parts
 from shoestring.kernels.tile.c.choice import choose_isa, target_here
 from shoestring.kernels.tile.c.compiled import CompiledProgram, compile_program
 from shoestring.kernels.tile.c.emitter import Prefetch
@@ -182,11 +183,20 @@ def _check(x: Tensor, weights: PackedWeights, scales: Tensor, offsets: Tensor | 
 
 
 def limbs_of(x_type: torch.dtype, weights: PackedWeights) -> int:
-    """Bytes of the whole numbers that x of this type becomes; 0: x stays float32, as the processor multiplies
-    no bytes, or the values of the weights' codes are none."""
-    if not choose_isa(weights.target).multiplies_bytes(weights.dtype):
+    """Bytes of the whole numbers that x of this type becomes: 2 for halves, else 3; 0: x stays float32.
+
+    It does where the processor multiplies no bytes, the values of the weights' codes are none, or each is two
+    and x would be three: then as many products are more work than those of floats.
+    """
+    return _limbs(x_type in (torch.bfloat16, torch.float16), weights.dtype, weights.target)
+
+
+@functools.cache
+def _limbs(halves: bool, dtype: DataType, target: Target) -> int:
+    parts = byte_parts(dtype) if choose_isa(target).multiplies_bytes(dtype) else None
+    if parts is None or (not halves and len(parts.parts) > 1):
         return 0
-    return 2 if x_type in (torch.bfloat16, torch.float16) else 3
+    return 2 if halves else 3
 
 
 def _compiled(
