@@ -164,7 +164,7 @@ def packed_linear(
         limbs = limbs_of(x.dtype, weights)
         choice = Choice.of(tuning_table().get(_key(weights, rows.shape[0], offsets is not None, limbs)))
         shift = None if offsets is None else offsets.detach()
-        y = _compiled(rows.detach(), weights, scales.detach(), shift, choice, limbs)
+        y = _compiled(rows.detach(), weights, scales.detach(), shift, limbs, choice)
     except NoCompiler as error:
         notice_fallback("packed_linear", f"unpacks in torch instead of the compiled kernel ({error})")
         return naive_packed_linear(x, weights, scales, offsets)
@@ -200,7 +200,7 @@ def _limbs(halves: bool, dtype: DataType, target: Target) -> int:
 
 
 def _compiled(
-    rows: Tensor, weights: PackedWeights, scales: Tensor, offsets: Tensor | None, choice: Choice, limbs: int
+    rows: Tensor, weights: PackedWeights, scales: Tensor, offsets: Tensor | None, limbs: int, choice: Choice
 ) -> Tensor:
     m = rows.shape[0]
     kernel, block_rows = _kernel_of(weights, m, offsets is not None, limbs, choice)
@@ -303,6 +303,10 @@ def _key_text(weights: PackedWeights, rows: int, offsets: bool, limbs: int, thre
     return f"group_affine{shift} {weights.dtype}, {block}, {shape}, {where}"
 
 
+def _choices(weights: PackedWeights, rows: int, limbs: int) -> list[Choice]:
+    return choices_for(_block_rows(rows, weights.target, limbs) * max(limbs, 1), weights.target)
+
+
 def tune_packed_linear(
     weights: PackedWeights,
     rows: int,
@@ -330,8 +334,8 @@ def tune_packed_linear(
     shift = torch.rand(shape, generator=generator).T if offsets else None
     turn = itertools.cycle([replace(weights, data=data) for data in copies])
     works = {
-        choice: lambda choice=choice: _compiled(x, next(turn), scales, shift, choice, limbs)
-        for choice in choices_for(_block_rows(rows, weights.target, limbs) * max(limbs, 1), weights.target)
+        choice: lambda choice=choice: _compiled(x, next(turn), scales, shift, limbs, choice)
+        for choice in _choices(weights, rows, limbs)
     }
     seconds = measure_fastest(works, repeats)
     best = min(seconds, key=seconds.__getitem__)
