@@ -307,7 +307,7 @@ def _notes(times: dict[str, InterleavedTimes], work: Work) -> tuple[str, ...]:
     return (
         f"M = 1, weights a second in units of 1e9: {speed}.",
         "Inputs are bfloat16, as the paper's are of 16 bits; torch's float32 product has its own in float32.",
-        "u6 has 2.8 times the bytes of u2: the nearer products come to the speed of memory, the more the spread "
+        "u6 has 2.8 times the bytes of u2: near the speed of memory, the spread of the times "
         "is that of the bytes.",
         "Codes are random bytes: speed does not depend on their values.",
         "The variant of each kernel was chosen by measuring it here first.",
