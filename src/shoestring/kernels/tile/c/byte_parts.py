@@ -47,6 +47,8 @@ def byte_parts(dtype: DataType) -> ByteParts | None:
     if not np.isfinite(values).all():
         return None
     unit = _unit(values)
+    if np.abs(values).max() > BYTE * HIGH * unit:
+        return None
     whole = (values / unit).astype(np.int64)
     surplus = max(-int(whole.min()), 0)
     if int(whole.max()) + surplus <= BYTE:
