@@ -135,7 +135,8 @@ def test_packed_linear_uses_what_was_measured(own_cache, weights, monkeypatch):
     packed_linear(x, weights, scales)
     assert used == [DEFAULT_CHOICE]
     seconds = tune_packed_linear(weights, 1, repeats=1)
-    assert set(seconds) == set(choices_for(1, weights.target))
+    limbs = module.limbs_of(torch.float32, weights)
+    assert set(seconds) == set(choices_for(max(limbs, 1), weights.target))
     fastest = min(seconds, key=seconds.__getitem__)
     used.clear()
     packed_linear(x, weights, scales)
@@ -151,7 +152,8 @@ def test_no_choice_changes_results_by_more_than_rounding(own_cache, weights):
     for rows in (1, 3):
         x = torch.randn(rows, 96, generator=generator)
         expected = naive_packed_linear(x, weights, scales)
-        for choice in choices_for(module._block_rows(rows, weights.target), weights.target):
-            tuning_table().put(module._key(weights, rows, False), choice.numbers())
+        limbs = module.limbs_of(x.dtype, weights)
+        for choice in module._choices(weights, rows, limbs):
+            tuning_table().put(module._key(weights, rows, False, limbs), choice.numbers())
             got = packed_linear(x, weights, scales)
             assert (got - expected).abs().max() <= 1e-5 * expected.abs().max()

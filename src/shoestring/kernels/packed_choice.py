@@ -42,8 +42,8 @@ def most_sums(target: Target) -> int:
     return _SUMS.get(target.name, 8)
 
 
-def choices_for(block_rows: int, target: Target) -> list[Choice]:
-    """Variants worth measuring for blocks of so many rows: streams side by side, distances, caches."""
-    several = [columns for columns in (2, 4) if columns * block_rows <= most_sums(target)]
+def choices_for(sums: int, target: Target) -> list[Choice]:
+    """Variants worth measuring where an output takes so many sums: streams, distances, caches."""
+    several = [columns for columns in (2, 4) if columns * sums <= most_sums(target)]
     streams = itertools.product(several, (Prefetch(16, 2), Prefetch(4, 3)))
     return [Choice(1, Prefetch(turns, 2)) for turns in (16, 32)] + [Choice(*stream) for stream in streams]

@@ -15,13 +15,16 @@ from torch import Tensor
 from shoestring.errors import NoCompiler
 from shoestring.kernels.costs import Cost, states_cost
 from shoestring.kernels.large_pages import on_large_pages
+from shoestring.kernels.limbs import split_in_limbs
 from shoestring.kernels.packed_choice import DEFAULT_CHOICE, Choice, choices_for, most_sums
-from shoestring.kernels.tile.c.choice import target_here
+from shoestring.kernels.tile.c.byte_parts import byte_parts
+from shoestring.kernels.tile.c.choice import choose_isa, target_here
 from shoestring.kernels.tile.c.compiled import CompiledProgram, compile_program
 from shoestring.kernels.tile.c.emitter import Prefetch
 from shoestring.kernels.tile.programs.group_affine import (
     GroupAffineConfig,
     group_affine,
+    group_limbs,
     pack,
     packed_tile,
     rows_in_blocks,
@@ -51,10 +54,10 @@ class PackedWeights:
     group_size: int
     data: UInt8[Tensor, "across down bytes"] = field(repr=False)
     target: Target = field(default_factory=target_here)
-    _kernels: dict[tuple[int, bool, Choice], tuple[CompiledProgram, int]] = field(
+    _kernels: dict[tuple[int, bool, int, Choice], tuple[CompiledProgram, int]] = field(
         default_factory=dict, repr=False, compare=False, init=False
     )
-    _keys: dict[tuple[int, bool, int], str] = field(
+    _keys: dict[tuple[int, bool, int, int], str] = field(
         default_factory=dict, repr=False, compare=False, init=False
     )
 
@@ -141,6 +144,10 @@ def packed_linear(
     """x·Wᵀ with W = scales·q + offsets, in the type of x; sums are float32, in an order that the number of
     threads has no part in.
 
+    Where the processor multiplies bytes (`limbs_of`), x is first rounded to whole numbers of 2 bytes, or 3 if
+    it is float32, with a unit for each group of inputs: within 2^-15 or 2^-23 of the group's largest
+    magnitude, finer than halves and about as fine as float32 themselves. An infinity in x then makes NaNs.
+
     Scales and offsets are best kept as the transpose of contiguous (groups, outputs) tensors: then nothing is
     copied. The variant of the kernel is the one that `tune_packed_linear` found, else one that does well in
     general. Without a compiler, or for another device, the matrix is unpacked in torch, with a notice. For
@@ -154,9 +161,10 @@ def packed_linear(
         return naive_packed_linear(x, weights, scales, offsets)
     rows = x.reshape(-1, weights.inputs)
     try:
-        choice = Choice.of(tuning_table().get(_key(weights, rows.shape[0], offsets is not None)))
+        limbs = limbs_of(x.dtype, weights)
+        choice = Choice.of(tuning_table().get(_key(weights, rows.shape[0], offsets is not None, limbs)))
         shift = None if offsets is None else offsets.detach()
-        y = _compiled(rows.detach(), weights, scales.detach(), shift, choice)
+        y = _compiled(rows.detach(), weights, scales.detach(), shift, limbs, choice)
     except NoCompiler as error:
         notice_fallback("packed_linear", f"unpacks in torch instead of the compiled kernel ({error})")
         return naive_packed_linear(x, weights, scales, offsets)
@@ -174,30 +182,62 @@ def _check(x: Tensor, weights: PackedWeights, scales: Tensor, offsets: Tensor | 
             )
 
 
+def limbs_of(x_type: torch.dtype, weights: PackedWeights) -> int:
+    """Bytes of the whole numbers that x of this type becomes: 2 for halves, else 3; 0: x stays float32.
+
+    It does where the processor multiplies no bytes, the values of the weights' codes are none, or each is two
+    and x would be three: then as many products are more work than those of floats.
+    """
+    return _limbs(x_type in (torch.bfloat16, torch.float16), weights.dtype, weights.target)
+
+
+@functools.cache
+def _limbs(halves: bool, dtype: DataType, target: Target) -> int:
+    parts = byte_parts(dtype) if choose_isa(target).multiplies_bytes(dtype) else None
+    if parts is None or (not halves and len(parts.parts) > 1):
+        return 0
+    return 2 if halves else 3
+
+
 def _compiled(
-    rows: Tensor, weights: PackedWeights, scales: Tensor, offsets: Tensor | None, choice: Choice
+    rows: Tensor, weights: PackedWeights, scales: Tensor, offsets: Tensor | None, limbs: int, choice: Choice
 ) -> Tensor:
     m = rows.shape[0]
-    kernel, block_rows = _kernel_of(weights, m, offsets is not None, choice)
-    grouped = rows.float().reshape(m, weights.groups, weights.group_size)
-    arguments = {"sums": grouped.sum(-1), "offsets": _by_group(offsets)} if offsets is not None else {}
-    if weights.padded_group > weights.group_size:  # whole runs
-        grouped = torch.nn.functional.pad(grouped, (0, weights.padded_group - weights.group_size))
+    kernel, block_rows = _kernel_of(weights, m, offsets is not None, limbs, choice)
+    given: dict[str, Tensor] = {}
+    if offsets is not None:
+        sums = rows.float().reshape(m, weights.groups, weights.group_size).sum(-1)
+        given = {"sums": _aligned(sums), "offsets": _by_group(offsets)}
+    if limbs:
+        parts, given["factors"] = split_in_limbs(rows, weights.group_size, limbs, block_rows)
+        given["x"] = parts.view(torch.int32)
+    else:
+        given["x"] = _aligned(rows_in_blocks(_whole_runs(rows, weights), block_rows))
     y = torch.empty(m, weights.outputs)
     kernel(
         m=m, n=weights.outputs, k=weights.groups * weights.padded_group,
-        x=_aligned(rows_in_blocks(grouped.reshape(m, -1), block_rows)), packed=weights.data,
-        scales=_by_group(scales), y=y, **{name: _aligned(t) for name, t in arguments.items()},
+        packed=weights.data, scales=_by_group(scales), y=y, **given,
     )  # fmt: skip
     return y
 
 
-def _kernel_of(weights: PackedWeights, m: int, offsets: bool, choice: Choice) -> tuple[CompiledProgram, int]:
+def _whole_runs(rows: Tensor, weights: PackedWeights) -> Tensor:
+    """Groups of inputs padded with zeros."""
+    if weights.padded_group == weights.group_size:
+        return rows.float()
+    grouped = rows.float().reshape(rows.shape[0], weights.groups, weights.group_size)
+    padded = torch.nn.functional.pad(grouped, (0, weights.padded_group - weights.group_size))
+    return padded.reshape(rows.shape[0], -1)
+
+
+def _kernel_of(
+    weights: PackedWeights, m: int, offsets: bool, limbs: int, choice: Choice
+) -> tuple[CompiledProgram, int]:
     """`kernel_for` these weights, looked up once: describing a kernel takes longer than a small product."""
-    key = (m, offsets, choice)
+    key = (m, offsets, limbs, choice)
     if key not in weights._kernels:
         weights._kernels[key] = kernel_for(
-            weights.dtype, weights.target, weights.padded_group, m, offsets, choice=choice
+            weights.dtype, weights.target, weights.padded_group, m, offsets, limbs=limbs, choice=choice
         )
     return weights._kernels[key]
 
@@ -218,48 +258,62 @@ def kernel_for(
     rows: int,
     offsets: bool,
     isa: str | None = None,
+    limbs: int = 0,
     choice: Choice = DEFAULT_CHOICE,
 ) -> tuple[CompiledProgram, int]:
     """The kernel for this many rows of x, and the rows of one block of it: 1, 2, 4, 8 or 16.
 
+    limbs: x is whole numbers of so many bytes; 0: float32.
+
     Raises: NoCompiler.
     """
-    block_rows = _block_rows(rows, target)
-    columns = max(min(choice.columns, most_sums(target) // block_rows), 1)
+    block_rows = _block_rows(rows, target, limbs)
+    columns = max(min(choice.columns, most_sums(target) // (block_rows * max(limbs, 1))), 1)
     config = GroupAffineConfig(dtype, target, group_size, block_rows, columns, offsets)
-    kernel = _compile(config, isa, choice.prefetch)
+    kernel = _compile(config, isa, limbs, choice.prefetch)
     if kernel.library is None:
         raise NoCompiler("no compiled kernel")
     return kernel, block_rows
 
 
-def _block_rows(rows: int, target: Target) -> int:
-    return min(1 << max(rows - 1, 0).bit_length(), MOST_ROWS, most_sums(target))
+def _block_rows(rows: int, target: Target, limbs: int) -> int:
+    most = MOST_ROWS // 2 if limbs else MOST_ROWS
+    return min(1 << max(rows - 1, 0).bit_length(), most, most_sums(target))
 
 
 @functools.lru_cache(maxsize=256)
-def _compile(config: GroupAffineConfig, isa: str | None, prefetch: Prefetch) -> CompiledProgram:
-    return compile_program(group_affine(config), config.target, isa, prefetch=prefetch)
+def _compile(config: GroupAffineConfig, isa: str | None, limbs: int, prefetch: Prefetch) -> CompiledProgram:
+    program = group_limbs(config, limbs) if limbs else group_affine(config)
+    return compile_program(program, config.target, isa, prefetch=prefetch)
 
 
-def _key(weights: PackedWeights, rows: int, offsets: bool) -> str:
+def _key(weights: PackedWeights, rows: int, offsets: bool, limbs: int) -> str:
     """What shares a measurement: template, type, target, rows of a block, shape class, groups, threads."""
-    own = (rows, offsets, torch.get_num_threads())
+    own = (rows, offsets, limbs, torch.get_num_threads())
     if own not in weights._keys:  # the text takes longer than a small product
         weights._keys[own] = _key_text(weights, *own)
     return weights._keys[own]
 
 
-def _key_text(weights: PackedWeights, rows: int, offsets: bool, threads: int) -> str:
-    block = f"{_block_rows(rows, weights.target)} rows"
+def _key_text(weights: PackedWeights, rows: int, offsets: bool, limbs: int, threads: int) -> str:
+    block = f"{_block_rows(rows, weights.target, limbs)} rows" + (f" of {limbs} limbs" if limbs else "")
     shape = f"{size_class(weights.outputs)} x {size_class(weights.inputs)} by {weights.padded_group}"
     shift = " with offsets" if offsets else ""
     where = f"{weights.target.name}, {threads} threads"
     return f"group_affine{shift} {weights.dtype}, {block}, {shape}, {where}"
 
 
+def _choices(weights: PackedWeights, rows: int, limbs: int) -> list[Choice]:
+    return choices_for(_block_rows(rows, weights.target, limbs) * max(limbs, 1), weights.target)
+
+
 def tune_packed_linear(
-    weights: PackedWeights, rows: int, *, offsets: bool = False, repeats: int = 5
+    weights: PackedWeights,
+    rows: int,
+    *,
+    offsets: bool = False,
+    x_type: torch.dtype = torch.float32,
+    repeats: int = 5,
 ) -> dict[Choice, float]:
     """Measure the variants of the kernel on such weights and this many rows, and remember the fastest.
 
@@ -274,16 +328,16 @@ def tune_packed_linear(
     copies = [weights.data]
     while sum(c.nbytes for c in copies) <= 2 * last_level_cache_bytes():
         copies.append(on_large_pages(weights.data.clone()))
-    x = torch.randn(rows, weights.inputs, generator=generator)
+    x, limbs = torch.randn(rows, weights.inputs, generator=generator), limbs_of(x_type, weights)
     shape = (weights.groups, weights.outputs)
     scales = torch.rand(shape, generator=generator).T
     shift = torch.rand(shape, generator=generator).T if offsets else None
     turn = itertools.cycle([replace(weights, data=data) for data in copies])
     works = {
-        choice: lambda choice=choice: _compiled(x, next(turn), scales, shift, choice)
-        for choice in choices_for(_block_rows(rows, weights.target), weights.target)
+        choice: lambda choice=choice: _compiled(x, next(turn), scales, shift, limbs, choice)
+        for choice in _choices(weights, rows, limbs)
     }
     seconds = measure_fastest(works, repeats)
     best = min(seconds, key=seconds.__getitem__)
-    tuning_table().put(_key(weights, rows, offsets), best.numbers())
+    tuning_table().put(_key(weights, rows, offsets, limbs), best.numbers())
     return seconds

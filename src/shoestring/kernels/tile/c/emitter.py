@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+from jaxtyping import UInt8
+
 from shoestring.errors import ProgramError
 from shoestring.kernels.tile import ir
 from shoestring.kernels.tile.alignment import slots_of_operand
@@ -73,6 +76,7 @@ class Emitter:
         self.inner_turns: list[int] = []
         self.decoders: dict[str, DataType] = {}
         self.pair_decoders: dict[str, DataType] = {}
+        self.byte_tables: dict[str, UInt8[np.ndarray, " codes"]] = {}
         self.pairs: Pairs | None = None
         self.biased = False
         self.encoders: dict[str, DataType] = {}
@@ -142,14 +146,15 @@ class Emitter:
     def written_once(self, *tensors: Tensor) -> bool:
         return all(len(self.uses[t.name].writers) == 1 for t in tensors)
 
-    def may_wait(self, step: Instruction, out: Tensor) -> bool:
+    def may_wait(self, step: Instruction, out: Tensor, *, cheap: bool = False) -> bool:
         """Whether `out` can be computed where it is used: in one place of the same body, once for each slot,
-        from operands that nothing changes meanwhile."""
+        from operands that nothing changes meanwhile. cheap: or as the scalars of a matrix step, often."""
         uses = self.uses[out.name]
         if len(uses.readers) != 1 or not self.written_once(out, *step.reads):
             return False
         (_, here), (reader, there) = uses.writers[0], uses.readers[0]
-        return here == there and _takes_each_slot_once(reader, out)
+        scalars = cheap and self.held[out.name].uniform and isinstance(reader, ir.Dot) and reader.b != out
+        return here == there and (scalars or _takes_each_slot_once(reader, out))
 
     def wait(self, out: Tensor, slot: Slot, codes: Tensor | None = None) -> None:
         """Leave `out` to be computed where it is used; codes: of which it is nothing but the values."""
@@ -258,7 +263,11 @@ class Emitter:
     def _uniform_value(self, held: Held, group: int, slot: int) -> str:
         if held.bits == 32:
             return held.register(group, slot)
-        code = f"get_field({held.name} + {group * held.count}, 1, {slot}, {held.bits})"
+        if 32 % held.bits == 0:
+            word, start = divmod(slot * held.bits, 32)
+            code = f"((uint32_t){held.register(group, word)} >> {start} & {(1 << held.bits) - 1:#x}u)"
+        else:
+            code = f"get_field({held.name} + {group * held.count}, 1, {slot}, {held.bits})"
         if held.dtype.name == "f16":
             return f"half_to_float({code})"
         if held.dtype.name == "bf16":
@@ -338,9 +347,18 @@ def _read_in_place(body: Body, uses: Mapping[str, Uses], held: Mapping[str, Held
         if not (tile.uniform and tile.bits == 32 and tile.groups == 1 and one_run and in_order):
             continue
         quiet = list(itertools.takewhile(lambda s: isinstance(s, _QUIET), body[number + 1 :]))
-        readers = [reader for reader, _ in uses[statement.out.name].readers]
+        readers = _readers_of_bits(statement.out, uses)
         if all(isinstance(r, ir.Dot) and r.b.name != statement.out.name and r in quiet for r in readers):
             found.add(statement.out.name)
+    return found
+
+
+def _readers_of_bits(tensor: Tensor, uses: Mapping[str, Uses]) -> list[Instruction]:
+    """Who reads a tensor, or what it is viewed or cast as."""
+    found: list[Instruction] = []
+    for reader, _ in uses[tensor.name].readers:
+        through = isinstance(reader, ir.View | ir.Cast)
+        found += _readers_of_bits(reader.out, uses) if through else [reader]
     return found
 
 

@@ -183,15 +183,31 @@ def _announce(e: Emitter, held: Held, place: Place, starts: list[tuple[int, int,
     window, turns = place.window, e.turns_ahead()
     if not turns or place.tensor.space is not Space.GLOBAL:
         return
-    if all(e.loops[-1] not in variables_of(offset) for offset in window.offsets):
+    moving = [dim for dim, o in enumerate(window.offsets) if e.loops[-1] in variables_of(o)]
+    if not moving:
         return
-    later = [e.scalar(substitute(offset, e.loops[-1], turns)) for offset in window.offsets]
+    later = []
+    for offset in window.offsets:
+        later.append(e.fresh("later"))
+        e.line(f"int64_t {later[-1]} = {e.scalar(substitute(offset, e.loops[-1], turns))};")
+    _carry(e, place, held.layout.shape, moving[0], later)
     e.line(
         f"const {c_element(place.tensor.dtype)} *ahead = {place.base} + {element(e, place.tensor, later)};"
     )
     for number, (_, _, start) in enumerate(starts):
         if number * held.lanes * 4 % 64 == 0:
             e.line(f"__builtin_prefetch(ahead + {start}, 0, {e.prefetch.locality});")
+
+
+def _carry(e: Emitter, place: Place, shape: Sequence[int], dim: int, later: Sequence[str]) -> None:
+    """Past the end of the moving dimension the next block begins, as a rule beside this one."""
+    window = place.window
+    if dim == 0 or dim - 1 not in window.dims:
+        return
+    extent, step = e.scalar(place.tensor.shape[dim]), shape[window.dims.index(dim - 1)]
+    with e.block(f"if ({later[dim]} >= {extent})"):
+        e.line(f"{later[dim]} -= {extent};")
+        e.line(f"{later[dim - 1]} += {step};")
 
 
 def _mask(e: Emitter, held: Held, place: Place, along: int, group: int, number: int) -> str:
