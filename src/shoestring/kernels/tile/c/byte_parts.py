@@ -36,7 +36,7 @@ class ByteParts:
 
     def values(self) -> Float[np.ndarray, " codes"]:
         """The value of every code, put together again."""
-        total = sum(part.factor * part.table.astype(np.float64) for part in self.parts)
+        total = np.sum([part.factor * part.table.astype(np.float64) for part in self.parts], axis=0)
         return (total - self.surplus * self.parts[-1].factor) * self.unit
 
 

@@ -357,8 +357,7 @@ def _readers_of_bits(tensor: Tensor, uses: Mapping[str, Uses]) -> list[Instructi
     """Who reads a tensor, or what it is viewed or cast as."""
     found: list[Instruction] = []
     for reader, _ in uses[tensor.name].readers:
-        through = isinstance(reader, ir.View | ir.Cast)
-        found += _readers_of_bits(reader.out, uses) if through else [reader]
+        found += _readers_of_bits(reader.out, uses) if isinstance(reader, ir.View | ir.Cast) else [reader]
     return found
 
 
