@@ -76,6 +76,7 @@ def test_without_a_compiler_torch_answers_and_says_so(monkeypatch):
     fast = packed_linear(x, weights, scales, shift)
     monkeypatch.setenv("SHOESTRING_CC", "none")
     module._compile.cache_clear()
+    module._products_of.cache_clear()
     fresh = replace(weights)  # knows no kernel yet
     try:
         with record_fallbacks() as said:

@@ -1,5 +1,6 @@
 """The variants of the kernel of `packed_linear` that a processor may prefer."""
 
+import dataclasses
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ class Choice:
     def numbers(self) -> dict[str, int]:
         """What a table keeps."""
         ahead = self.prefetch
-        return {"columns": self.columns, "turns": ahead.turns, "locality": ahead.locality}
+        return {"columns": self.columns} | dataclasses.asdict(ahead)
 
     @classmethod
     def of(cls, numbers: Mapping[str, int] | None) -> "Choice":
@@ -29,7 +30,8 @@ class Choice:
         try:
             if numbers is None or numbers["columns"] < 1:
                 return cls()
-            return cls(numbers["columns"], Prefetch(numbers["turns"], numbers["locality"]))
+            ahead = Prefetch(numbers["turns"], numbers["locality"], numbers.get("far", 0))
+            return cls(numbers["columns"], ahead)
         except (KeyError, ValueError):
             return cls()
 
@@ -45,5 +47,6 @@ def most_sums(target: Target) -> int:
 def choices_for(sums: int, target: Target) -> list[Choice]:
     """Variants worth measuring where an output takes so many sums: streams, distances, caches."""
     several = [columns for columns in (2, 4) if columns * sums <= most_sums(target)]
-    streams = itertools.product(several, (Prefetch(16, 2), Prefetch(4, 3)))
+    ahead = Prefetch(16, 2), Prefetch(4, 3), Prefetch(8, 3), Prefetch(4, 3, 8), Prefetch(4, 3, 16)
+    streams = itertools.product(several, ahead)
     return [Choice(1, Prefetch(turns, 2)) for turns in (16, 32)] + [Choice(*stream) for stream in streams]

@@ -15,8 +15,8 @@ from torch import Tensor
 from shoestring.errors import NoCompiler
 from shoestring.kernels.costs import Cost, states_cost
 from shoestring.kernels.large_pages import on_large_pages
-from shoestring.kernels.limbs import split_in_limbs
 from shoestring.kernels.packed_choice import DEFAULT_CHOICE, Choice, choices_for, most_sums
+from shoestring.kernels.packed_product import PackedProduct
 from shoestring.kernels.tile.c.byte_parts import byte_parts
 from shoestring.kernels.tile.c.choice import choose_isa, target_here
 from shoestring.kernels.tile.c.compiled import CompiledProgram, compile_program
@@ -27,16 +27,27 @@ from shoestring.kernels.tile.programs.group_affine import (
     group_limbs,
     pack,
     packed_tile,
-    rows_in_blocks,
 )
 from shoestring.kernels.tile.programs.matmul import LANE_RUN
 from shoestring.kernels.tile.target import Target
 from shoestring.kernels.tile.types import DataType, data_type
-from shoestring.kernels.tuning import last_level_cache_bytes, measure_fastest, size_class, tuning_table
+from shoestring.kernels.tuning import (
+    last_level_cache_bytes,
+    measure_fastest,
+    size_class,
+    tuning_changes,
+    tuning_table,
+)
 from shoestring.notices import notice_fallback
 
 MOST_ROWS = 16
 """Rows of x for which streaming the codes is the fast way; more are done in blocks of as many."""
+MOST_ROWS_OF_LIMBS = 3
+"""Rows of x that are multiplied as bytes; from 4 on, floats of the codes serve enough rows to be faster."""
+
+
+Products = dict[tuple[int, torch.dtype, bool, int], tuple[int, PackedProduct]]
+"""(rows, type of x, whether there are offsets, threads) -> (tuning changes when looked up, product)."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +65,11 @@ class PackedWeights:
     group_size: int
     data: UInt8[Tensor, "across down bytes"] = field(repr=False)
     target: Target = field(default_factory=target_here)
-    _kernels: dict[tuple[int, bool, int, Choice], tuple[CompiledProgram, int]] = field(
-        default_factory=dict, repr=False, compare=False, init=False
-    )
-    _keys: dict[tuple[int, bool, int, int], str] = field(
-        default_factory=dict, repr=False, compare=False, init=False
-    )
+    _products: "Products" = field(repr=False, compare=False, init=False)
 
     def __post_init__(self) -> None:
+        shape = self.outputs, self.inputs, self.group_size
+        object.__setattr__(self, "_products", _products_of(self.dtype, self.target, *shape))
         tile = packed_tile(self.dtype, self.target)
         down = self.groups * self.padded_group // LANE_RUN
         expected = (-(-self.outputs // tile.cols), down, tile.tile_bytes)
@@ -109,6 +117,12 @@ class PackedWeights:
         matrix = packed_tile(self.dtype, self.target).unpack(self.data.transpose(0, 1))
         grouped = matrix.T[: self.outputs].reshape(self.outputs, self.groups, self.padded_group)
         return grouped[..., : self.group_size].reshape(self.outputs, self.inputs)
+
+
+@functools.cache
+def _products_of(dtype: DataType, target: Target, outputs: int, inputs: int, group_size: int) -> Products:
+    """What is known of products with weights of one type and shape, which the layers of a model share."""
+    return {}
 
 
 def naive_packed_linear(
@@ -159,35 +173,35 @@ def packed_linear(
     if x.device.type != "cpu":
         notice_fallback("packed_linear", f"unpacks in torch on {x.device}: the kernel is for processors")
         return naive_packed_linear(x, weights, scales, offsets)
-    rows = x.reshape(-1, weights.inputs)
     try:
-        limbs = limbs_of(x.dtype, weights)
-        choice = Choice.of(tuning_table().get(_key(weights, rows.shape[0], offsets is not None, limbs)))
-        shift = None if offsets is None else offsets.detach()
-        y = _compiled(rows.detach(), weights, scales.detach(), shift, limbs, choice)
+        product = _product_for(x, weights, offsets is not None)
     except NoCompiler as error:
         notice_fallback("packed_linear", f"unpacks in torch instead of the compiled kernel ({error})")
         return naive_packed_linear(x, weights, scales, offsets)
-    return y.reshape(*x.shape[:-1], weights.outputs).to(x.dtype)
+    return product(x, weights.data, scales, offsets)
 
 
 def _check(x: Tensor, weights: PackedWeights, scales: Tensor, offsets: Tensor | None) -> None:
     if x.shape[-1] != weights.inputs:
         raise ValueError(f"x has {x.shape[-1]} inputs, the weights {weights.inputs}")
+    expected = weights.outputs, weights.groups
     for name, tensor in (("scales", scales), ("offsets", offsets)):
-        if tensor is not None and tuple(tensor.shape) != (weights.outputs, weights.groups):
+        if tensor is not None and tensor.shape != expected:
             raise ValueError(
                 f"{name} of shape {tuple(tensor.shape)}; {weights.outputs} outputs in groups of "
-                f"{weights.group_size} take ({weights.outputs}, {weights.groups})"
+                f"{weights.group_size} take {expected}"
             )
 
 
-def limbs_of(x_type: torch.dtype, weights: PackedWeights) -> int:
+def limbs_of(x_type: torch.dtype, weights: PackedWeights, rows: int) -> int:
     """Bytes of the whole numbers that x of this type becomes: 2 for halves, else 3; 0: x stays float32.
 
     It does where the processor multiplies no bytes, the values of the weights' codes are none, or each is two
-    and x would be three: then as many products are more work than those of floats.
+    and x would be three: then as many products are more work than those of floats. So they are for several
+    rows, which share the work of making floats of the codes.
     """
+    if rows > MOST_ROWS_OF_LIMBS:
+        return 0
     return _limbs(x_type in (torch.bfloat16, torch.float16), weights.dtype, weights.target)
 
 
@@ -199,56 +213,28 @@ def _limbs(halves: bool, dtype: DataType, target: Target) -> int:
     return 2 if halves else 3
 
 
-def _compiled(
-    rows: Tensor, weights: PackedWeights, scales: Tensor, offsets: Tensor | None, limbs: int, choice: Choice
-) -> Tensor:
-    m = rows.shape[0]
-    kernel, block_rows = _kernel_of(weights, m, offsets is not None, limbs, choice)
-    given: dict[str, Tensor] = {}
-    if offsets is not None:
-        sums = rows.float().reshape(m, weights.groups, weights.group_size).sum(-1)
-        given = {"sums": _aligned(sums), "offsets": _by_group(offsets)}
-    if limbs:
-        parts, given["factors"] = split_in_limbs(rows, weights.group_size, limbs, block_rows)
-        given["x"] = parts.view(torch.int32)
-    else:
-        given["x"] = _aligned(rows_in_blocks(_whole_runs(rows, weights), block_rows))
-    y = torch.empty(m, weights.outputs)
-    kernel(
-        m=m, n=weights.outputs, k=weights.groups * weights.padded_group,
-        packed=weights.data, scales=_by_group(scales), y=y, **given,
-    )  # fmt: skip
-    return y
+def _product_for(x: Tensor, weights: PackedWeights, offsets: bool) -> PackedProduct:
+    """The product with the variant that the tuning table names, looked up once until the table changes:
+    looking takes longer than a small product."""
+    rows, changes = x.numel() // weights.inputs, tuning_changes()
+    key = (rows, x.dtype, offsets, torch.get_num_threads())
+    known = weights._products.get(key)
+    if known is None or known[0] != changes:
+        limbs = limbs_of(x.dtype, weights, rows)
+        choice = Choice.of(tuning_table().get(_key(weights, rows, offsets, limbs)))
+        known = weights._products[key] = changes, _product(weights, rows, offsets, limbs, choice)
+    return known[1]
 
 
-def _whole_runs(rows: Tensor, weights: PackedWeights) -> Tensor:
-    """Groups of inputs padded with zeros."""
-    if weights.padded_group == weights.group_size:
-        return rows.float()
-    grouped = rows.float().reshape(rows.shape[0], weights.groups, weights.group_size)
-    padded = torch.nn.functional.pad(grouped, (0, weights.padded_group - weights.group_size))
-    return padded.reshape(rows.shape[0], -1)
-
-
-def _kernel_of(
-    weights: PackedWeights, m: int, offsets: bool, limbs: int, choice: Choice
-) -> tuple[CompiledProgram, int]:
-    """`kernel_for` these weights, looked up once: describing a kernel takes longer than a small product."""
-    key = (m, offsets, limbs, choice)
-    if key not in weights._kernels:
-        weights._kernels[key] = kernel_for(
-            weights.dtype, weights.target, weights.padded_group, m, offsets, limbs=limbs, choice=choice
-        )
-    return weights._kernels[key]
-
-
-def _by_group(tensor: Tensor) -> Tensor:
-    return _aligned(tensor.T.float())
-
-
-def _aligned(tensor: Tensor) -> Tensor:
-    contiguous = tensor.contiguous()
-    return contiguous if contiguous.data_ptr() % 16 == 0 else contiguous.clone()
+def _product(
+    weights: PackedWeights, rows: int, offsets: bool, limbs: int, choice: Choice
+) -> PackedProduct:
+    kernel, block = kernel_for(
+        weights.dtype, weights.target, weights.padded_group, rows, offsets, limbs=limbs, choice=choice
+    )
+    return PackedProduct(
+        kernel, weights.outputs, weights.groups, weights.group_size, block=block, limbs=limbs, offsets=offsets
+    )
 
 
 def kernel_for(
@@ -267,7 +253,7 @@ def kernel_for(
 
     Raises: NoCompiler.
     """
-    block_rows = _block_rows(rows, target, limbs)
+    block_rows = _block_rows(rows, target)
     columns = max(min(choice.columns, most_sums(target) // (block_rows * max(limbs, 1))), 1)
     config = GroupAffineConfig(dtype, target, group_size, block_rows, columns, offsets)
     kernel = _compile(config, isa, limbs, choice.prefetch)
@@ -276,9 +262,8 @@ def kernel_for(
     return kernel, block_rows
 
 
-def _block_rows(rows: int, target: Target, limbs: int) -> int:
-    most = MOST_ROWS // 2 if limbs else MOST_ROWS
-    return min(1 << max(rows - 1, 0).bit_length(), most, most_sums(target))
+def _block_rows(rows: int, target: Target) -> int:
+    return min(1 << max(rows - 1, 0).bit_length(), MOST_ROWS, most_sums(target))
 
 
 @functools.lru_cache(maxsize=256)
@@ -289,22 +274,15 @@ def _compile(config: GroupAffineConfig, isa: str | None, limbs: int, prefetch: P
 
 def _key(weights: PackedWeights, rows: int, offsets: bool, limbs: int) -> str:
     """What shares a measurement: template, type, target, rows of a block, shape class, groups, threads."""
-    own = (rows, offsets, limbs, torch.get_num_threads())
-    if own not in weights._keys:  # the text takes longer than a small product
-        weights._keys[own] = _key_text(weights, *own)
-    return weights._keys[own]
-
-
-def _key_text(weights: PackedWeights, rows: int, offsets: bool, limbs: int, threads: int) -> str:
-    block = f"{_block_rows(rows, weights.target, limbs)} rows" + (f" of {limbs} limbs" if limbs else "")
+    block = f"{_block_rows(rows, weights.target)} rows" + (f" of {limbs} limbs" if limbs else "")
     shape = f"{size_class(weights.outputs)} x {size_class(weights.inputs)} by {weights.padded_group}"
     shift = " with offsets" if offsets else ""
-    where = f"{weights.target.name}, {threads} threads"
+    where = f"{weights.target.name}, {torch.get_num_threads()} threads"
     return f"group_affine{shift} {weights.dtype}, {block}, {shape}, {where}"
 
 
 def _choices(weights: PackedWeights, rows: int, limbs: int) -> list[Choice]:
-    return choices_for(_block_rows(rows, weights.target, limbs) * max(limbs, 1), weights.target)
+    return choices_for(_block_rows(rows, weights.target) * max(limbs, 1), weights.target)
 
 
 def tune_packed_linear(
@@ -328,14 +306,18 @@ def tune_packed_linear(
     copies = [weights.data]
     while sum(c.nbytes for c in copies) <= 2 * last_level_cache_bytes():
         copies.append(on_large_pages(weights.data.clone()))
-    x, limbs = torch.randn(rows, weights.inputs, generator=generator), limbs_of(x_type, weights)
+    x = torch.randn(rows, weights.inputs, generator=generator).to(x_type)
+    limbs = limbs_of(x_type, weights, rows)
     shape = (weights.groups, weights.outputs)
     scales = torch.rand(shape, generator=generator).T
     shift = torch.rand(shape, generator=generator).T if offsets else None
-    turn = itertools.cycle([replace(weights, data=data) for data in copies])
+    turn = itertools.cycle(copies)
+    products = {
+        choice: _product(weights, rows, offsets, limbs, choice) for choice in _choices(weights, rows, limbs)
+    }
     works = {
-        choice: lambda choice=choice: _compiled(x, next(turn), scales, shift, limbs, choice)
-        for choice in _choices(weights, rows, limbs)
+        choice: lambda product=product: product(x, next(turn), scales, shift)
+        for choice, product in products.items()
     }
     seconds = measure_fastest(works, repeats)
     best = min(seconds, key=seconds.__getitem__)

@@ -27,20 +27,27 @@ from shoestring.kernels.tile.types import DataType
 class Prefetch:
     """How far ahead loads from memory are announced: `turns` of an innermost loop, 0 for not at all.
 
-    `locality`: 3 into the nearest cache, 2 into the next, as GCC's __builtin_prefetch counts.
+    `locality`: 3 into the nearest cache, 2 into the next, as GCC's __builtin_prefetch counts. `far`: turns
+    ahead that they are also announced to the next cache, 0 for not. The nearest one waits for few lines at
+    once, the next for many: both together keep memory busy while the processor computes.
 
-    Raises: ValueError for negative turns or another locality.
+    Raises: ValueError for negative turns, another locality, or a `far` that is not beyond `turns`.
     """
 
     turns: int = 16
     locality: int = 2
+    far: int = 0
 
     def __post_init__(self) -> None:
         if self.turns < 0 or self.locality not in (1, 2, 3):
             raise ValueError(f"{self}: turns are at least 0, the locality is 1, 2 or 3")
+        if self.far and self.far <= self.turns:
+            raise ValueError(f"{self}: far is 0 or more than turns={self.turns}")
 
 
 DEFAULT_PREFETCH = Prefetch()
+OUTER_TURNS = 4
+"""A turn of a group of inputs takes about as long as memory takes to answer, or half as long."""
 
 Slot = Callable[[int, int], str]
 """C text of the value in (group, slot)."""
@@ -171,11 +178,20 @@ class Emitter:
         """Whether what a load brings is left where it lies in memory."""
         return any(t.name in self.in_place for t in step.writes)
 
-    def turns_ahead(self) -> int:
-        """Turns of the loop around that loads are announced ahead: in time as far as in an innermost one."""
-        if not self.loops or not self.prefetch.turns:
-            return 0
-        return -(-self.prefetch.turns // self.inner_turns[-1])
+    def announcements(self) -> list[tuple[int, int]]:
+        """(turns of the loop around, locality) of what is announced ahead: in time as far as in an innermost
+        loop.
+
+        Outside of innermost loops turns are at least `OUTER_TURNS`: such loads are far apart, so that the
+        processor foresees none of them, and few, so that asking early displaces nothing.
+        """
+        ahead = self.prefetch
+        if not self.loops or not ahead.turns:
+            return []
+        inner = self.inner_turns[-1]
+        if inner > 1:
+            return [(max(-(-ahead.turns // inner), OUTER_TURNS), ahead.locality)]
+        return [(ahead.turns, ahead.locality), *[(ahead.far, 2)] * bool(ahead.far)]
 
     # Values
 
