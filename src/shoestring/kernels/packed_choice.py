@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from shoestring.kernels.tile.c.emitter import DEFAULT_PREFETCH, Prefetch
+from shoestring.kernels.tile.c.emitter import Prefetch
 from shoestring.kernels.tile.target import Target
 
 _SUMS = {"avx512": 16, "avx2": 8}
@@ -16,8 +16,8 @@ class Choice:
     """One variant: `columns` of tiles in a block, each a stream of its own, and how far ahead the codes are
     asked for."""
 
-    columns: int = 2
-    prefetch: Prefetch = DEFAULT_PREFETCH
+    columns: int = 4
+    prefetch: Prefetch = Prefetch(2, 3, 6)
 
     def numbers(self) -> dict[str, int]:
         """What a table keeps."""
@@ -47,6 +47,5 @@ def most_sums(target: Target) -> int:
 def choices_for(sums: int, target: Target) -> list[Choice]:
     """Variants worth measuring where an output takes so many sums: streams, distances, caches."""
     several = [columns for columns in (2, 4) if columns * sums <= most_sums(target)]
-    ahead = Prefetch(16, 2), Prefetch(4, 3), Prefetch(8, 3), Prefetch(4, 3, 8), Prefetch(4, 3, 16)
-    streams = itertools.product(several, ahead)
-    return [Choice(1, Prefetch(turns, 2)) for turns in (16, 32)] + [Choice(*stream) for stream in streams]
+    streams = itertools.product(several, (Prefetch(4, 3), Prefetch(8, 3), Prefetch(2, 3, 6)))
+    return [Choice(1, Prefetch(16, 2)), *(Choice(*stream) for stream in streams)]
