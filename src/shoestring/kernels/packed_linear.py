@@ -6,7 +6,7 @@ for each group of inputs of each output. A zero point z is the offset −s·z.
 
 import functools
 import itertools
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Integer, UInt8
@@ -226,9 +226,7 @@ def _product_for(x: Tensor, weights: PackedWeights, offsets: bool) -> PackedProd
     return known[1]
 
 
-def _product(
-    weights: PackedWeights, rows: int, offsets: bool, limbs: int, choice: Choice
-) -> PackedProduct:
+def _product(weights: PackedWeights, rows: int, offsets: bool, limbs: int, choice: Choice) -> PackedProduct:
     kernel, block = kernel_for(
         weights.dtype, weights.target, weights.padded_group, rows, offsets, limbs=limbs, choice=choice
     )
