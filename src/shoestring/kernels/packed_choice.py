@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from shoestring.kernels.tile.c.emitter import Prefetch
 from shoestring.kernels.tile.target import Target
 
+_AHEAD = Prefetch(2, 3, 6)
 _SUMS = {"avx512": 16, "avx2": 8}
 
 
@@ -17,7 +18,7 @@ class Choice:
     asked for."""
 
     columns: int = 4
-    prefetch: Prefetch = Prefetch(2, 3, 6)
+    prefetch: Prefetch = _AHEAD
 
     def numbers(self) -> dict[str, int]:
         """What a table keeps."""
@@ -47,5 +48,5 @@ def most_sums(target: Target) -> int:
 def choices_for(sums: int, target: Target) -> list[Choice]:
     """Variants worth measuring where an output takes so many sums: streams, distances, caches."""
     several = [columns for columns in (2, 4) if columns * sums <= most_sums(target)]
-    streams = itertools.product(several, (Prefetch(4, 3), Prefetch(8, 3), Prefetch(2, 3, 6)))
+    streams = itertools.product(several, (Prefetch(4, 3), Prefetch(8, 3), _AHEAD))
     return [Choice(1, Prefetch(16, 2)), *(Choice(*stream) for stream in streams)]
