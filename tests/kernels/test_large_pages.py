@@ -1,6 +1,7 @@
 """Copies on large pages hold the same numbers and outlive their origin."""
 
 import gc
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,3 +30,14 @@ def test_a_small_tensor_stays_where_it_is():
     small = torch.arange(10.0)
     assert on_large_pages(small) is small
     assert torch.equal(on_large_pages(small.reshape(2, 5).T), small.reshape(2, 5).T)
+
+
+def test_the_memory_is_private_since_shared_memory_gets_small_pages():
+    copy = on_large_pages(torch.zeros(LARGE_PAGE_BYTES, dtype=torch.uint8))
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        addresses, rights, *_ = line.split()
+        start, end = (int(part, 16) for part in addresses.split("-"))
+        if start <= copy.data_ptr() < end:
+            assert rights == "rw-p"
+            return
+    raise AssertionError("the copy lies in no mapping")

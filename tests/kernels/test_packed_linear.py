@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from shoestring.kernels import packed_linear as module
 from shoestring.kernels.costs import Cost, listen
@@ -47,6 +49,36 @@ def test_equals_torch_on_the_dequantised_matrix(name, rows, group, offsets):
     assert (plain - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
+@settings(max_examples=30)
+@given(
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]), rows=st.sampled_from([1, 17]),
+    outputs=st.sampled_from([1, 16, 67]), transposed=st.booleans(), group=st.sampled_from([20, 32]),
+)  # fmt: skip
+def test_every_type_of_x_and_both_ways_of_scales(dtype, rows, outputs, transposed, group):
+    """x is read from rows that are no neighbours."""
+    x, weights, scales, shift = operands("u3", rows, group, True, outputs=outputs, seed=rows)
+    x = x.to(dtype)
+    wide = torch.cat([x, x], 1)[:, : x.shape[1]]
+    got = packed_linear(wide, weights, scales.T.contiguous().T if transposed else scales, shift)
+    assert got.dtype == dtype
+    matrix = naive_packed_linear(torch.eye(weights.inputs), weights, scales, shift).double()
+    expected = x.double() @ matrix
+    rounding = {torch.float32: 0.0, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}[dtype]
+    most = x.double().abs() @ matrix.abs()
+    assert ((got.double() - expected).abs() <= rounding * expected.abs() + 1e-4 * most.max()).all()
+
+
+def test_results_of_halves_are_floats_rounded_to_even():
+    """Of each output one input counts, so that its scale is the result: ties, NaN and overflow among them."""
+    weights = PackedWeights.pack(torch.eye(96, dtype=torch.int32), "u3", 32)
+    ties = (torch.arange(96).int() * 0x8000 + 0x3F808000).view(torch.float32)
+    ties[:3] = torch.tensor([torch.nan, 3.4e38, -3.4e38])
+    scales = ties[:, None].expand(96, 3).contiguous()
+    got = packed_linear(torch.ones(1, 96).bfloat16(), weights, scales)
+    assert got.isnan().tolist() == [[True] + [False] * 95]
+    assert torch.equal(got[0, 1:], ties[1:].bfloat16())
+
+
 def test_the_number_of_threads_changes_nothing_and_batches_and_types_are_kept():
     x, weights, scales, shift = operands("i5", 1, 64, True, outputs=200)
     one = packed_linear(x, weights, scales, shift)
@@ -76,6 +108,7 @@ def test_without_a_compiler_torch_answers_and_says_so(monkeypatch):
     fast = packed_linear(x, weights, scales, shift)
     monkeypatch.setenv("SHOESTRING_CC", "none")
     module._compile.cache_clear()
+    module._products_of.cache_clear()
     fresh = replace(weights)  # knows no kernel yet
     try:
         with record_fallbacks() as said:

@@ -122,20 +122,23 @@ def test_the_table_of_another_version_is_left_out(tmp_path):
 )
 def test_an_entry_that_makes_no_sense_stands_for_the_default(numbers):
     assert Choice.of(numbers) == DEFAULT_CHOICE
-    chosen = Choice(2, Prefetch(4, 3))
+    chosen = Choice(2, Prefetch(4, 3, 8))
     assert Choice.of(chosen.numbers()) == chosen
+    assert Choice.of({"columns": 2, "turns": 4, "locality": 3}) == Choice(2, Prefetch(4, 3))
 
 
 def test_packed_linear_uses_what_was_measured(own_cache, weights, monkeypatch):
     used = []
-    plain = module._compiled
-    monkeypatch.setattr(module, "_compiled", lambda *given: used.append(given[-1]) or plain(*given))
+    plain = module._product
+    monkeypatch.setattr(module, "_product", lambda *given: used.append(given[-1]) or plain(*given))
     monkeypatch.setattr(module, "last_level_cache_bytes", lambda: 10_000)
     x, scales = torch.randn(1, 96, generator=torch.Generator().manual_seed(1)), torch.ones(48, 3)
-    packed_linear(x, weights, scales)
-    assert used == [DEFAULT_CHOICE]
+    for _ in range(2):
+        packed_linear(x, weights, scales)
+    assert used == [DEFAULT_CHOICE], "looked up once"
     seconds = tune_packed_linear(weights, 1, repeats=1)
-    assert set(seconds) == set(choices_for(1, weights.target))
+    limbs = module.limbs_of(torch.float32, weights, 1)
+    assert set(seconds) == set(choices_for(max(limbs, 1), weights.target))
     fastest = min(seconds, key=seconds.__getitem__)
     used.clear()
     packed_linear(x, weights, scales)
@@ -151,7 +154,8 @@ def test_no_choice_changes_results_by_more_than_rounding(own_cache, weights):
     for rows in (1, 3):
         x = torch.randn(rows, 96, generator=generator)
         expected = naive_packed_linear(x, weights, scales)
-        for choice in choices_for(module._block_rows(rows, weights.target), weights.target):
-            tuning_table().put(module._key(weights, rows, False), choice.numbers())
+        limbs = module.limbs_of(x.dtype, weights, rows)
+        for choice in module._choices(weights, rows, limbs):
+            tuning_table().put(module._key(weights, rows, False, limbs), choice.numbers())
             got = packed_linear(x, weights, scales)
             assert (got - expected).abs().max() <= 1e-5 * expected.abs().max()

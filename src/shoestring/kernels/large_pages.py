@@ -18,7 +18,8 @@ def on_large_pages(tensor: Tensor) -> Tensor:
     data = tensor.contiguous()
     if data.device.type != "cpu" or data.nbytes < LARGE_PAGE_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):
         return data
-    room = mmap.mmap(-1, data.nbytes + LARGE_PAGE_BYTES)
+    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # memory that is shared, the default, gets small pages
+    room = mmap.mmap(-1, data.nbytes + LARGE_PAGE_BYTES, flags=private)
     try:
         room.madvise(mmap.MADV_HUGEPAGE)
     except OSError:  # a system built without them

@@ -1,12 +1,14 @@
 """The variants of the kernel of `packed_linear` that a processor may prefer."""
 
+import dataclasses
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from shoestring.kernels.tile.c.emitter import DEFAULT_PREFETCH, Prefetch
+from shoestring.kernels.tile.c.emitter import Prefetch
 from shoestring.kernels.tile.target import Target
 
+_AHEAD = Prefetch(2, 3, 6)
 _SUMS = {"avx512": 16, "avx2": 8}
 
 
@@ -15,13 +17,13 @@ class Choice:
     """One variant: `columns` of tiles in a block, each a stream of its own, and how far ahead the codes are
     asked for."""
 
-    columns: int = 2
-    prefetch: Prefetch = DEFAULT_PREFETCH
+    columns: int = 4
+    prefetch: Prefetch = _AHEAD
 
     def numbers(self) -> dict[str, int]:
         """What a table keeps."""
         ahead = self.prefetch
-        return {"columns": self.columns, "turns": ahead.turns, "locality": ahead.locality}
+        return {"columns": self.columns} | dataclasses.asdict(ahead)
 
     @classmethod
     def of(cls, numbers: Mapping[str, int] | None) -> "Choice":
@@ -29,7 +31,8 @@ class Choice:
         try:
             if numbers is None or numbers["columns"] < 1:
                 return cls()
-            return cls(numbers["columns"], Prefetch(numbers["turns"], numbers["locality"]))
+            ahead = Prefetch(numbers["turns"], numbers["locality"], numbers.get("far", 0))
+            return cls(numbers["columns"], ahead)
         except (KeyError, ValueError):
             return cls()
 
@@ -42,8 +45,8 @@ def most_sums(target: Target) -> int:
     return _SUMS.get(target.name, 8)
 
 
-def choices_for(block_rows: int, target: Target) -> list[Choice]:
-    """Variants worth measuring for blocks of so many rows: streams side by side, distances, caches."""
-    several = [columns for columns in (2, 4) if columns * block_rows <= most_sums(target)]
-    streams = itertools.product(several, (Prefetch(16, 2), Prefetch(4, 3)))
-    return [Choice(1, Prefetch(turns, 2)) for turns in (16, 32)] + [Choice(*stream) for stream in streams]
+def choices_for(sums: int, target: Target) -> list[Choice]:
+    """Variants worth measuring where an output takes so many sums: streams, distances, caches."""
+    several = [columns for columns in (2, 4) if columns * sums <= most_sums(target)]
+    streams = itertools.product(several, (Prefetch(4, 3), Prefetch(8, 3), _AHEAD))
+    return [Choice(1, Prefetch(16, 2)), *(Choice(*stream) for stream in streams)]

@@ -6,7 +6,7 @@ for each group of inputs of each output. A zero point z is the offset −s·z.
 
 import functools
 import itertools
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Integer, UInt8
@@ -16,24 +16,38 @@ from shoestring.errors import NoCompiler
 from shoestring.kernels.costs import Cost, states_cost
 from shoestring.kernels.large_pages import on_large_pages
 from shoestring.kernels.packed_choice import DEFAULT_CHOICE, Choice, choices_for, most_sums
-from shoestring.kernels.tile.c.choice import target_here
+from shoestring.kernels.packed_product import PackedProduct
+from shoestring.kernels.tile.c.byte_parts import byte_parts
+from shoestring.kernels.tile.c.choice import choose_isa, target_here
 from shoestring.kernels.tile.c.compiled import CompiledProgram, compile_program
 from shoestring.kernels.tile.c.emitter import Prefetch
 from shoestring.kernels.tile.programs.group_affine import (
     GroupAffineConfig,
     group_affine,
+    group_limbs,
     pack,
     packed_tile,
-    rows_in_blocks,
 )
 from shoestring.kernels.tile.programs.matmul import LANE_RUN
 from shoestring.kernels.tile.target import Target
 from shoestring.kernels.tile.types import DataType, data_type
-from shoestring.kernels.tuning import last_level_cache_bytes, measure_fastest, size_class, tuning_table
+from shoestring.kernels.tuning import (
+    last_level_cache_bytes,
+    measure_fastest,
+    size_class,
+    tuning_changes,
+    tuning_table,
+)
 from shoestring.notices import notice_fallback
 
 MOST_ROWS = 16
 """Rows of x for which streaming the codes is the fast way; more are done in blocks of as many."""
+MOST_ROWS_OF_LIMBS = 3
+"""Rows of x that are multiplied as bytes; from 4 on, floats of the codes serve enough rows to be faster."""
+
+
+Products = dict[tuple[int, torch.dtype, bool, int], tuple[int, PackedProduct]]
+"""(rows, type of x, whether there are offsets, threads) -> (tuning changes when looked up, product)."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +65,11 @@ class PackedWeights:
     group_size: int
     data: UInt8[Tensor, "across down bytes"] = field(repr=False)
     target: Target = field(default_factory=target_here)
-    _kernels: dict[tuple[int, bool, Choice], tuple[CompiledProgram, int]] = field(
-        default_factory=dict, repr=False, compare=False, init=False
-    )
-    _keys: dict[tuple[int, bool, int], str] = field(
-        default_factory=dict, repr=False, compare=False, init=False
-    )
+    _products: "Products" = field(repr=False, compare=False, init=False)
 
     def __post_init__(self) -> None:
+        shape = self.outputs, self.inputs, self.group_size
+        object.__setattr__(self, "_products", _products_of(self.dtype, self.target, *shape))
         tile = packed_tile(self.dtype, self.target)
         down = self.groups * self.padded_group // LANE_RUN
         expected = (-(-self.outputs // tile.cols), down, tile.tile_bytes)
@@ -108,6 +119,12 @@ class PackedWeights:
         return grouped[..., : self.group_size].reshape(self.outputs, self.inputs)
 
 
+@functools.cache
+def _products_of(dtype: DataType, target: Target, outputs: int, inputs: int, group_size: int) -> Products:
+    """What is known of products with weights of one type and shape, which the layers of a model share."""
+    return {}
+
+
 def naive_packed_linear(
     x: Float[Tensor, "*batch inputs"],
     weights: PackedWeights,
@@ -141,6 +158,10 @@ def packed_linear(
     """x·Wᵀ with W = scales·q + offsets, in the type of x; sums are float32, in an order that the number of
     threads has no part in.
 
+    Where the processor multiplies bytes (`limbs_of`), x is first rounded to whole numbers of 2 bytes, or 3 if
+    it is float32, with a unit for each group of inputs: within 2^-15 or 2^-23 of the group's largest
+    magnitude, finer than halves and about as fine as float32 themselves. An infinity in x then makes NaNs.
+
     Scales and offsets are best kept as the transpose of contiguous (groups, outputs) tensors: then nothing is
     copied. The variant of the kernel is the one that `tune_packed_linear` found, else one that does well in
     general. Without a compiler, or for another device, the matrix is unpacked in torch, with a notice. For
@@ -152,63 +173,66 @@ def packed_linear(
     if x.device.type != "cpu":
         notice_fallback("packed_linear", f"unpacks in torch on {x.device}: the kernel is for processors")
         return naive_packed_linear(x, weights, scales, offsets)
-    rows = x.reshape(-1, weights.inputs)
     try:
-        choice = Choice.of(tuning_table().get(_key(weights, rows.shape[0], offsets is not None)))
-        shift = None if offsets is None else offsets.detach()
-        y = _compiled(rows.detach(), weights, scales.detach(), shift, choice)
+        product = _product_for(x, weights, offsets is not None)
     except NoCompiler as error:
         notice_fallback("packed_linear", f"unpacks in torch instead of the compiled kernel ({error})")
         return naive_packed_linear(x, weights, scales, offsets)
-    return y.reshape(*x.shape[:-1], weights.outputs).to(x.dtype)
+    return product(x, weights.data, scales, offsets)
 
 
 def _check(x: Tensor, weights: PackedWeights, scales: Tensor, offsets: Tensor | None) -> None:
     if x.shape[-1] != weights.inputs:
         raise ValueError(f"x has {x.shape[-1]} inputs, the weights {weights.inputs}")
+    expected = weights.outputs, weights.groups
     for name, tensor in (("scales", scales), ("offsets", offsets)):
-        if tensor is not None and tuple(tensor.shape) != (weights.outputs, weights.groups):
+        if tensor is not None and tensor.shape != expected:
             raise ValueError(
                 f"{name} of shape {tuple(tensor.shape)}; {weights.outputs} outputs in groups of "
-                f"{weights.group_size} take ({weights.outputs}, {weights.groups})"
+                f"{weights.group_size} take {expected}"
             )
 
 
-def _compiled(
-    rows: Tensor, weights: PackedWeights, scales: Tensor, offsets: Tensor | None, choice: Choice
-) -> Tensor:
-    m = rows.shape[0]
-    kernel, block_rows = _kernel_of(weights, m, offsets is not None, choice)
-    grouped = rows.float().reshape(m, weights.groups, weights.group_size)
-    arguments = {"sums": grouped.sum(-1), "offsets": _by_group(offsets)} if offsets is not None else {}
-    if weights.padded_group > weights.group_size:  # whole runs
-        grouped = torch.nn.functional.pad(grouped, (0, weights.padded_group - weights.group_size))
-    y = torch.empty(m, weights.outputs)
-    kernel(
-        m=m, n=weights.outputs, k=weights.groups * weights.padded_group,
-        x=_aligned(rows_in_blocks(grouped.reshape(m, -1), block_rows)), packed=weights.data,
-        scales=_by_group(scales), y=y, **{name: _aligned(t) for name, t in arguments.items()},
-    )  # fmt: skip
-    return y
+def limbs_of(x_type: torch.dtype, weights: PackedWeights, rows: int) -> int:
+    """Bytes of the whole numbers that x of this type becomes: 2 for halves, else 3; 0: x stays float32.
+
+    It does where the processor multiplies no bytes, the values of the weights' codes are none, or each is two
+    and x would be three: then as many products are more work than those of floats. So they are for several
+    rows, which share the work of making floats of the codes.
+    """
+    if rows > MOST_ROWS_OF_LIMBS:
+        return 0
+    return _limbs(x_type in (torch.bfloat16, torch.float16), weights.dtype, weights.target)
 
 
-def _kernel_of(weights: PackedWeights, m: int, offsets: bool, choice: Choice) -> tuple[CompiledProgram, int]:
-    """`kernel_for` these weights, looked up once: describing a kernel takes longer than a small product."""
-    key = (m, offsets, choice)
-    if key not in weights._kernels:
-        weights._kernels[key] = kernel_for(
-            weights.dtype, weights.target, weights.padded_group, m, offsets, choice=choice
-        )
-    return weights._kernels[key]
+@functools.cache
+def _limbs(halves: bool, dtype: DataType, target: Target) -> int:
+    parts = byte_parts(dtype) if choose_isa(target).multiplies_bytes(dtype) else None
+    if parts is None or (not halves and len(parts.parts) > 1):
+        return 0
+    return 2 if halves else 3
 
 
-def _by_group(tensor: Tensor) -> Tensor:
-    return _aligned(tensor.T.float())
+def _product_for(x: Tensor, weights: PackedWeights, offsets: bool) -> PackedProduct:
+    """The product with the variant that the tuning table names, looked up once until the table changes:
+    looking takes longer than a small product."""
+    rows, changes = x.numel() // weights.inputs, tuning_changes()
+    key = (rows, x.dtype, offsets, torch.get_num_threads())
+    known = weights._products.get(key)
+    if known is None or known[0] != changes:
+        limbs = limbs_of(x.dtype, weights, rows)
+        choice = Choice.of(tuning_table().get(_key(weights, rows, offsets, limbs)))
+        known = weights._products[key] = changes, _product(weights, rows, offsets, limbs, choice)
+    return known[1]
 
 
-def _aligned(tensor: Tensor) -> Tensor:
-    contiguous = tensor.contiguous()
-    return contiguous if contiguous.data_ptr() % 16 == 0 else contiguous.clone()
+def _product(weights: PackedWeights, rows: int, offsets: bool, limbs: int, choice: Choice) -> PackedProduct:
+    kernel, block = kernel_for(
+        weights.dtype, weights.target, weights.padded_group, rows, offsets, limbs=limbs, choice=choice
+    )
+    return PackedProduct(
+        kernel, weights.outputs, weights.groups, weights.group_size, block=block, limbs=limbs, offsets=offsets
+    )
 
 
 def kernel_for(
@@ -218,16 +242,19 @@ def kernel_for(
     rows: int,
     offsets: bool,
     isa: str | None = None,
+    limbs: int = 0,
     choice: Choice = DEFAULT_CHOICE,
 ) -> tuple[CompiledProgram, int]:
     """The kernel for this many rows of x, and the rows of one block of it: 1, 2, 4, 8 or 16.
 
+    limbs: x is whole numbers of so many bytes; 0: float32.
+
     Raises: NoCompiler.
     """
     block_rows = _block_rows(rows, target)
-    columns = max(min(choice.columns, most_sums(target) // block_rows), 1)
+    columns = max(min(choice.columns, most_sums(target) // (block_rows * max(limbs, 1))), 1)
     config = GroupAffineConfig(dtype, target, group_size, block_rows, columns, offsets)
-    kernel = _compile(config, isa, choice.prefetch)
+    kernel = _compile(config, isa, limbs, choice.prefetch)
     if kernel.library is None:
         raise NoCompiler("no compiled kernel")
     return kernel, block_rows
@@ -238,28 +265,31 @@ def _block_rows(rows: int, target: Target) -> int:
 
 
 @functools.lru_cache(maxsize=256)
-def _compile(config: GroupAffineConfig, isa: str | None, prefetch: Prefetch) -> CompiledProgram:
-    return compile_program(group_affine(config), config.target, isa, prefetch=prefetch)
+def _compile(config: GroupAffineConfig, isa: str | None, limbs: int, prefetch: Prefetch) -> CompiledProgram:
+    program = group_limbs(config, limbs) if limbs else group_affine(config)
+    return compile_program(program, config.target, isa, prefetch=prefetch)
 
 
-def _key(weights: PackedWeights, rows: int, offsets: bool) -> str:
+def _key(weights: PackedWeights, rows: int, offsets: bool, limbs: int) -> str:
     """What shares a measurement: template, type, target, rows of a block, shape class, groups, threads."""
-    own = (rows, offsets, torch.get_num_threads())
-    if own not in weights._keys:  # the text takes longer than a small product
-        weights._keys[own] = _key_text(weights, *own)
-    return weights._keys[own]
-
-
-def _key_text(weights: PackedWeights, rows: int, offsets: bool, threads: int) -> str:
-    block = f"{_block_rows(rows, weights.target)} rows"
+    block = f"{_block_rows(rows, weights.target)} rows" + (f" of {limbs} limbs" if limbs else "")
     shape = f"{size_class(weights.outputs)} x {size_class(weights.inputs)} by {weights.padded_group}"
     shift = " with offsets" if offsets else ""
-    where = f"{weights.target.name}, {threads} threads"
+    where = f"{weights.target.name}, {torch.get_num_threads()} threads"
     return f"group_affine{shift} {weights.dtype}, {block}, {shape}, {where}"
 
 
+def _choices(weights: PackedWeights, rows: int, limbs: int) -> list[Choice]:
+    return choices_for(_block_rows(rows, weights.target) * max(limbs, 1), weights.target)
+
+
 def tune_packed_linear(
-    weights: PackedWeights, rows: int, *, offsets: bool = False, repeats: int = 5
+    weights: PackedWeights,
+    rows: int,
+    *,
+    offsets: bool = False,
+    x_type: torch.dtype = torch.float32,
+    repeats: int = 5,
 ) -> dict[Choice, float]:
     """Measure the variants of the kernel on such weights and this many rows, and remember the fastest.
 
@@ -274,16 +304,20 @@ def tune_packed_linear(
     copies = [weights.data]
     while sum(c.nbytes for c in copies) <= 2 * last_level_cache_bytes():
         copies.append(on_large_pages(weights.data.clone()))
-    x = torch.randn(rows, weights.inputs, generator=generator)
+    x = torch.randn(rows, weights.inputs, generator=generator).to(x_type)
+    limbs = limbs_of(x_type, weights, rows)
     shape = (weights.groups, weights.outputs)
     scales = torch.rand(shape, generator=generator).T
     shift = torch.rand(shape, generator=generator).T if offsets else None
-    turn = itertools.cycle([replace(weights, data=data) for data in copies])
+    turn = itertools.cycle(copies)
+    products = {
+        choice: _product(weights, rows, offsets, limbs, choice) for choice in _choices(weights, rows, limbs)
+    }
     works = {
-        choice: lambda choice=choice: _compiled(x, next(turn), scales, shift, choice)
-        for choice in choices_for(_block_rows(rows, weights.target), weights.target)
+        choice: lambda product=product: product(x, next(turn), scales, shift)
+        for choice, product in products.items()
     }
     seconds = measure_fastest(works, repeats)
     best = min(seconds, key=seconds.__getitem__)
-    tuning_table().put(_key(weights, rows, offsets), best.numbers())
+    tuning_table().put(_key(weights, rows, offsets, limbs), best.numbers())
     return seconds

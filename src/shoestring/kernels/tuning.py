@@ -19,6 +19,7 @@ from shoestring.notices import notice_fallback
 
 Name = TypeVar("Name", bound=Hashable)
 VERSION = 1
+_changes = 0
 MOST_CACHE_BYTES = 64 << 20
 """Of the last cache for a core: no server has more, most have a few MiB."""
 
@@ -65,6 +66,8 @@ class TuningTable:
         return self._entries.get(key)
 
     def put(self, key: str, choice: Mapping[str, int]) -> None:
+        global _changes
+        _changes += 1
         self._entries = {**self._read(), key: dict(choice)}
         write_text(self.path, json.dumps({"version": VERSION, "entries": self._entries}, indent=1))
 
@@ -82,6 +85,11 @@ class TuningTable:
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
             notice_fallback("tuning table", f"{self.path} is no table and is begun anew ({error!r})")
             return {}
+
+
+def tuning_changes() -> int:
+    """How often this process has put something in a table: what was looked up before may be another now."""
+    return _changes
 
 
 def tuning_table(name: str = "") -> TuningTable:

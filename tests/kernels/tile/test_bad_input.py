@@ -77,7 +77,7 @@ CASES = {
     ),
     "an instruction set that nobody has": (
         lambda: choose_isa(AVX512, "avx1024"),
-        ProgramError, "unknown instruction set 'avx1024'; there are avx512, ",
+        ProgramError, "unknown instruction set 'avx1024'; there are avx512vnni, avx512, ",
     ),
     "weights packed for another number of lanes": (
         lambda: dataclasses.replace(packed_for(AVX2), target=AVX512),

@@ -11,7 +11,13 @@ from shoestring.kernels.tile.c.choice import ISAS, features_here
 from shoestring.kernels.tile.c.compiled import compile_program
 from shoestring.kernels.tile.target import AVX2, AVX512
 
-VARIANTS = [("avx512", AVX512), ("avx512f", AVX512), ("avx2", AVX2), ("portable", AVX2)]
+VARIANTS = [
+    ("avx512vnni", AVX512),
+    ("avx512", AVX512),
+    ("avx512f", AVX512),
+    ("avx2", AVX2),
+    ("portable", AVX2),
+]
 
 
 def on_each_isa(*names):

@@ -51,6 +51,9 @@ static inline vm vm_between(int low, int high) { return (vm)(((1u << high) - 1u)
 /* a & keep ^ flip */
 #define vi_and_xor(a, keep, flip) _mm512_ternarylogic_epi32(a, vi_set1(keep), vi_set1(flip), 0x6a)
 
+/* sum + the products of the four bytes of each lane, those of a without a sign, those of b with one */
+#define vi_dot_bytes(sum, a, b) _mm512_dpbusd_epi32(sum, a, b)
+
 #define vf_bits(a) _mm512_castps_si512(a)
 #define vi_as_float(a) _mm512_castsi512_ps(a)
 #define vf_from_int(a) _mm512_cvtepi32_ps(a)

@@ -1,5 +1,6 @@
 """Instruction selection for AVX-512: tables of 16 and 32 floats in registers, funnel shifts."""
 
+from shoestring.kernels.tile.c.byte_parts import byte_parts
 from shoestring.kernels.tile.c.isa import (
     Bias,
     Isa,
@@ -13,16 +14,42 @@ from shoestring.kernels.tile.types import DataType
 
 
 class Avx512(Isa):
-    """AVX-512 F, BW, DQ and VL; `vbmi2`: with the funnel shift of VBMI2."""
+    """AVX-512 F, BW, DQ and VL; `vbmi2`: with the funnel shift of VBMI2; `vnni`: with that, the byte shuffles
+    of VBMI and products of bytes."""
 
     header = "avx512.h"
     lanes = 16
 
-    def __init__(self, *, vbmi2: bool) -> None:
-        self.vbmi2 = vbmi2
-        self.name = "avx512" if vbmi2 else "avx512f"
-        basic = {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
-        self.features = frozenset(basic | ({"avx512_vbmi2"} if vbmi2 else set()))
+    def __init__(self, *, vbmi2: bool, vnni: bool = False) -> None:
+        self.vbmi2, self.vnni = vbmi2 or vnni, vnni
+        self.name = "avx512vnni" if vnni else "avx512" if vbmi2 else "avx512f"
+        features = {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
+        if self.vbmi2:
+            features.add("avx512_vbmi2")
+        if vnni:
+            features |= {"avx512vbmi", "avx512_vnni"}
+        self.features = frozenset(features)
+
+    def multiplies_bytes(self, dtype: DataType) -> bool:
+        return self.vnni and (dtype.bits <= 6 or not dtype.is_float) and byte_parts(dtype) is not None
+
+    def spread(self, word: str, start: int, bits: int) -> str:
+        if bits == 8:
+            return word
+        places = [start + bits * i for i in range(4)]  # of the even lane of 64 bits, then of the odd one
+        control = sum(
+            (place + 32 * odd) << 8 * (4 * odd + i) for odd in (0, 1) for i, place in enumerate(places)
+        )
+        return f"_mm512_multishift_epi64_epi8(_mm512_set1_epi64({control:#x}), {word})"
+
+    def masked_bytes(self, fields: str, bits: int, *, flip_sign: bool) -> str:
+        keep, flip = 0x01010101 * ((1 << bits) - 1), 0x01010101 << (bits - 1)
+        if flip_sign:
+            return f"vi_and_xor({fields}, {keep:#x}, {flip:#x})"
+        return f"vi_and({fields}, vi_set1({keep:#x}))" if bits < 8 else fields
+
+    def byte_look_up(self, fields: str, table: str) -> str:
+        return f"_mm512_permutexvar_epi8({fields}, _mm512_loadu_si512({table}))"
 
     def funnel(self, low: str, high: str, shift: int) -> str:
         if self.vbmi2:

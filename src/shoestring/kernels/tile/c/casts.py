@@ -24,8 +24,9 @@ def cast(e: Emitter, step: ir.Cast) -> None:
         e.rename(step.out, step.source)
         return
     slot = _converted(e, step)
-    if step.out.dtype.bits == 32 and e.may_wait(step, step.out):
-        e.wait(step.out, slot, codes=step.source if step.source.dtype.is_narrow else None)
+    narrow = step.source.dtype.is_narrow
+    if step.out.dtype.bits == 32 and e.may_wait(step, step.out, cheap=narrow):
+        e.wait(step.out, slot, codes=step.source if narrow else None)
     else:
         e.put(step.out, slot)
 

@@ -12,7 +12,8 @@ from shoestring.kernels.tile.c.portable import Portable
 from shoestring.kernels.tile.target import AVX2, AVX512, Target
 
 ISAS: Mapping[str, Isa] = {
-    isa.name: isa for isa in (Avx512(vbmi2=True), Avx512(vbmi2=False), Avx2(), Portable())
+    isa.name: isa
+    for isa in (Avx512(vbmi2=True, vnni=True), Avx512(vbmi2=True), Avx512(vbmi2=False), Avx2(), Portable())
 }
 """All instruction sets by name, best first."""
 

@@ -60,7 +60,9 @@ class CompiledProgram:
         return workspaces(self.program)
 
     @functools.cached_property
-    def _function(self) -> Callable[..., int]:
+    def function(self) -> Callable[..., int]:
+        """The compiled program: parameters and workspaces in their order, then the number of threads; it
+        returns 0, or 1 + the index in `rendered.failures`."""
         assert self.library is not None
         function = self.library[self.program.name]
         scalars = {p.name for p in self.program.scalars}
@@ -83,7 +85,7 @@ class CompiledProgram:
             for name in (p.name for p in self.program.params)
         ]
         values += [address(space) for space in spaces]
-        code = self._function(*values, torch.get_num_threads())
+        code = self.function(*values, torch.get_num_threads())
         if code:
             raise ProgramError(self.rendered.failures[code - 1])
 

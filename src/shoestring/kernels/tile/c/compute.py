@@ -4,6 +4,7 @@ import numpy as np
 
 from shoestring.kernels.tile import ir
 from shoestring.kernels.tile.alignment import operand_a, operand_b, slots_of_operand
+from shoestring.kernels.tile.c.byte_dot import byte_dot, emit_byte_dot
 from shoestring.kernels.tile.c.emitter import Emitter, Slot
 from shoestring.kernels.tile.c.isa import literal
 from shoestring.kernels.tile.c.registers import Held
@@ -54,7 +55,9 @@ def _word(held: Held, code: int, number: int) -> str:
 def view(e: Emitter, step: ir.View) -> None:
     """The same registers under another name; where one of them changes later, or is a float, a copy."""
     source, out = e.register(step.source), e.register(step.out)
-    if e.written_once(step.source, step.out) and (source.c_type, source.uniform) == (out.c_type, out.uniform):
+    scalars = source.uniform and out.uniform and "float" not in (source.c_type, out.c_type)
+    same = scalars or (source.c_type, source.uniform) == (out.c_type, out.uniform)
+    if e.written_once(step.source, step.out) and same:
         e.rename(step.out, step.source)
         e.line(f"/* {out.name} = {source.name} as {out.dtype} {out.layout!r} */")
         return
@@ -242,9 +245,14 @@ def _combined(source: Held, members: list[tuple[int, int]], bits: list[int], dim
 def dot(e: Emitter, step: ir.Dot) -> None:
     """out = c + a·b, each lane for itself: its weight is read once and multiplied for every row.
 
+    Codes times whole numbers of 8 bits are multiplied as bytes, where there is an instruction for that.
+
     Where a lane has fewer sums than multiply-adds take turns, each sum is kept in several parts. Where it has
     more columns than rows, codes may be decoded with a surplus, which is taken off for each row at once.
     """
+    if (by := byte_dot(e, step)) is not None:
+        emit_byte_dot(e, step, by)
+        return
     c, k = e.register(step.c), step.a.extents[1]
     rows = slots_of_operand(operand_a(c.layout, k), step.a.registers)
     columns = slots_of_operand(operand_b(c.layout, k), step.b.registers)

@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+from jaxtyping import UInt8
+
 from shoestring.errors import ProgramError
 from shoestring.kernels.tile import ir
 from shoestring.kernels.tile.alignment import slots_of_operand
@@ -24,20 +27,27 @@ from shoestring.kernels.tile.types import DataType
 class Prefetch:
     """How far ahead loads from memory are announced: `turns` of an innermost loop, 0 for not at all.
 
-    `locality`: 3 into the nearest cache, 2 into the next, as GCC's __builtin_prefetch counts.
+    `locality`: 3 into the nearest cache, 2 into the next, as GCC's __builtin_prefetch counts. `far`: turns
+    ahead that they are also announced to the next cache, 0 for not. The nearest one waits for few lines at
+    once, the next for many: both together keep memory busy while the processor computes.
 
-    Raises: ValueError for negative turns or another locality.
+    Raises: ValueError for negative turns, another locality, or a `far` that is not beyond `turns`.
     """
 
     turns: int = 16
     locality: int = 2
+    far: int = 0
 
     def __post_init__(self) -> None:
         if self.turns < 0 or self.locality not in (1, 2, 3):
             raise ValueError(f"{self}: turns are at least 0, the locality is 1, 2 or 3")
+        if self.far and self.far <= self.turns:
+            raise ValueError(f"{self}: far is 0 or more than turns={self.turns}")
 
 
 DEFAULT_PREFETCH = Prefetch()
+OUTER_TURNS = 4
+"""A turn of a group of inputs takes about as long as memory takes to answer, or half as long."""
 
 Slot = Callable[[int, int], str]
 """C text of the value in (group, slot)."""
@@ -73,6 +83,7 @@ class Emitter:
         self.inner_turns: list[int] = []
         self.decoders: dict[str, DataType] = {}
         self.pair_decoders: dict[str, DataType] = {}
+        self.byte_tables: dict[str, UInt8[np.ndarray, " codes"]] = {}
         self.pairs: Pairs | None = None
         self.biased = False
         self.encoders: dict[str, DataType] = {}
@@ -142,14 +153,15 @@ class Emitter:
     def written_once(self, *tensors: Tensor) -> bool:
         return all(len(self.uses[t.name].writers) == 1 for t in tensors)
 
-    def may_wait(self, step: Instruction, out: Tensor) -> bool:
+    def may_wait(self, step: Instruction, out: Tensor, *, cheap: bool = False) -> bool:
         """Whether `out` can be computed where it is used: in one place of the same body, once for each slot,
-        from operands that nothing changes meanwhile."""
+        from operands that nothing changes meanwhile. cheap: or as the scalars of a matrix step, often."""
         uses = self.uses[out.name]
         if len(uses.readers) != 1 or not self.written_once(out, *step.reads):
             return False
         (_, here), (reader, there) = uses.writers[0], uses.readers[0]
-        return here == there and _takes_each_slot_once(reader, out)
+        scalars = cheap and self.held[out.name].uniform and isinstance(reader, ir.Dot) and reader.b != out
+        return here == there and (scalars or _takes_each_slot_once(reader, out))
 
     def wait(self, out: Tensor, slot: Slot, codes: Tensor | None = None) -> None:
         """Leave `out` to be computed where it is used; codes: of which it is nothing but the values."""
@@ -166,11 +178,20 @@ class Emitter:
         """Whether what a load brings is left where it lies in memory."""
         return any(t.name in self.in_place for t in step.writes)
 
-    def turns_ahead(self) -> int:
-        """Turns of the loop around that loads are announced ahead: in time as far as in an innermost one."""
-        if not self.loops or not self.prefetch.turns:
-            return 0
-        return -(-self.prefetch.turns // self.inner_turns[-1])
+    def announcements(self) -> list[tuple[int, int]]:
+        """(turns of the loop around, locality) of what is announced ahead: in time as far as in an innermost
+        loop.
+
+        Outside of innermost loops turns are at least `OUTER_TURNS`: such loads are far apart, so that the
+        processor foresees none of them, and few, so that asking early displaces nothing.
+        """
+        ahead = self.prefetch
+        if not self.loops or not ahead.turns:
+            return []
+        inner = self.inner_turns[-1]
+        if inner > 1:
+            return [(max(-(-ahead.turns // inner), OUTER_TURNS), ahead.locality)]
+        return [(ahead.turns, ahead.locality), *[(ahead.far, 2)] * bool(ahead.far)]
 
     # Values
 
@@ -258,7 +279,11 @@ class Emitter:
     def _uniform_value(self, held: Held, group: int, slot: int) -> str:
         if held.bits == 32:
             return held.register(group, slot)
-        code = f"get_field({held.name} + {group * held.count}, 1, {slot}, {held.bits})"
+        if 32 % held.bits == 0:
+            word, start = divmod(slot * held.bits, 32)
+            code = f"((uint32_t){held.register(group, word)} >> {start} & {(1 << held.bits) - 1:#x}u)"
+        else:
+            code = f"get_field({held.name} + {group * held.count}, 1, {slot}, {held.bits})"
         if held.dtype.name == "f16":
             return f"half_to_float({code})"
         if held.dtype.name == "bf16":
@@ -338,9 +363,17 @@ def _read_in_place(body: Body, uses: Mapping[str, Uses], held: Mapping[str, Held
         if not (tile.uniform and tile.bits == 32 and tile.groups == 1 and one_run and in_order):
             continue
         quiet = list(itertools.takewhile(lambda s: isinstance(s, _QUIET), body[number + 1 :]))
-        readers = [reader for reader, _ in uses[statement.out.name].readers]
+        readers = _readers_of_bits(statement.out, uses)
         if all(isinstance(r, ir.Dot) and r.b.name != statement.out.name and r in quiet for r in readers):
             found.add(statement.out.name)
+    return found
+
+
+def _readers_of_bits(tensor: Tensor, uses: Mapping[str, Uses]) -> list[Instruction]:
+    """Who reads a tensor, or what it is viewed or cast as."""
+    found: list[Instruction] = []
+    for reader, _ in uses[tensor.name].readers:
+        found += _readers_of_bits(reader.out, uses) if isinstance(reader, ir.View | ir.Cast) else [reader]
     return found
 
 

@@ -51,6 +51,22 @@ class Isa(ABC):
         faster than their values."""
         return None
 
+    def multiplies_bytes(self, dtype: DataType) -> bool:
+        """Whether codes of `dtype` become bytes, of which one instruction multiplies four to a lane."""
+        return False
+
+    def spread(self, word: str, start: int, bits: int) -> str:
+        """The four codes from bit `start` of each lane on at the low ends of its bytes, below noise."""
+        raise NotImplementedError(f"{self.name} multiplies no bytes")
+
+    def masked_bytes(self, fields: str, bits: int, *, flip_sign: bool) -> str:
+        """Bytes without the noise of `spread`; flip_sign: with the top bit of each code changed."""
+        raise NotImplementedError(f"{self.name} multiplies no bytes")
+
+    def byte_look_up(self, fields: str, table: str) -> str:
+        """The entries of a table of 64 bytes that `spread` codes, with their noise, name."""
+        raise NotImplementedError(f"{self.name} multiplies no bytes")
+
     @abstractmethod
     def decodes_from_top(self, dtype: DataType) -> bool:
         """Whether the decoder wants a code at the high end of a word, noise below; else noise is above it."""

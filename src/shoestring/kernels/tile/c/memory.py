@@ -180,18 +180,36 @@ def _load_vectors(e: Emitter, held: Held, place: Place, along: int) -> None:
 
 def _announce(e: Emitter, held: Held, place: Place, starts: list[tuple[int, int, str]]) -> None:
     """Prefetch what the loop around it will load some turns later."""
-    window, turns = place.window, e.turns_ahead()
-    if not turns or place.tensor.space is not Space.GLOBAL:
+    if place.tensor.space is not Space.GLOBAL:
         return
-    if all(e.loops[-1] not in variables_of(offset) for offset in window.offsets):
+    for turns, locality in e.announcements():
+        offsets = place.window.offsets
+        moving = [dim for dim, o in enumerate(offsets) if e.loops[-1] in variables_of(o)]
+        if not moving:
+            return
+        later = []
+        for offset in offsets:
+            later.append(e.fresh("later"))
+            e.line(f"int64_t {later[-1]} = {e.scalar(substitute(offset, e.loops[-1], turns))};")
+        _carry(e, place, held.layout.shape, moving[0], later)
+        ahead, kind = e.fresh("ahead"), c_element(place.tensor.dtype)
+        e.line(f"const {kind} *{ahead} = {place.base} + {element(e, place.tensor, later)};")
+        for number, (_, _, start) in enumerate(starts):
+            if number * held.lanes * 4 % 64 == 0:
+                e.line(f"__builtin_prefetch({ahead} + {start}, 0, {locality});")
+
+
+def _carry(e: Emitter, place: Place, shape: Sequence[int], dim: int, later: Sequence[str]) -> None:
+    """Past the end of the moving dimension the next block begins, as a rule beside this one: along the
+    dimension before, or along the last where the first one moves."""
+    window = place.window
+    beside = dim - 1 if dim else len(later) - 1
+    if beside == dim or beside not in window.dims:
         return
-    later = [e.scalar(substitute(offset, e.loops[-1], turns)) for offset in window.offsets]
-    e.line(
-        f"const {c_element(place.tensor.dtype)} *ahead = {place.base} + {element(e, place.tensor, later)};"
-    )
-    for number, (_, _, start) in enumerate(starts):
-        if number * held.lanes * 4 % 64 == 0:
-            e.line(f"__builtin_prefetch(ahead + {start}, 0, {e.prefetch.locality});")
+    extent, step = e.scalar(place.tensor.shape[dim]), shape[window.dims.index(beside)]
+    with e.block(f"if ({later[dim]} >= {extent})"):
+        e.line(f"{later[dim]} -= {extent};")
+        e.line(f"{later[beside]} += {step};")
 
 
 def _mask(e: Emitter, held: Held, place: Place, along: int, group: int, number: int) -> str:

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from shoestring.errors import LayoutError
 from shoestring.kernels.tile import ir
 from shoestring.kernels.tile.c import compute, memory
@@ -238,7 +240,7 @@ def _entry(e: Emitter, signature: list[tuple[str, str]]) -> list[str]:
         "    {",
         f"        unsigned char *shared = {own};",
         "        ENTER_KERNEL;",
-        "        #pragma omp for schedule(static)",
+        "        #pragma omp for schedule(monotonic: guided)",  # threads do not wake all at once
         "        for (int64_t block = 0; block < blocks; block++) {",
         f"            const int code = {'!shared ? ' + str(memory_failure) + ' : ' if total else ''}"
         f"{program.name}_block({arguments});",
@@ -271,6 +273,9 @@ def _tables(e: Emitter) -> list[str]:
         lines += [f"static inline vi decode_pair_{name}(vi code) {{"]
         lines += [f"    {line}" for line in e.isa.pair_decoder(dtype) or ()]
         lines += ["}", ""]
+    for name, table in e.byte_tables.items():  # repeated: what an index has above the code does not matter
+        entries = ", ".join(map(str, np.resize(table, 64).tolist()))
+        lines.append(f"static const uint8_t {name}[64] = {{{entries}}};")
     return lines + [limits_table(dtype) for dtype in e.encoders.values()]
 
 
