@@ -144,8 +144,8 @@ class CachedAttention:
     """Attention over the caches of some layers, one after the other in one call, as in a decode step.
 
     layers: keys and values of each, all of the same sizes. window: how many positions a token sees, itself
-    included; None: all. rounded: many tokens at once may round what they multiply to bfloat16, as they do on a
-    processor with matrix tiles.
+    included; None: all. rounded: many tokens at once may round what they multiply to bfloat16, as they do on
+    a processor with matrix tiles.
 
     Raises: ValueError where sizes do not go together.
     """

@@ -2,8 +2,8 @@
 
 A draft of one layer reads four million weights of its own and, for SmolLM2-135M, twenty-eight million of the
 head, which decide what a drafted token costs. A proposal need not be exact, as every token is verified: the
-matrices are copied to bfloat16, half of the bytes, and packed heads take inputs rounded to int8. A draft of few
-words has a head of their rows alone.
+matrices are copied to bfloat16, half of the bytes, and packed heads take inputs rounded to int8. A draft of
+few words has a head of their rows alone.
 """
 
 import copy
@@ -63,8 +63,8 @@ class ChosenOutputs(nn.Module):
 
 
 def drafting_head(target: Decoder, draft: GlideDraft) -> nn.Module:
-    """The target's head on what this draft can draft, made when it is first asked for; a head that was replaced
-    is made anew."""
+    """The target's head on what this draft can draft, made when it is first asked for; a head that was
+    replaced is made anew."""
     if draft.words is None:
         known = _HEADS.get(target)
         if known is None or known.linear is not target.lm_head:

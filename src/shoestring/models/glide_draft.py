@@ -8,8 +8,8 @@ Source: Yang et al. 2025, "LongSpec", section 3.1; Du et al. 2024, "GliDe with a
 published code has no norm before the head; with it, a layer that is copied from the target's last one starts
 with logits of the right size, and `normalised=False` gives the published form.
 
-A draft of few `words` proposes only these, its commonest: most of what drafting a token costs is the head. What
-it cannot propose the target says itself.
+A draft of few `words` proposes only these, its commonest: most of what drafting a token costs is the head.
+What it cannot propose the target says itself.
 Source: Zhao et al. 2025, "FR-Spec: Accelerating Large-Vocabulary Language Models via Frequency-Ranked
 Speculative Sampling", section 3.
 """

@@ -55,7 +55,8 @@ class GlideLoss:
     def _head(self, draft: nn.Module) -> Float[Tensor, "words hidden"]:
         """Rows of the target's head, gathered once."""
         head = self.target.lm_head.weight
-        assert isinstance(head, Tensor) and isinstance(draft, GlideDraft)
+        assert isinstance(head, Tensor)
+        assert isinstance(draft, GlideDraft)
         if not self._rows:
             self._rows.append(draft.head_rows(head.detach()))
         return self._rows[0]
@@ -82,7 +83,8 @@ def passes_per_token(
 
     A draft is begun at every token, and goes on from tokens that were right, as it does in decoding.
     """
-    assert isinstance(draft, GlideDraft) and isinstance(target.lm_head.weight, Tensor)
+    assert isinstance(draft, GlideDraft)
+    assert isinstance(target.lm_head.weight, Tensor)
     head = draft.head_rows(target.lm_head.weight)
     right = torch.ones(len(text.ids), text.ids.shape[1] - prompt - drafted, dtype=torch.bool)
     emitted = torch.ones(right.shape)

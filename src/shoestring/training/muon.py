@@ -3,8 +3,8 @@
 Muon's step is momentum with all singular values set to about 1; scaled to the size of AdamW's steps, so that
 rates and decay mean the same.
 
-Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"; Liu et al. 2025, "Muon is
-Scalable for LLM Training", section 2.2 (the scale).
+Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"; Liu et al. 2025, "Muon
+is Scalable for LLM Training", section 2.2 (the scale).
 """
 
 from collections.abc import Callable
@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch.optim import Optimizer
-
 
 OTHER_RATE = 0.1
 """The rate of what is no matrix, in parts of the plan's; a hint of a parameter's own stands."""
@@ -35,9 +34,7 @@ class MuonWithAdamW(Optimizer):
         others = _those(groups, lambda parameter: parameter.dim() != 2)
         parts: list[Optimizer] = []
         if matrices:
-            parts.append(
-                torch.optim.Muon(matrices, lr=lr, momentum=momentum, adjust_lr_fn="match_rms_adamw")
-            )
+            parts.append(torch.optim.Muon(matrices, lr=lr, momentum=momentum, adjust_lr_fn="match_rms_adamw"))
         if others:
             parts.append(torch.optim.AdamW(others, lr=OTHER_RATE * lr, betas=betas))
         super().__init__([group for part in parts for group in part.param_groups], {})
@@ -58,9 +55,7 @@ class MuonWithAdamW(Optimizer):
         return loss
 
 
-def _those(
-    groups: list[dict[str, Any]], wanted: Callable[[torch.Tensor], bool]
-) -> list[dict[str, Any]]:
+def _those(groups: list[dict[str, Any]], wanted: Callable[[torch.Tensor], bool]) -> list[dict[str, Any]]:
     """The groups with the wanted parameters only, where there are any."""
     chosen = [{**group, "params": [p for p in group["params"] if wanted(p)]} for group in groups]
     return [group for group in chosen if group["params"]]

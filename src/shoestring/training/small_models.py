@@ -145,7 +145,7 @@ SMALL_MODELS = {
         ),
         SmallModel(
             "longspec-draft",
-            "a layer that drafts for SmolLM2-135M, on text that it writes itself; about two hours of one core",
+            "a layer that drafts for SmolLM2-135M, on text that it writes itself; an hour or two of one core",
             TrainingPlan(
                 2688,
                 1.5e-2,
