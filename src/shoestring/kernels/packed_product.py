@@ -51,7 +51,8 @@ class PackedProduct:
         if names != expected:
             raise ProgramError(f"{kernel.program.name} takes {names}; a product here gives {expected}")
         self.kernel, self.outputs, self.groups = kernel, outputs, groups
-        address = ctypes.cast(kernel.function, ctypes.c_void_p).value
+        function: Any = kernel.function
+        address = ctypes.cast(function, ctypes.c_void_p).value
         self._fixed = _Product(address, outputs, groups, group_size, limbs, block, offsets)
         self._at, self._call = ctypes.addressof(self._fixed), _function()
 

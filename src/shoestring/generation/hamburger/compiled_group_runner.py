@@ -51,8 +51,10 @@ class CompiledGroupRunner(GroupRunner):
         self._taps = self._base.step.set_taps(features)
         self._micro.use([layer_cache(columns) for columns in self._micro_cache.storage()])
         self._micro.reach(len(self._taps) + model.options.max_steps)
+        embedding = model.base.model.embed_tokens.weight
+        assert isinstance(embedding, Tensor)
         self._group = DecodeGroup(
-            self._base.step, self._micro.step, len(self._taps), model.base.model.embed_tokens.weight,
+            self._base.step, self._micro.step, len(self._taps), embedding,
             _merge_weights(model), _stop_weights(model),
         )  # fmt: skip
         self._storage = StorageWatch(self.cache)
