@@ -136,7 +136,7 @@ def test_drafts_that_are_right_are_told(folder, capsys, monkeypatch):
             ["--select", "h2o", "--activation-bits", "8"],
             "Evicting looks into attention, which",
         ),
-        (["--speculate", "luck"], "speculation='luck' is neither 'lookup' nor a folder"),
+        (["--speculate", "luck"], "speculation='luck' is not 'lookup', 'longspec' or a folder"),
     ],
 )
 def test_savings_that_mean_nothing_are_one_line_and_exit_code_2(arguments, message, folder, capsys):

@@ -252,7 +252,10 @@ def test_a_trained_draft_comes_from_its_folder(tmp_path):
             lambda: named_selection("zipvl", 64.0, Sizes(2, 9, 9)),
             "keep=64: zipvl takes the share of attention",
         ),
-        (lambda: named_speculation("magic", model()), "speculation='magic' is neither 'lookup' nor a folder"),
+        (
+            lambda: named_speculation("magic", model()),
+            "speculation='magic' is not 'lookup', 'longspec' or a folder",
+        ),
         (lambda: Evicting(ByRecency(), 0.5, while_reading=True), "length is not known while it is read"),
     ],
 )

@@ -79,7 +79,8 @@ def generate(
         str | None,
         typer.Option(
             metavar="DRAFT",
-            help="Verify several drafted tokens at once: lookup, or the folder of a trained draft.",
+            help="Verify several drafted tokens at once: lookup, longspec (SmolLM2-135M), or the folder "
+            "of a trained draft.",
         ),
     ] = None,
     chat: Annotated[

@@ -18,6 +18,7 @@ from shoestring.generation.speculation.prompt_lookup import PromptLookup
 from shoestring.generation.zipvl import ZipVL
 from shoestring.generation.zipvl_options import ZipVLOptions
 from shoestring.models.decoder import Decoder
+from shoestring.models.built_in_drafts import fitting_draft
 from shoestring.models.glide_checkpoint import load_glide
 from shoestring.numbers.block_format import BlockFormat
 from shoestring.numbers.cache_format import CacheFormat
@@ -166,16 +167,20 @@ def named_selection(name: str | None, keep: float | None, sizes: Sizes) -> Cache
 
 
 def named_speculation(name: str | None, model: Decoder) -> Speculation | None:
-    """ "lookup", or the folder of a trained `GlideDraft`.
+    """ "lookup"; "longspec", the trained draft in this package that fits the model; or the folder of one.
 
-    Raises: ValueError for what is neither; as `load_glide`.
+    Raises: ValueError for what is none of these; as `fitting_draft` and `load_glide`.
     """
     if name is None:
         return None
     if name == "lookup":
         return PromptLookup()
+    if name == "longspec":
+        return Glide(fitting_draft(model))
     if not (Path(name) / "draft.json").is_file():
-        raise ValueError(f"speculation={name!r} is neither 'lookup' nor a folder with a trained draft.")
+        raise ValueError(
+            f"speculation={name!r} is not 'lookup', 'longspec' or a folder with a trained draft."
+        )
     return Glide(load_glide(name, model))
 
 
