@@ -17,8 +17,8 @@ from shoestring.generation.speculation.glide import Glide
 from shoestring.generation.speculation.prompt_lookup import PromptLookup
 from shoestring.generation.zipvl import ZipVL
 from shoestring.generation.zipvl_options import ZipVLOptions
-from shoestring.models.decoder import Decoder
 from shoestring.models.built_in_drafts import fitting_draft
+from shoestring.models.decoder import Decoder
 from shoestring.models.glide_checkpoint import load_glide
 from shoestring.numbers.block_format import BlockFormat
 from shoestring.numbers.cache_format import CacheFormat

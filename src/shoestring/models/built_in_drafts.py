@@ -27,8 +27,7 @@ def built_in_draft(alias: str, target: Decoder) -> GlideDraft:
 
 
 def fitting_draft(target: Decoder) -> GlideDraft:
-    """The draft in this package that was made for a model of this shape: of the same text, too, where it is the
-    same model.
+    """The draft in this package that was made for a model of this shape: good at it where it is that one.
 
     Raises: MissingData where none fits.
     """
@@ -39,6 +38,7 @@ def fitting_draft(target: Decoder) -> GlideDraft:
             continue
     names = ", ".join(sorted(file.parent.name for file in FOLDER.glob("*/draft.json"))) or "none"
     raise MissingData(
-        f"no draft that comes with this package ({names}) fits a model of {target.cfg.hidden_size} channels and "
-        f"{target.cfg.vocab_size} tokens; train one with shoestring.training.glide_training, or use lookup."
+        f"no draft that comes with this package ({names}) fits a model of {target.cfg.hidden_size} channels "
+        f"and {target.cfg.vocab_size} tokens; train one with shoestring.training.glide_training, or use "
+        "lookup."
     )
