@@ -56,16 +56,21 @@ def test_no_kernel_is_forgotten():
         "cauchy_compiled",
         "causal_conv1d",
         "column_sums",
+        "compressed_rows",
+        "damped_averages",
         "decode_batch",
+        "decode_group",
         "decode_step",
         "dual_binary",
         "fft_convolution_compiled",
+        "gated_attention",
         "row_gather",
         "selective_scan_compiled",
         "tier_codes",
         "vandermonde_compiled",
     }
-    assert compiled == here | as_linear_kernels | elsewhere
+    in_packed_linear = {"limbs", "packed_product"}
+    assert compiled == here | as_linear_kernels | elsewhere | in_packed_linear
 
 
 def test_a_linear_kernel_is_a_multiply_add_for_every_weight():
