@@ -18,6 +18,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from shoestring.kernels.dense_linear import FLAGS
+from shoestring.kernels.large_pages import room_on_large_pages
 from shoestring.kernels.linear_kernel import LinearKernel, ManyRows, aligned_room
 from shoestring.kernels.native import load_library
 from shoestring.numbers.grouped_affine import GroupedAffine, ZeroPoint
@@ -259,7 +260,9 @@ def _packed_planes(
 
 
 def _long_room(n_bytes: int) -> Tensor:
-    return aligned_room(n_bytes + _AHEAD_BYTES)[:n_bytes]
+    n_bytes += _AHEAD_BYTES
+    room = room_on_large_pages(n_bytes)
+    return (aligned_room(n_bytes) if room is None else room)[: n_bytes - _AHEAD_BYTES]
 
 
 def _tiled(values: Tensor) -> Tensor:
