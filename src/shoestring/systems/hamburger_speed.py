@@ -22,7 +22,8 @@ def speed_row(
     """Both write the records; prompts, what is set up for each text, and the tokens that come with the
     prompt, are part of neither speed. With it a note on threads: one, and as many as there are, are tried."""
     model.confidence = CONFIDENCE
-    threads, models = torch.get_num_threads(), {PLAIN: baseline, GROUPS: model}
+    threads = torch.get_num_threads()
+    models: dict[str, Decoder | Hamburger] = {PLAIN: baseline, GROUPS: model}
     counts = sorted({1, threads})
     speeds: dict[str, dict[int, list[float]]] = {name: {count: [] for count in counts} for name in models}
 
