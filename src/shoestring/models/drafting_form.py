@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from shoestring.errors import NoCompiler
 from shoestring.kernels.dense_linear import dense_linear
 from shoestring.kernels.grouped_linear import Activations
+from shoestring.kernels.large_pages import on_large_pages
 from shoestring.kernels.linear_kernel import LinearKernel
 from shoestring.layers.packed_kernel import packed_kernel
 from shoestring.layers.packed_linear import PackedLinear
@@ -115,7 +116,9 @@ def _kernel(linear: nn.Module) -> LinearKernel | None:
         if type(linear) is not nn.Linear or linear.weight.device.type != "cpu":
             return None
         weight = linear.weight
-        return dense_linear(weight.bfloat16(), linear.bias) if weight.dtype == torch.float32 else None
+        if weight.dtype != torch.float32:
+            return None
+        return dense_linear(on_large_pages(weight.bfloat16()), linear.bias)
     except NoCompiler as error:
         notice_fallback("drafts", f"matrices as they are instead of in bfloat16 ({error})")
         return None
