@@ -110,7 +110,11 @@ def test_lossless_savings_give_the_plain_text(arguments, folder, capsys):
 
 def test_drafts_that_are_right_are_told(folder, capsys, monkeypatch):
     from shoestring.generation.sampling import Sampling
+    from shoestring.generation.speculation.draft_length import FixedLength
+    from shoestring.generation.speculation.prompt_lookup import PromptLookup
 
+    # Lengths by measured time are not those of the next run.
+    monkeypatch.setattr(PromptLookup, "length_rule", lambda self: FixedLength())
     # A model that says one thing only: what is looked up is always right.
     monkeypatch.setattr(Sampling, "choose", lambda self, logits, ids, generator: torch.tensor([97]))
     found = document_of(capsys, folder, "aaaa", "--max-new-tokens", "30", "--speculate", "lookup")

@@ -1,5 +1,7 @@
 """Register steps, control flow and memory accesses against the interpreter."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -217,7 +219,7 @@ def test_the_text_has_the_selected_instructions(weights, isa, target, present, a
     assert "vi codes[" not in own, "a View needs no registers"
     assert "vf weights[" not in own, "the Cast is done where its values are used"
     assert "memcpy" not in own, "x is read where it lies"
-    assert "__builtin_prefetch(ahead + 0, 0, 2)" in own
+    assert re.search(r"__builtin_prefetch\(\w+ \+ 0, 0, 2\)", own)
     assert own.count("= vf_fma(") == 32 * 4 * rows
 
 
@@ -238,7 +240,7 @@ def test_programs_without_a_c_form_name_the_instruction():
 
 
 def test_instruction_sets_that_are_not_here(monkeypatch):
-    with pytest.raises(ProgramError, match="'neon'; there are avx512, avx512f, avx2, portable"):
+    with pytest.raises(ProgramError, match="'neon'; there are avx512vnni, avx512, avx512f, avx2, portable"):
         choose_isa(AVX2, "neon")
     with pytest.raises(ProgramError, match="avx2 has vectors of 8 lanes, target avx512 groups of 16"):
         choose_isa(AVX512, "avx2")
