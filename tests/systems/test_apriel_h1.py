@@ -9,11 +9,11 @@ from shoestring.data.tokens import TextBatches
 from shoestring.generation.compiled_batch_runner import CompiledBatchRunner
 from shoestring.generation.decoder_runner import DecoderRunner
 from shoestring.models.layer_layout import LayerKind
-from shoestring.systems import apriel_h1_family as family
-from shoestring.systems import apriel_h1_serving as serving
 from shoestring.systems.apriel_h1 import TINY_FAMILY, TINY_LESSON, TINY_SERVING, _noise, _tiny_language
-from shoestring.systems.apriel_h1_claims import CLAIMS, FAMILY, KEYS
-from shoestring.systems.apriel_h1_learning import Lesson, equal_loss_note, learning_rows
+from shoestring.systems.apriel_h1 import family as family
+from shoestring.systems.apriel_h1 import serving as serving
+from shoestring.systems.apriel_h1.claims import CLAIMS, FAMILY, KEYS
+from shoestring.systems.apriel_h1.learning import Lesson, equal_loss_note, learning_rows
 from shoestring.training.model_text import model_text
 from shoestring.yardstick.timing import InterleavedTimes
 
@@ -86,7 +86,7 @@ def test_steps_to_equal_loss():
 
 
 def test_every_arm_learns_equally_long(monkeypatch):
-    from shoestring.systems import apriel_h1_learning as learning
+    from shoestring.systems.apriel_h1 import learning as learning
 
     runs, read = [], {}
 

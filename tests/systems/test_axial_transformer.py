@@ -6,10 +6,10 @@ import torch
 
 from shoestring.layers.axial.along_axis import from_lines, to_lines
 from shoestring.models.axial_image_config import AxialImageConfig
-from shoestring.systems import axial_transformer_density as density
-from shoestring.systems.axial_transformer_cost import along_lines, explicit_attention, over_everything
-from shoestring.systems.axial_transformer_gpu import gpu_rows
-from shoestring.systems.axial_transformer_rivals import LocalLineAttention, RowMajorModel
+from shoestring.systems.axial_transformer import density as density
+from shoestring.systems.axial_transformer.cost import along_lines, explicit_attention, over_everything
+from shoestring.systems.axial_transformer.gpu import gpu_rows
+from shoestring.systems.axial_transformer.rivals import LocalLineAttention, RowMajorModel
 from shoestring.yardstick.causality import influence
 
 

@@ -9,10 +9,11 @@ from torch import nn
 from shoestring.data.pixel_sequences import digit_pixels
 from shoestring.kernels.fft_convolution import fft_convolve
 from shoestring.layers.long_convolution.long_convolution import FeatureLongConv
-from shoestring.systems import flash_butterfly, flash_butterfly_pixels
-from shoestring.systems.flash_butterfly_pixels import GEOMETRIC, NONE, SQUASH, STATE_SPACE, pixel_rows
-from shoestring.systems.flash_butterfly_speed import direct_convolve, plain_fft_convolve
-from shoestring.systems.flash_butterfly_text import TextExperiment, equal_hidden, text_rows
+from shoestring.systems import flash_butterfly
+from shoestring.systems.flash_butterfly import pixels as flash_butterfly_pixels
+from shoestring.systems.flash_butterfly.pixels import GEOMETRIC, NONE, SQUASH, STATE_SPACE, pixel_rows
+from shoestring.systems.flash_butterfly.speed import direct_convolve, plain_fft_convolve
+from shoestring.systems.flash_butterfly.text import TextExperiment, equal_hidden, text_rows
 from shoestring.yardstick import Effort
 
 

@@ -8,9 +8,9 @@ import torch
 from shoestring.compression import StoreSparse, Wanda, apply, capture, prune_in_place
 from shoestring.numbers.bitmap_matrix import BitmapMatrix
 from shoestring.systems import flash_llm
-from shoestring.systems.flash_llm_claims import BYTES, FORMULA, bytes_metric
-from shoestring.systems.flash_llm_kernels import Turns, crossover_row, per_row_mask, size_rows
-from shoestring.systems.flash_llm_model import compiled, decode, random_task, trained_task
+from shoestring.systems.flash_llm.claims import BYTES, FORMULA, bytes_metric
+from shoestring.systems.flash_llm.kernels import Turns, crossover_row, per_row_mask, size_rows
+from shoestring.systems.flash_llm.model import compiled, decode, random_task, trained_task
 from shoestring.yardstick.comparison import Effort
 
 

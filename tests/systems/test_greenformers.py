@@ -10,9 +10,10 @@ from shoestring.compression.low_rank_chooser import DENSE, LINFORMER, LOW_RANK
 from shoestring.data.text import default_halves
 from shoestring.layers import LowRankLinear
 from shoestring.models.transformer import TransformerEncoder, TransformerOptions
-from shoestring.systems import greenformers, greenformers_speed
+from shoestring.systems import greenformers
 from shoestring.systems.greenformers import SMOKE_DESIGN, SMOKE_ENCODER, SMOKE_SPEED
-from shoestring.systems.greenformers_claims import (
+from shoestring.systems.greenformers import speed as greenformers_speed
+from shoestring.systems.greenformers.claims import (
     AWARE,
     LENGTHS,
     LONG,
@@ -22,7 +23,7 @@ from shoestring.systems.greenformers_claims import (
     SMALLER,
     WEIGHTS,
 )
-from shoestring.systems.greenformers_encoder import (
+from shoestring.systems.greenformers.encoder import (
     Remembered,
     agreement,
     embeddings,
@@ -32,14 +33,14 @@ from shoestring.systems.greenformers_encoder import (
     spread,
     tune,
 )
-from shoestring.systems.greenformers_speed import (
+from shoestring.systems.greenformers.speed import (
     SpeedSettings,
     _blocks,
     encoder_step,
     matrix_numbers,
     speed_rows,
 )
-from shoestring.systems.greenformers_training import (
+from shoestring.systems.greenformers.training import (
     DesignSettings,
     _model,
     character_text,

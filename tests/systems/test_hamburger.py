@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from shoestring.generation.decode import Generation
-from shoestring.systems import hamburger, hamburger_speed
-from shoestring.systems.hamburger_claims import CONFIDENCE, FIELDS, SPEED
-from shoestring.systems.hamburger_quality import (
+from shoestring.systems import hamburger
+from shoestring.systems.hamburger import speed as hamburger_speed
+from shoestring.systems.hamburger.claims import CONFIDENCE, FIELDS, SPEED
+from shoestring.systems.hamburger.quality import (
     Prompts,
     Written,
     least_growth,
@@ -16,7 +17,7 @@ from shoestring.systems.hamburger_quality import (
     right_shares,
     write_records,
 )
-from shoestring.systems.hamburger_speed import decoding_speed, speed_row
+from shoestring.systems.hamburger.speed import decoding_speed, speed_row
 
 
 @pytest.fixture(scope="module")

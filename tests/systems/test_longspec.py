@@ -8,9 +8,9 @@ from shoestring.generation.speculation.draft_length import FixedLength
 from shoestring.generation.speculation.glide import Glide
 from shoestring.generation.speculation.tree_attention import naive_tree_attend, tree_attend
 from shoestring.systems import longspec
-from shoestring.systems.longspec_claims import ACCEPTED, CLAIMS, DRAFT_BYTES, LONG, SHORT
-from shoestring.systems.longspec_decoding import Decoded, Prompt, Race
-from shoestring.systems.longspec_operator import (
+from shoestring.systems.longspec.claims import ACCEPTED, CLAIMS, DRAFT_BYTES, LONG, SHORT
+from shoestring.systems.longspec.decoding import Decoded, Prompt, Race
+from shoestring.systems.longspec.operator import (
     SHAPE,
     explicit_softmax,
     fused_masked,

@@ -11,9 +11,9 @@ from shoestring.generation.mpcache import KeepShare
 from shoestring.generation.secret.cost import Cost
 from shoestring.generation.secret.step_cost import StepShape
 from shoestring.systems import mpcache
-from shoestring.systems.mpcache_claims import BYTES, CLAIMS, ERROR, GROWTH, MODEL_ERROR, SMALL_LAN
-from shoestring.systems.mpcache_network import Measured, network_rows
-from shoestring.systems.mpcache_quality import DENSE, OURS, losses, needle_rows, text_rows
+from shoestring.systems.mpcache.claims import BYTES, CLAIMS, ERROR, GROWTH, MODEL_ERROR, SMALL_LAN
+from shoestring.systems.mpcache.network import Measured, network_rows
+from shoestring.systems.mpcache.quality import DENSE, OURS, losses, needle_rows, text_rows
 from shoestring.yardstick.comparison import Effort
 
 

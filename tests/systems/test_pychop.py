@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from shoestring.systems import pychop, pychop_network
-from shoestring.systems.pychop_claims import COPY, GFLOAT, PYCHOP
-from shoestring.systems.pychop_network import Task, sensitivity_rows
+from shoestring.systems import pychop
+from shoestring.systems.pychop import network as pychop_network
+from shoestring.systems.pychop.claims import COPY, GFLOAT, PYCHOP
+from shoestring.systems.pychop.network import Task, sensitivity_rows
 from shoestring.training.classifier import hits
 from shoestring.yardstick.comparison import Effort
 

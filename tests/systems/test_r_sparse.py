@@ -10,10 +10,11 @@ from shoestring.compression import Evolution, apply, block_linears, capture_scor
 from shoestring.errors import NoCompiler
 from shoestring.layers.row_sparse_linear import row_sparse_layers
 from shoestring.models.hooks import Context, Phase
-from shoestring.systems import r_sparse, r_sparse_speed
-from shoestring.systems.r_sparse_claims import CLAIMS, END_TO_END, LINEARS, READ
-from shoestring.systems.r_sparse_quality import KeptShare, QualityRun, _ratio
-from shoestring.systems.r_sparse_speed import PROMPT, SpeedSettings, speed_rows
+from shoestring.systems import r_sparse
+from shoestring.systems.r_sparse import speed as r_sparse_speed
+from shoestring.systems.r_sparse.claims import CLAIMS, END_TO_END, LINEARS, READ
+from shoestring.systems.r_sparse.quality import KeptShare, QualityRun, _ratio
+from shoestring.systems.r_sparse.speed import PROMPT, SpeedSettings, speed_rows
 from shoestring.yardstick.comparison import Effort
 
 

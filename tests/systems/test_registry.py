@@ -60,7 +60,7 @@ def test_unknown_slug_offers_the_near_ones(folder):
 
 def test_a_card_in_the_wrong_file_is_an_error(folder):
     folder("zz_other", MODULE.format(slug="zz-sample"))
-    with pytest.raises(TypeError, match="holds the card 'zz-sample'; its file must be named after it"):
+    with pytest.raises(TypeError, match="holds the card 'zz-sample'; its file or folder must be"):
         all_systems()
 
 

@@ -3,14 +3,14 @@ import torch
 
 from shoestring.layers.routing.routing_options import RoutingOptions
 from shoestring.systems.routing_transformer import card, measure
-from shoestring.systems.routing_transformer_claims import CLAIMS, MODES
-from shoestring.systems.routing_transformer_quality import (
+from shoestring.systems.routing_transformer.claims import CLAIMS, MODES
+from shoestring.systems.routing_transformer.quality import (
     QualitySettings,
     arm_heads,
     recall_accuracy,
     text_loss,
 )
-from shoestring.systems.routing_transformer_speed import routing_heads, speed_rows
+from shoestring.systems.routing_transformer.speed import routing_heads, speed_rows
 from shoestring.yardstick import Effort
 
 TINY = QualitySettings(

@@ -11,11 +11,11 @@ from shoestring.layers.state_space.hippo import dplr_legs
 from shoestring.layers.state_space.s4_kernel import S4Kernel
 from shoestring.models.state_space_lm import StateSpaceLM
 from shoestring.systems import s4
-from shoestring.systems.s4_claims import AS_GRU, AS_TRANSFORMER, FLAT, HIPPO, KERNEL_MEMORY
-from shoestring.systems.s4_generation import VOCABULARY, _Writer, filled_cache, transformer_like
-from shoestring.systems.s4_kernels import _peak, doubled_taps
-from shoestring.systems.s4_memory import memory_rows
-from shoestring.systems.s4_pixels import GRU_NAME, OURS, TRANSFORMER, PixelSettings, _arms, _beside, _Outcome
+from shoestring.systems.s4.claims import AS_GRU, AS_TRANSFORMER, FLAT, HIPPO, KERNEL_MEMORY
+from shoestring.systems.s4.generation import VOCABULARY, _Writer, filled_cache, transformer_like
+from shoestring.systems.s4.kernels import _peak, doubled_taps
+from shoestring.systems.s4.memory import memory_rows
+from shoestring.systems.s4.pixels import GRU_NAME, OURS, TRANSFORMER, PixelSettings, _arms, _beside, _Outcome
 from shoestring.yardstick.comparison import Effort
 
 

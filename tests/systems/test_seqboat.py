@@ -9,10 +9,10 @@ from shoestring.data.seeded import IGNORED
 from shoestring.layers.seqboat.attention_reach import Chunks, Window
 from shoestring.layers.seqboat.seqboat import SeqBoat
 from shoestring.systems import seqboat
-from shoestring.systems.seqboat_claims import CLAIMS, LEAST_ACTIVITY, MEAN_ACTIVITY, QUADRATIC, UNIT_MEMORY
-from shoestring.systems.seqboat_cost import CostSettings, cost_rows, layer_work, peak_bytes, routed_layer
-from shoestring.systems.seqboat_recall import CHUNKS, EMA, SEQBOAT, judge, recall_rows, train_arm
-from shoestring.systems.seqboat_text import TextSettings, text_rows
+from shoestring.systems.seqboat.claims import CLAIMS, LEAST_ACTIVITY, MEAN_ACTIVITY, QUADRATIC, UNIT_MEMORY
+from shoestring.systems.seqboat.cost import CostSettings, cost_rows, layer_work, peak_bytes, routed_layer
+from shoestring.systems.seqboat.recall import CHUNKS, EMA, SEQBOAT, judge, recall_rows, train_arm
+from shoestring.systems.seqboat.text import TextSettings, text_rows
 from shoestring.yardstick.comparison import Effort
 
 

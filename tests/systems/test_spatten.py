@@ -6,12 +6,14 @@ import torch
 from shoestring.generation.plane_cache import PlaneCache, PlaneFormat
 from shoestring.generation.spatten import linear_schedule
 from shoestring.numbers.bit_planes import BitPlanes
-from shoestring.systems import spatten, spatten_cycles, spatten_decode
+from shoestring.systems import spatten
 from shoestring.systems.card import Effort
 from shoestring.systems.language_task import tiny_task
-from shoestring.systems.spatten_claims import CLAIMS
-from shoestring.systems.spatten_cycles import cycle_rows, pruned_work
-from shoestring.systems.spatten_decode import (
+from shoestring.systems.spatten import cycles as spatten_cycles
+from shoestring.systems.spatten import decode as spatten_decode
+from shoestring.systems.spatten.claims import CLAIMS
+from shoestring.systems.spatten.cycles import cycle_rows, pruned_work
+from shoestring.systems.spatten.decode import (
     CORRECTED,
     DENSE,
     HARDWARE,
@@ -24,7 +26,7 @@ from shoestring.systems.spatten_decode import (
     read_prompts,
     variants,
 )
-from shoestring.systems.spatten_encoder import ARTICLES, articles
+from shoestring.systems.spatten.encoder import ARTICLES, articles
 
 
 def test_articles_are_cut_at_their_headings():

@@ -13,12 +13,14 @@ from shoestring.kernels.linear_dispatch import DispatchedLinear
 from shoestring.layers.packed_linear import PackedLinear
 from shoestring.numbers import GroupedAffine, ZeroPoint
 from shoestring.numbers.affine_fit import fit_min_max
-from shoestring.systems import turbomind, turbomind_decode, turbomind_products
+from shoestring.systems import turbomind
 from shoestring.systems.language_task import tiny_task
-from shoestring.systems.turbomind_claims import BETTER, COST, DECODING, IMPORT, PRODUCTS, WEIGHT_CLAIMS
-from shoestring.systems.turbomind_decode import _Multiplied, _with_products, decode_rows
-from shoestring.systems.turbomind_products import _Layers, product_rows, tiny_bench
-from shoestring.systems.turbomind_quality import QualityTask, quality_rows, window_losses
+from shoestring.systems.turbomind import decode as turbomind_decode
+from shoestring.systems.turbomind import products as turbomind_products
+from shoestring.systems.turbomind.claims import BETTER, COST, DECODING, IMPORT, PRODUCTS, WEIGHT_CLAIMS
+from shoestring.systems.turbomind.decode import _Multiplied, _with_products, decode_rows
+from shoestring.systems.turbomind.products import _Layers, product_rows, tiny_bench
+from shoestring.systems.turbomind.quality import QualityTask, quality_rows, window_losses
 from shoestring.yardstick import Comparison
 from shoestring.yardstick.comparison import Effort
 

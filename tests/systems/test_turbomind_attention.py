@@ -3,7 +3,7 @@
 import torch
 
 from shoestring.systems.language_task import tiny_task
-from shoestring.systems.turbomind_attention import (
+from shoestring.systems.turbomind.attention import (
     BYTES,
     CLAIMS,
     KV4,
@@ -43,7 +43,7 @@ def test_bytes_are_exact():
 
 def test_without_a_compiler_the_claims_about_time_are_noted(monkeypatch):
     from shoestring.errors import NoCompiler
-    from shoestring.systems import turbomind_attention as module
+    from shoestring.systems.turbomind import attention as module
 
     def none(*_):
         raise NoCompiler("there is none")

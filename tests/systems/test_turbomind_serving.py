@@ -6,7 +6,7 @@ import torch
 from shoestring.models.decoder import Decoder
 from shoestring.models.decoder_config import DecoderConfig
 from shoestring.serving import ChunkedPrefill
-from shoestring.systems.turbomind_serving import ADMITTED, THROUGHPUT, ServingSettings, serving_rows
+from shoestring.systems.turbomind.serving import ADMITTED, THROUGHPUT, ServingSettings, serving_rows
 
 SETTINGS = ServingSettings(6, (4, 20), (2, 6), 64, 3, ChunkedPrefill(32, 8))
 

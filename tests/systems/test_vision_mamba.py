@@ -9,9 +9,9 @@ from shoestring.data.pixel_sequences import digit_pixels
 from shoestring.models.vision_mamba import VisionMamba
 from shoestring.models.vision_mamba_config import VisionMambaConfig
 from shoestring.models.vision_transformer import VisionTransformer
-from shoestring.systems import vision_mamba_learning as learning
 from shoestring.systems.vision_mamba import LESSONS, _tiny_sweep
-from shoestring.systems.vision_mamba_resolution import build_models, crossover_note, memory_rows
+from shoestring.systems.vision_mamba import learning as learning
+from shoestring.systems.vision_mamba.resolution import build_models, crossover_note, memory_rows
 from shoestring.yardstick import Effort
 from shoestring.yardstick.timing import InterleavedTimes
 

@@ -6,9 +6,9 @@ from torch.nn import functional as F
 
 from shoestring.generation.important_tokens import FixedShare, TopMass
 from shoestring.systems import zipvl
-from shoestring.systems.zipvl_claims import BYTES, CLAIMS, FIXED, TIERS
-from shoestring.systems.zipvl_quality import ZipVLRunner
-from shoestring.systems.zipvl_speed import record
+from shoestring.systems.zipvl.claims import BYTES, CLAIMS, FIXED, TIERS
+from shoestring.systems.zipvl.quality import ZipVLRunner
+from shoestring.systems.zipvl.speed import record
 from shoestring.yardstick.comparison import Effort
 
 

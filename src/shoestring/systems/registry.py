@@ -80,7 +80,9 @@ def _read(name: str) -> System | None:
     if not isinstance(card, Card):
         return None
     if card.slug.replace("-", "_") != name:
-        raise TypeError(f"{module.__name__} holds the card {card.slug!r}; its file must be named after it")
+        raise TypeError(
+            f"{module.__name__} holds the card {card.slug!r}; its file or folder must be named after it"
+        )
     if not callable(getattr(module, "measure", None)):
         raise TypeError(f"{module.__name__} has a card but no function measure(effort, seed)")
     return System(card=card, measure=module.measure)
