@@ -14,6 +14,7 @@ from shoestring.kernels.large_pages import (
     on_large_pages,
     room_on_large_pages,
 )
+from shoestring.yardstick.memory import LiveMemory
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.bfloat16])
@@ -63,6 +64,15 @@ def test_small_pieces_lie_side_by_side_and_are_counted_alone(fresh):
     for number, piece in enumerate(pieces):
         assert torch.equal(piece, torch.full_like(piece, number))
         assert piece.untyped_storage().nbytes() == len(piece)
+
+
+def test_a_counter_of_memory_sees_a_piece_come_and_go(fresh):
+    with LiveMemory() as memory:
+        piece = room_on_large_pages(1000)
+        assert (memory.live_bytes, memory.dynamic_bytes) == (1000, 1000)
+        del piece
+        gc.collect()
+        assert memory.live_bytes == 0
 
 
 def test_what_is_shared_is_freed_with_the_last_piece(fresh):
