@@ -78,7 +78,7 @@ def _smollm2(effort: Effort, seed: int) -> tuple[QualityRun, Tensor, SpeedSettin
     )
     ids = token_windows(halves.held_out, tokenizer, settings.operator_tokens, limit=1, name=halves.name)[0]
     prompts = _needles(halves.held_out, tokenizer, full, seed)
-    run = QualityRun(model, prompts, windows, 1024, seed, controls_every=1 if full else 2)
+    run = QualityRun(model, prompts, windows, 1024, seed)
     return run, ids, settings, f"{halves.name}: {len(windows)} windows, {len(prompts)} needle prompts"
 
 

@@ -55,17 +55,13 @@ class ZipVLRunner(DecoderRunner):
 
 @dataclass
 class QualityRun:
-    """The experiment on one model. windows: text, of which the first `prompt_tokens` are the prompt.
-
-    controls_every: the fixed ratio, whose answers are nearest to ZipVL's, is asked all prompts; the controls
-    and the dense model one in so many."""
+    """The experiment on one model. windows: text, of which the first `prompt_tokens` are the prompt."""
 
     model: Decoder
     prompts: Sequence[RecallPrompt]
     windows: Int[Tensor, "windows window"]
     prompt_tokens: int
     seed: int
-    controls_every: int = 1
 
     def needle_rows(self) -> tuple[list[Row], list[str]]:
         """Answers with ZipVL, a fixed ratio of the same mean, and both controls; and notes."""
@@ -75,30 +71,25 @@ class QualityRun:
         # For each prompt the mean share that ZipVL kept of it.
         fixed = [self._recall(FixedShare(s), [], [p]) for s, p in zip(shares, self.prompts, strict=True)]
         fixed_scores = torch.cat([q.log_probability for q in fixed])
-        some = self.prompts[:: self.controls_every]
-        chance = self._recall(Shuffled(adaptive, self.seed), [], some)
-        inverted = self._recall(UpsideDown(adaptive), [], some)
-        dense = recall_quality(lambda: make_runner(self.model), some)
-        scores = ours.log_probability
-        controlled, hits = scores[:: self.controls_every], ours.hit[:: self.controls_every]
+        chance = self._recall(Shuffled(adaptive, self.seed), [])
+        inverted = self._recall(UpsideDown(adaptive), [])
+        dense = recall_quality(lambda: make_runner(self.model), self.prompts)
+        scores, hits = ours.log_probability, ours.hit
         rows = [
             FIXED.row(
                 **paired_difference(scores, fixed_scores), against="a fixed ratio of the same mean"
             ),
-            CHANCE.row(**paired_difference(controlled, chance.log_probability), against="tokens by chance"),
+            CHANCE.row(**paired_difference(scores, chance.log_probability), against="tokens by chance"),
             UPSIDE_DOWN.row(
-                **paired_difference(controlled, inverted.log_probability), against="the inverted ranking"
+                **paired_difference(scores, inverted.log_probability), against="the inverted ranking"
             ),
             Row(metric="log-probability of the answer, against dense", kind="quality", unit="nats",
-                better="higher", baseline=dense.mean_log_probability, method=float(controlled.mean())),
+                better="higher", baseline=dense.mean_log_probability, method=float(scores.mean())),
             Row(metric="answers that are right", kind="quality", unit="", better="higher",
                 baseline=dense.hit_rate, method=sum(hits) / len(hits)),
         ]  # fmt: skip
         kept = sum(shares) / len(shares)
-        return rows, [
-            f"needle prompts: {kept:.2f} of the tokens important, mean over layers and prompts; controls and "
-            f"dense on {len(some)} of {len(self.prompts)}"
-        ]
+        return rows, [f"needle prompts: {kept:.2f} of the tokens important, mean over layers and prompts"]
 
     def tier_rows(self) -> tuple[list[Row], list[str]]:
         """Perplexity and bytes with tiers alone, by ZipVL and by chance; and of sparse prompts."""
