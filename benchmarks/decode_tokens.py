@@ -18,8 +18,6 @@ prompt_tokens.json, for another model with its name. Needs the `peers` extra for
 import argparse
 import ctypes
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -27,6 +25,7 @@ from typing import Any
 
 import torch
 
+from llama_engine import llama_engine
 from shoestring.compression.apply import apply
 from shoestring.compression.group_quantize import RoundToNearest
 from shoestring.generation.compiled_runner import CompiledRunner
@@ -185,23 +184,7 @@ class Contest:
         self.works[name] = work
 
     def _llama_cpp(self) -> None:
-        import llama_cpp
-
-        if not _llama_cpp_runs(self.file):
-            # With weights repacked for matrix tiles it crashes on some virtual machines; as they are it runs.
-            default = llama_cpp.llama_model_default_params
-
-            def without_repacking() -> Any:
-                parameters = default()
-                parameters.use_extra_bufts = False
-                return parameters
-
-            llama_cpp.llama_cpp.llama_model_default_params = without_repacking
-        threads = torch.get_num_threads()
-        engine = llama_cpp.Llama(
-            str(self.file), n_ctx=self.context + self.tokens, n_threads=threads, n_threads_batch=threads,
-            logits_all=False, verbose=False,
-        )  # fmt: skip
+        engine = llama_engine(self.file, self.context + self.tokens, logits_all=False)
         ids = self.ids[0].tolist()
         if self.context:
             engine.eval(ids[: self.context])
@@ -229,16 +212,6 @@ class Contest:
 
         self.works[LIMIT] = work
         self.weight_bytes[LIMIT] = n_bytes
-
-
-def _llama_cpp_runs(file: Path) -> bool:
-    """Whether llama.cpp as it comes survives a prompt, tried in a process of its own."""
-    script = (
-        "import sys, llama_cpp; "
-        "llama_cpp.Llama(sys.argv[1], n_ctx=64, verbose=False).eval(list(range(100, 140)))"
-    )
-    done = subprocess.run([sys.executable, "-c", script, str(file)], capture_output=True, check=False)
-    return done.returncode == 0
 
 
 def _rounded(file: Path, bits: int) -> Decoder:

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from llama_engine import llama_engine
 from shoestring.data.text import default_halves
 from shoestring.generation.decode import generate
 from shoestring.generation.speculation.draft_length import FixedLength
@@ -49,12 +50,11 @@ def ours(model: Any, speculation: Any, tokens: int, bits: int) -> Decode:
 
 def llama_cpp(file: Path, tokens: int, context: int, lookup: bool) -> Decode | None:
     try:
-        import llama_cpp
         from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
     except ImportError:
         return None
     draft = LlamaPromptLookupDecoding(num_pred_tokens=7) if lookup else None
-    engine = llama_cpp.Llama(str(file), n_ctx=context, verbose=False, draft_model=draft, logits_all=lookup)
+    engine = llama_engine(file, context, draft_model=draft, logits_all=lookup)
 
     def decode(prompt: list[int]) -> tuple[list[int], float]:
         engine.reset()
