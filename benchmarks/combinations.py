@@ -241,7 +241,8 @@ def markdown(document: dict[str, Any]) -> str:
     where = document["environment"]
     lines += [
         "",
-        f"SmolLM2-135M in bfloat16, prompts of {document['context']} tokens, {document['tokens']} decoded; "
+        f"SmolLM2-135M in bfloat16, prompts of {document['context']} tokens, {document['tokens']} decoded, "
+        f"{document['text']}; "
         f"{where['processor']}, {where['threads']} threads. Ratios are to plain decoding, in turns; "
         f"its perplexity is {plain['quality']['perplexity']:.2f}.",
         "",
@@ -270,7 +271,9 @@ def main() -> None:
     given = parser.parse_args()
     sizes = {name: getattr(given, name) for name in ("context", "rounds", "tokens")}
     known = json.loads(given.out.read_text(encoding="utf-8")) if given.out.is_file() else {}
-    same = all(known.get(name) == value for name, value in sizes.items())
+    # Rows of two texts say nothing of each other.
+    work = {**sizes, "text": text_halves().name}
+    same = all(known.get(name) == value for name, value in work.items())
     rows: dict[str, Any] = known["rows"] if same and not given.again else {}
     grid = Grid(**sizes)
     refused = {cell.key: reason for cell in cells() if (reason := grid.refusal(cell)) is not None}
@@ -281,7 +284,7 @@ def main() -> None:
             progress.update(task, description=cell.key)
             rows[cell.key] = grid.measure(cell, rows)
             document = {
-                "environment": asdict(Environment.here()), **sizes, "rows": rows,
+                "environment": asdict(Environment.here()), **work, "rows": rows,
                 "together": together(rows), "refused": refused,
             }  # fmt: skip
             write_text(given.out, json.dumps(document, indent=1) + "\n")

@@ -119,6 +119,36 @@ def test_the_loss_is_the_divergence_from_the_target(target, text):
     torch.testing.assert_close(GlideLoss(target)(draft, (batch, lag)), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_with_few_words_it_is_the_divergence_among_them(target, text):
+    """Two drafts by one loss: each is judged among its own words."""
+    loss, (batch, lag) = GlideLoss(target), GlideBatches(text)(3)
+    found = []
+    for seed in (1, 2):
+        counts = torch.randint(9, (VOCAB,), generator=torch.Generator().manual_seed(seed))
+        draft = GlideDraft(target.cfg, GlideOptions(8, words=30)).copy_last_layer(target).choose_words(counts)
+        q = target.lm_head(draft_states(draft, target, batch, lag))[..., draft.words].log_softmax(-1)
+        logits = target(batch.ids, batch.pos.expand(batch.ids.shape)).logits
+        p = logits[..., draft.words].log_softmax(-1)
+        expected = F.kl_div(q.flatten(0, 1), p.flatten(0, 1), log_target=True, reduction="batchmean")
+        found.append(loss(draft, (batch, lag)))
+        torch.testing.assert_close(found[-1], expected, rtol=1e-4, atol=1e-5)
+    assert not torch.equal(*found)
+
+
+def test_passes_with_few_words_count_those_alone(target, prompts):
+    """A draft that can say everything and one that can say all but one common token."""
+    found = write(target, prompts, replace(KINDS[0], offset=False), torch.Generator().manual_seed(1))
+    whole = GlideDraft(target.cfg, GlideOptions(8)).copy_last_layer(target)
+    every = GlideDraft(target.cfg, GlideOptions(8, words=VOCAB)).copy_last_layer(target)
+    none = GlideDraft(target.cfg, GlideOptions(8, words=3)).copy_last_layer(target)
+    absent = (found.ids[:, 4:].flatten().bincount(minlength=VOCAB) == 0).long()
+    assert absent.sum() >= 3
+    none.choose_words(absent)
+    passes = [passes_per_token(one, target, found, 4) for one in (whole, every, none)]
+    assert passes[0] == passes[1] < 1
+    assert passes[2] == 1
+
+
 def test_passes_are_those_of_decoding(target, prompts):
     """At every root of the text: drafts go on while they are right."""
     draft = GlideDraft(target.cfg, GlideOptions(8)).copy_last_layer(target)

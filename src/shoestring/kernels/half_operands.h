@@ -8,12 +8,16 @@
 
 #if HAS_MATRIX_TILES
 
-/* Rounded; in each word `first` in the low half, `second` in the high one. */
-INLINE bit_lanes rounded_pairs(lanes first, lanes second) {
+/* Of 32 halves in order: in each word one of the first 16 in the low half, that of the last 16 in the high one. */
+INLINE bit_lanes paired_halves(__m512i halves) {
     const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
                                            21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-    __m512i halves = (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
     return (bit_lanes)_mm512_permutexvar_epi16(order, halves);
+}
+
+/* Rounded; in each word `first` in the low half, `second` in the high one. */
+INLINE bit_lanes rounded_pairs(lanes first, lanes second) {
+    return paired_halves((__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first));
 }
 
 /* Rounded, one after the other: a row of 32 numbers. */

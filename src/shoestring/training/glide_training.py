@@ -8,7 +8,7 @@ Source: Yang et al. 2025, "LongSpec", section 3.2: cross-attention lags by 1 to 
 draft runs ahead of its target; short samples stand at far positions behind a few anchors at the start.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,22 +44,15 @@ class GlideLoss:
     """Mean over tokens of KL(target‖draft) of the next token, both among what the draft can draft."""
 
     target: Decoder
-    _rows: list[Tensor] = field(default_factory=list, repr=False, compare=False)
 
     def __call__(self, draft: nn.Module, batch: Any) -> Float[Tensor, ""]:
         """Of a `GlideDraft`. batch: as `GlideBatches` gives it."""
         text, lag = batch
         states = draft_states(draft, self.target, text, lag)
-        return shared_head_kl(states, text.states, self._head(draft))
-
-    def _head(self, draft: nn.Module) -> Float[Tensor, "words hidden"]:
-        """Rows of the target's head, gathered once."""
         head = self.target.lm_head.weight
         assert isinstance(head, Tensor)
         assert isinstance(draft, GlideDraft)
-        if not self._rows:
-            self._rows.append(draft.head_rows(head.detach()))
-        return self._rows[0]
+        return shared_head_kl(states, text.states, draft.head_rows(head.detach()))
 
 
 def draft_states(
